@@ -1,0 +1,18 @@
+"""Energies: plain callables, the algebra, analytic ones, and the unconstrained view.
+
+To add an energy: one final class of ``Energy`` in a file of its own, one line here, one row in ``tests/registry.py``.
+"""
+
+from ebmppl.energies.algebra import Clamped, GeometricPath, Mixture, Sum, Tempered
+from ebmppl.energies.analytic import AnalyticEnergy, Gaussian, GaussianMixture, Quadratic, StudentT
+from ebmppl.energies.base import Energy
+from ebmppl.energies.checks import check_energy
+from ebmppl.energies.function import as_energy
+from ebmppl.energies.landscapes import DoubleWell, Funnel, Rosenbrock
+from ebmppl.energies.unconstrained import Unconstrained, unconstrained
+
+__all__ = [
+    "AnalyticEnergy", "Clamped", "DoubleWell", "Energy", "Funnel", "Gaussian", "GaussianMixture", "GeometricPath",
+    "Mixture", "Quadratic", "Rosenbrock", "StudentT", "Sum", "Tempered", "Unconstrained", "as_energy", "check_energy",
+    "unconstrained",
+]

@@ -1,0 +1,310 @@
+"""Energies made of energies: sums (products of experts), tempering, mixtures, conditioning and bridges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributions.constraints import Constraint
+
+from ebmppl.energies.analytic import Quadratic
+from ebmppl.energies.base import ONE_SITE, Energy, register
+
+
+def add(*energies: Energy) -> Energy:
+    """The sum of energies; of quadratic ones without trainable parameters it is a ``Quadratic``."""
+    total = Sum(energies)
+    quadratic = None if any(True for _ in total.parameters()) else total.as_quadratic()
+    return total if quadratic is None else quadratic
+
+
+class Sum(Energy):
+    r"""A product of experts: the energies add up, :math:`E(x) = \sum_k E_k(x)` (Hinton 2002). Nested sums flatten.
+
+    Args:
+        energies: two or more energies over the same sites and support.
+
+    Raises:
+        ValueError: for no energies, or energies over different spaces.
+    """
+
+    def __init__(self, energies: Sequence[Energy]) -> None:
+        flat = [e for energy in energies for e in (energy.terms if isinstance(energy, Sum) else [energy])]
+        super().__init__(*_space(flat))
+        self.terms = nn.ModuleList(flat)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Energies ``(*batch)`` in nats."""
+        return sum(energy(x) for energy in self.terms)  # type: ignore[return-value]
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums of the terms' values and gradients (closed forms are used where terms have them)."""
+        values, grads = zip(*(energy.value_and_grad(x) for energy in self.terms), strict=True)
+        return sum(values), sum(grads)  # type: ignore[return-value]
+
+    def as_quadratic(self) -> Quadratic | None:
+        """The quadratic form when every term has one."""
+        forms = [energy.as_quadratic() for energy in self.terms]
+        known = [form for form in forms if form is not None]
+        if len(known) < len(forms):
+            return None
+        a, b, c = (torch.stack(part).sum(0) for part in zip(*((q.A, q.b, q.constant) for q in known), strict=True))
+        return Quadratic(a, b, c)
+
+
+class Tempered(Energy):
+    """An energy at inverse temperature beta: beta * E(x).
+
+    Args:
+        energy: the energy.
+        beta: inverse temperature >= 0; a scalar, or one value per row of the batch. Kept as a tensor
+            (buffer or ``nn.Parameter``), so changing it in place retraces nothing.
+
+    Raises:
+        ValueError: for a negative or NaN beta.
+    """
+
+    beta: Tensor
+
+    def __init__(self, energy: Energy, beta: float | Tensor) -> None:
+        super().__init__(*_space([energy]))
+        self.energy = energy
+        register(self, "beta", _inverse_temperature(beta))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Energies ``(*batch)`` in nats."""
+        energy = self.energy(x)
+        return _scaled(self.beta, energy)
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The energy's value and gradient times beta."""
+        value, grad = self.energy.value_and_grad(x)
+        beta = self.beta.detach()
+        return _scaled(beta, value), _scaled(_rows(beta, self.event_shape), grad)
+
+    def as_quadratic(self) -> Quadratic | None:
+        """beta times the quadratic form, for one positive beta."""
+        form = self.energy.as_quadratic()
+        if form is None or self.beta.dim() or not bool(self.beta > 0):
+            return None
+        beta = self.beta.to(form.A.dtype)
+        return Quadratic(beta * form.A, beta * form.b, beta * form.constant)
+
+
+class GeometricPath(Energy):
+    r"""The geometric bridge between two energies, :math:`E_\beta(x) = (1-\beta) E_0(x) + \beta E_1(x)`.
+
+    The path of annealed importance sampling (Neal 2001) and of tempered sequential Monte Carlo.
+
+    Args:
+        start: energy at beta = 0 (the base, with known log Z where one wants log Z).
+        end: energy at beta = 1.
+        beta: position on the path in [0, 1], a scalar or one value per row of the batch; a buffer.
+
+    Raises:
+        ValueError: for energies over different spaces or beta outside [0, 1].
+    """
+
+    beta: Tensor
+
+    def __init__(self, start: Energy, end: Energy, beta: float | Tensor = 1.0) -> None:
+        super().__init__(*_space([start, end]))
+        self.start, self.end = start, end
+        beta = _inverse_temperature(beta)
+        if bool((beta > 1).any()):
+            raise ValueError(f"expected beta in [0, 1], got {beta.tolist()}")
+        register(self, "beta", beta)
+
+    def at(self, beta: float | Tensor) -> GeometricPath:
+        """The energy at another position; the two ends are shared."""
+        return GeometricPath(self.start, self.end, beta)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Energies ``(*batch)`` in nats."""
+        return _scaled(1 - self.beta, self.start(x)) + _scaled(self.beta, self.end(x))
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same combination of the ends' values and gradients."""
+        (e0, g0), (e1, g1) = self.start.value_and_grad(x), self.end.value_and_grad(x)
+        beta = self.beta.detach()
+        rows = _rows(beta, self.event_shape)
+        return (
+            _scaled(1 - beta, e0) + _scaled(beta, e1),
+            _scaled(1 - rows, g0) + _scaled(rows, g1),
+        )
+
+    def as_quadratic(self) -> Quadratic | None:
+        """The quadratic form where both ends have one and beta is one number."""
+        forms = (self.start.as_quadratic(), self.end.as_quadratic())
+        if forms[0] is None or forms[1] is None or self.beta.dim():
+            return None
+        w = self.beta.to(forms[0].A.dtype)
+        return Quadratic(
+            *((1 - w) * getattr(forms[0], n) + w * getattr(forms[1], n) for n in ("A", "b", "constant"))
+        )
+
+
+class Mixture(Energy):
+    r"""A mixture of unnormalised densities, :math:`E(x) = -\log \sum_k w_k e^{-E_k(x)}`.
+
+    The weights multiply the components' *unnormalised* densities, so component k has probability
+    proportional to :math:`w_k Z_k`; log Z is known where every component's is.
+
+    Args:
+        energies: components over the same sites and support.
+        weights: positive weights ``(components,)``; equal when None.
+
+    Raises:
+        ValueError: for weights that are not positive or of another number than the energies.
+    """
+
+    log_weights: Tensor
+
+    def __init__(self, energies: Sequence[Energy], weights: Sequence[float] | Tensor | None = None) -> None:
+        super().__init__(*_space(energies))
+        self.components = nn.ModuleList(energies)
+        w = torch.as_tensor([1.0] * len(energies) if weights is None else weights, dtype=torch.float64)
+        if w.shape != (len(energies),) or not bool((w > 0).all()):
+            raise ValueError(f"expected {len(energies)} positive weights, got {w.tolist()}")
+        self.register_buffer("log_weights", w.log())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Energies ``(*batch)`` in nats."""
+        return self._combine([energy(x) for energy in self.components])[0]
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient: the components' gradients weighted by their responsibilities."""
+        values, grads = zip(*(energy.value_and_grad(x) for energy in self.components), strict=True)
+        energy, share = self._combine(values)
+        grad = sum(_scaled(_rows(s, self.event_shape), g) for s, g in zip(share.unbind(), grads, strict=True))
+        return energy, grad  # type: ignore[return-value]
+
+    def _combine(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        stacked = torch.stack(list(values))
+        log_weights = self.log_weights.to(stacked.dtype).reshape(-1, *[1] * (stacked.dim() - 1))
+        logits = log_weights - stacked
+        total = torch.logsumexp(logits, 0)
+        return -total, torch.exp(logits - total)
+
+    @property
+    def log_z(self) -> Tensor | None:
+        """log sum of w_k Z_k in nats where all components know theirs."""
+        parts = [energy.log_z for energy in self.components]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
+            return None
+        return torch.logsumexp(self.log_weights + torch.stack(known).to(self.log_weights.dtype), 0)
+
+
+class Clamped(Energy):
+    """Conditioning: some coordinates are held at given values, the energy is one of the others.
+
+    Args:
+        energy: the energy. Over one tensor with an elementwise support the free coordinates become one
+            vector ``(free,)``; over named sites the clamped sites disappear.
+        mask: bool tensor of the event shape, True where clamped; for named sites the names to clamp.
+        values: tensor that broadcasts to the event shape (its free entries are not used); for named
+            sites a dict with the value of each clamped site. Kept as buffers, so they may change in place.
+
+    Raises:
+        ValueError: for a mask of another shape, nothing or everything clamped, or unknown sites.
+    """
+
+    def __init__(
+        self,
+        energy: Energy,
+        mask: Tensor | Sequence[str],
+        values: Tensor | Mapping[str, Tensor],
+    ) -> None:
+        flat_mask, full = _clamped_sites(energy, mask, values) if energy.packed else _clamped(energy, mask, values)
+        if bool(flat_mask.all()) or not bool(flat_mask.any()):
+            raise ValueError(f"expected some but not all coordinates clamped, got {int(flat_mask.sum())}")
+        support = energy.support
+        if energy.packed:
+            free_sites = {n: s for n, s in energy.sites.items() if n not in set(mask)}
+            if isinstance(support, dict):
+                support = {n: c for n, c in support.items() if n in free_sites}
+            super().__init__(free_sites, support)
+        else:
+            super().__init__((int((~flat_mask).sum()),), support)
+        self.energy = energy
+        self.register_buffer("values", full)
+        self.register_buffer("free", (~flat_mask).nonzero().squeeze(1))
+
+    values: Tensor
+    free: Tensor
+
+    def fill(self, x: Tensor) -> Tensor:
+        """Whole points ``(*batch, *event of the energy)`` from free coordinates ``(*batch, *event)``."""
+        batch = x.shape[: x.dim() - 1]
+        whole = self.values.to(x.dtype).expand(*batch, -1).index_copy(-1, self.free, x)
+        return whole.reshape(*batch, *self.energy.event_shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Energies ``(*batch)`` in nats of the whole points."""
+        return self.energy(self.fill(x))
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The energy's value, and its gradient at the free coordinates."""
+        value, grad = self.energy.value_and_grad(self.fill(x))
+        return value, grad.reshape(*x.shape[:-1], -1).index_select(-1, self.free)
+
+
+def _clamped(energy: Energy, mask: object, values: object) -> tuple[Tensor, Tensor]:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != energy.event_shape:
+        got = f"{tuple(mask.shape)} {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"expected a bool mask of shape {tuple(energy.event_shape)}, got {got}")
+    if energy.site_support(ONE_SITE).event_dim:
+        raise ValueError(f"expected an elementwise support to clamp coordinates, got {energy.support}")
+    return mask.flatten(), torch.as_tensor(values).expand(energy.event_shape).flatten().clone()
+
+
+def _clamped_sites(energy: Energy, mask: object, values: object) -> tuple[Tensor, Tensor]:
+    names = set(mask) if isinstance(mask, (list, tuple, set)) else None
+    if names is None or not isinstance(values, Mapping) or set(values) != names or not names <= set(energy.sites):
+        raise ValueError(
+            f"expected the names of sites to clamp, among {sorted(energy.sites)}, and a dict of their values; "
+            f"got {mask} and {sorted(values) if isinstance(values, Mapping) else type(values).__name__}"
+        )
+    value = {n: torch.as_tensor(values[n]) if n in names else torch.zeros(s) for n, s in energy.sites.items()}
+    full = energy.pack({n: v.expand(energy.sites[n]) for n, v in value.items()})
+    flags = {n: torch.full(tuple(s), float(n in names)) for n, s in energy.sites.items()}
+    return energy.pack(flags) > 0, full
+
+
+def _space(energies: Sequence[Energy]) -> tuple[dict[str, torch.Size] | torch.Size, Constraint | dict]:
+    """Event shape and support that all energies share."""
+    if not energies:
+        raise ValueError("expected at least one energy, got none")
+    first = energies[0]
+    for other in energies[1:]:
+        if other.sites != first.sites or other.packed != first.packed:
+            raise ValueError(f"expected energies over the same sites, got {first.sites} and {other.sites}")
+        for name in first.sites:
+            mine, theirs = first.site_support(name), other.site_support(name)
+            if not _same_support(mine, theirs):
+                raise ValueError(f"expected the same support at site {name!r}, got {mine} and {theirs}")
+    return (first.sites if first.packed else first.event_shape), first.support
+
+
+def _same_support(a: Constraint, b: Constraint) -> bool:
+    # repr and attributes, because constraints such as interval(0, 1) compare by identity
+    return a is b or (type(a) is type(b) and str(vars(a)) == str(vars(b)))
+
+
+def _inverse_temperature(beta: float | Tensor) -> Tensor:
+    value = beta if isinstance(beta, Tensor) else torch.tensor(float(beta))
+    if not bool((value.detach() >= 0).all()):
+        raise ValueError(f"expected an inverse temperature beta >= 0, got {value.detach().tolist()}")
+    return value
+
+
+def _rows(weight: Tensor, event_shape: torch.Size) -> Tensor:
+    """A weight per row, with axes for the event; a scalar stays one."""
+    return weight.reshape(*weight.shape, *[1] * len(event_shape)) if weight.dim() else weight
+
+
+def _scaled(weight: Tensor, value: Tensor) -> Tensor:
+    """weight * value, where a weight of 0 switches an infinite energy off."""
+    return torch.where(weight == 0, torch.zeros_like(value), weight.to(value.dtype) * value)

@@ -1,0 +1,203 @@
+"""The one energy: a module from points to energies in nats, batch first, that also is a Pyro potential."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+
+if TYPE_CHECKING:
+    from torch.distributions import Transform
+
+    from ebmppl.energies.analytic import Quadratic
+
+Shape = Sequence[int]
+Support = Constraint | dict[str, Constraint]
+ONE_SITE = "x"
+
+
+class Energy(nn.Module):
+    """Abstract energy: ``forward`` maps points ``(*batch, *event)`` to energies ``(*batch)`` in nats.
+
+    The unnormalised density is ``exp(-E(x))``: lower energy means more probable. Several named sites
+    are packed into one vector, so ``event_shape`` is then ``(total size,)``; an energy over one tensor
+    has the one site ``"x"``. Final classes implement ``forward`` and are not subclassed further.
+
+    Args:
+        event_shape: shape of one point, or a dict of shapes by site name.
+        support: constraint of the points, or a dict of constraints by site (missing sites are real).
+
+    Raises:
+        ValueError: for an empty or negative shape, or a support that names unknown sites.
+    """
+
+    event_shape: torch.Size
+    sites: dict[str, torch.Size]
+    packed: bool
+
+    def __init__(self, event_shape: Shape | Mapping[str, Shape], support: Support = constraints.real) -> None:
+        super().__init__()
+        self.packed = isinstance(event_shape, Mapping)
+        shapes = event_shape if isinstance(event_shape, Mapping) else {ONE_SITE: event_shape}
+        self.sites = {name: _as_size(name, shape) for name, shape in shapes.items()}
+        if not self.sites:
+            raise ValueError("expected at least one site, got an empty dict of shapes")
+        self.event_shape = (
+            torch.Size([sum(s.numel() for s in self.sites.values())]) if self.packed else self.sites[ONE_SITE]
+        )
+        self.support = support
+        if isinstance(support, dict):
+            unknown = sorted(set(support) - set(self.sites))
+            if unknown:
+                raise ValueError(f"support names unknown sites {unknown}; the sites are {sorted(self.sites)}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Energies ``(*batch)`` in nats of points ``(*batch, *event)``."""
+        raise NotImplementedError(f"{type(self).__name__} must implement forward(x)")
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies ``(*batch)`` and their gradients ``(*batch, *event)`` in x, both detached.
+
+        The default is autograd of the sum over the batch, which is right because rows are independent.
+        """
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            energy = self(x)
+            (grad,) = torch.autograd.grad(energy.sum(), x)
+        return energy.detach(), grad
+
+    @property
+    def log_z(self) -> Tensor | None:
+        """Exact log partition function in nats where it is known, else None."""
+        quadratic = self.as_quadratic()
+        return None if quadratic is None else quadratic.log_z
+
+    def as_quadratic(self) -> Quadratic | None:
+        """This energy as x'Ax - b'x + c where it is one, else None."""
+        return None
+
+    def site_support(self, name: str) -> Constraint:
+        """The constraint of one site."""
+        if isinstance(self.support, dict):
+            return self.support.get(name, constraints.real)
+        return self.support
+
+    def pack(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Points ``(*batch, *event)`` from a dict of sites ``(*batch, *site)``.
+
+        Raises:
+            ValueError: for unknown or missing sites, wrong site shapes or batch shapes that differ.
+        """
+        if set(values) != set(self.sites):
+            unknown, missing = sorted(set(values) - set(self.sites)), sorted(set(self.sites) - set(values))
+            raise ValueError(f"expected the sites {sorted(self.sites)}; unknown: {unknown}, missing: {missing}")
+        batches = {}
+        for name, shape in self.sites.items():
+            value = values[name]
+            cut = value.dim() - len(shape)
+            if cut < 0 or value.shape[cut:] != shape:
+                raise ValueError(f"expected site {name!r} of shape (*, {_dims(shape)}), got {tuple(value.shape)}")
+            batches[name] = tuple(value.shape[:cut])
+        if len(set(batches.values())) > 1:
+            raise ValueError(f"expected the same leading axes for all sites, got {batches}")
+        if not self.packed:
+            return values[ONE_SITE]
+        batch = next(iter(batches.values()))
+        return torch.cat([values[name].reshape(*batch, shape.numel()) for name, shape in self.sites.items()], -1)
+
+    def unpack(self, x: Tensor) -> dict[str, Tensor]:
+        """Views ``(*batch, *site)`` by site name of points ``(*batch, *event)``."""
+        if not self.packed:
+            return {ONE_SITE: x}
+        parts = x.split([shape.numel() for shape in self.sites.values()], -1)
+        batch = x.shape[:-1]
+        return {
+            name: part.reshape((*batch, *shape))
+            for (name, shape), part in zip(self.sites.items(), parts, strict=True)
+        }
+
+    def constrain(self, x: Tensor) -> dict[str, Tensor]:
+        """The user's values by site at points of this energy (transforms applied where there are any)."""
+        return self.unpack(x)
+
+    @property
+    def transforms(self) -> dict[str, Transform]:
+        """Pyro's convention: by site, the map from the support to the unconstrained space."""
+        return {}
+
+    @property
+    def potential_fn(self) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        """Potential for ``pyro.infer.HMC/NUTS(potential_fn=...)``: unconstrained sites -> energy.
+
+        Pass ``transforms=Unconstrained(energy).transforms`` along to get constrained samples back.
+        """
+        from ebmppl.energies.unconstrained import unconstrained
+
+        return partial(_potential, unconstrained(self))
+
+    def __add__(self, other: Energy) -> Energy:
+        """Product of experts: energies add up. The sum of quadratic energies is a ``Quadratic``."""
+        from ebmppl.energies.algebra import add
+
+        return add(self, other) if isinstance(other, Energy) else NotImplemented
+
+    def __radd__(self, other: object) -> Energy:
+        """So that the built-in ``sum`` works."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
+    def __mul__(self, beta: float | Tensor) -> Energy:
+        """Tempering: ``beta * energy`` with inverse temperature beta."""
+        from ebmppl.energies.algebra import Tempered
+
+        return Tempered(self, beta) if isinstance(beta, (int, float, Tensor)) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def extra_repr(self) -> str:
+        """Shape and support, for ``repr``."""
+        shape = {n: tuple(s) for n, s in self.sites.items()} if self.packed else tuple(self.event_shape)
+        support = "" if self.support is constraints.real else f", support={self.support}"
+        return f"event_shape={shape}{support}"
+
+
+def _potential(target: Energy, params: Mapping[str, Tensor]) -> Tensor:
+    return target(target.pack(params))
+
+
+def _as_size(name: str, shape: Shape) -> torch.Size:
+    if isinstance(shape, int):
+        raise ValueError(f"expected the shape of site {name!r} as a sequence such as ({shape},), got {shape}")
+    size = torch.Size(shape)
+    if any(n < 1 for n in size):
+        raise ValueError(f"expected positive sizes in the shape of site {name!r}, got {tuple(size)}")
+    return size
+
+
+def _dims(shape: torch.Size) -> str:
+    return ", ".join(map(str, shape)) or "nothing more"
+
+
+def register(module: nn.Module, name: str, value: Tensor) -> None:
+    """Keep a tensor on a module: a ``Parameter`` stays trainable, any other tensor becomes a buffer."""
+    if isinstance(value, nn.Parameter):
+        module.register_parameter(name, value)
+    else:
+        module.register_buffer(name, value)
+
+
+def flatten_batch(x: Tensor, event_shape: torch.Size) -> tuple[Tensor, torch.Size]:
+    """``(*batch, *event)`` -> ``(rows, *event)`` and the batch shape.
+
+    Raises:
+        ValueError: when the trailing axes are not the event shape.
+    """
+    cut = x.dim() - len(event_shape)
+    if cut < 0 or x.shape[cut:] != event_shape:
+        raise ValueError(f"expected points of shape (*, {_dims(event_shape)}), got {tuple(x.shape)}")
+    batch = x.shape[:cut]
+    return (x if cut == 1 else x.reshape(batch.numel(), *event_shape)), batch

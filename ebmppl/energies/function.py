@@ -1,0 +1,140 @@
+"""A plain Python callable as an energy, whether it is written for a batch or for one point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from ebmppl.energies.base import Energy, Shape, Support, flatten_batch
+from ebmppl.errors import EnergyError
+
+
+def as_energy(
+    fn: Callable[..., Tensor],
+    event_shape: Shape | Mapping[str, Shape],
+    support: Support = constraints.real,
+    *,
+    batched: bool | None = None,
+) -> Energy:
+    """An energy from a Python callable ``x -> E(x)`` in nats.
+
+    Args:
+        fn: the callable (an ``nn.Module`` stays trainable). Over one tensor it gets ``(batch, *event)``
+            and returns ``(batch,)``, or gets ``event`` and returns a scalar. Over named sites it gets one
+            dict of such tensors, as Pyro's ``potential_fn`` does.
+        event_shape: shape of one point, or a dict of shapes by site name.
+        support: constraint of the points, or a dict by site; fn always sees points inside the support.
+        batched: True if fn is written for a batch, False for one point; None finds out at the first call
+            (``repr`` tells which) and vectorises a function of one point with ``torch.func.vmap``.
+
+    Returns:
+        An energy of points ``(*batch, *event)``. fn is not called here but first by a run or a loss.
+
+    Raises:
+        ValueError: when fn isn't callable or shapes and supports don't fit together.
+
+    Example:
+        >>> energy = as_energy(lambda x: 0.5 * (x**2).sum(-1), event_shape=(2,))
+        >>> energy(torch.zeros(3, 2))
+        tensor([0., 0., 0.])
+    """
+    return FunctionEnergy(fn, event_shape, support, batched)
+
+
+class FunctionEnergy(Energy):
+    """The energy that ``as_energy`` makes; see there."""
+
+    def __init__(
+        self,
+        fn: Callable[..., Tensor],
+        event_shape: Shape | Mapping[str, Shape],
+        support: Support,
+        batched: bool | None,
+    ) -> None:
+        if not callable(fn):
+            raise ValueError(f"expected a callable energy, got {type(fn).__name__}")
+        super().__init__(event_shape, support)
+        self.fn = fn
+        self.batched = batched
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Energies ``(*batch)`` in nats of points ``(*batch, *event)``."""
+        rows, batch = flatten_batch(x, self.event_shape)
+        if self.batched is None:
+            self.batched = self._find_out(rows.detach())
+        out = self._rows(rows) if self.batched else self._vmapped(rows)
+        if not isinstance(out, Tensor):
+            raise EnergyError(f"expected the energy as a tensor, got {type(out).__name__}")
+        if out.shape != rows.shape[:1]:
+            raise EnergyError(f"expected energy of shape ({len(rows)},), got {tuple(out.shape)}")
+        return out if len(batch) == 1 else out.reshape(batch)
+
+    def _rows(self, x: Tensor) -> Any:
+        return self.fn(self.unpack(x) if self.packed else x)
+
+    def _vmapped(self, rows: Tensor) -> Tensor:
+        try:
+            return torch.func.vmap(self._rows)(rows)
+        except RuntimeError as error:
+            raise EnergyError(
+                "the energy is written for one point and torch.func.vmap can't vectorise it; "
+                f"write it for a batch (data-dependent `if`, .item() and in-place changes stop vmap): {error}"
+            ) from error
+
+    @torch.no_grad()
+    def _find_out(self, rows: Tensor) -> bool:
+        """Whether fn is written for a batch: its rows must then not depend on one another."""
+        size = 2
+        while size in self.event_shape or any(size in shape for shape in self.sites.values()):
+            size += 1  # so that no axis of the event can be taken for the batch
+        probe = rows[torch.arange(size, device=rows.device) % len(rows)]
+        batch, failure = _attempt(self._rows, probe)
+        of_batch = isinstance(batch, Tensor) and batch.shape == (size,)
+        point, _ = _attempt(self._rows, probe[0])
+        of_point = isinstance(point, Tensor) and point.shape == ()
+        if of_batch:
+            alone = [_attempt(self._rows, probe[i : i + 1])[0] for i in range(min(len(rows), size))]
+            if all(isinstance(a, Tensor) and a.shape == (1,) for a in alone):
+                if same_energy(torch.cat(alone), batch[: len(alone)]):
+                    return True
+                also = " (it also takes one point: then pass batched=False)" if of_point else ""
+                raise EnergyError(
+                    "the energy mixes the rows of a batch: the energy of a point changes with the points "
+                    f"beside it{also}; chains must not depend on one another"
+                )
+        if of_point:
+            return False
+        if failure is not None:
+            raise EnergyError(
+                f"the energy failed on a batch of shape {(size, *self.event_shape)}, {rows.dtype} on "
+                f"{rows.device}: {type(failure).__name__}: {failure}"
+            ) from failure
+        full = self._rows(rows)
+        got = f"{tuple(full.shape)}" if isinstance(full, Tensor) else type(full).__name__
+        raise EnergyError(f"expected energy of shape ({len(rows)},), got {got}")
+
+    def extra_repr(self) -> str:
+        """Shape, support and what was found out about fn."""
+        written = {None: "batched=unknown until called", True: "batched=True", False: "batched=False (vmapped)"}
+        name = getattr(self.fn, "__name__", type(self.fn).__name__)
+        return f"{name}, {super().extra_repr()}, {written[self.batched]}"
+
+
+def same_energy(a: Tensor, b: Tensor) -> bool:
+    """Whether two energies agree up to the rounding of a differently shaped matrix product."""
+    tolerance = torch.finfo(b.dtype).eps ** 0.6 if b.is_floating_point() else 0.0
+    finite = torch.isfinite(b)
+    scale = b[finite].abs().max().clamp(min=1.0) if bool(finite.any()) else 1.0
+    return bool(torch.allclose(a / scale, b / scale, rtol=0.0, atol=tolerance, equal_nan=True))
+
+
+def _attempt(fn: Callable[[Tensor], Any], x: Tensor) -> tuple[Any, Exception | None]:
+    # The user's code may raise anything at a shape it was not written for; that is an answer here.
+    try:
+        return fn(x), None
+    except Exception as error:  # noqa: BLE001
+        return None, error

@@ -1,0 +1,116 @@
+"""A constrained energy seen from the unconstrained space, where gradient kernels move."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.distributions import Transform, biject_to, constraints
+from torch.distributions.constraints import Constraint
+
+from ebmppl.energies.base import ONE_SITE, Energy, Shape
+
+
+def unconstrained(energy: Energy) -> Energy:
+    """The energy itself where its support is real, else ``Unconstrained(energy)``."""
+    return energy if all(is_real(energy.site_support(name)) for name in energy.sites) else Unconstrained(energy)
+
+
+class Unconstrained(Energy):
+    r"""An energy in the unconstrained coordinates z of its support, with x = T(z) = ``biject_to(support)(z)``.
+
+    .. math:: E_z(z) = E(T(z)) - \log |\det \partial T / \partial z|
+
+    so the density of x is unchanged. Works for every support with a bijection that knows its log-Jacobian:
+    positive, intervals, simplex, ordered vectors, correlation Cholesky factors ...
+
+    Args:
+        energy: the constrained energy.
+
+    Raises:
+        ValueError: for a discrete support, or one that has no bijection with a log-Jacobian.
+
+    Example:
+        >>> from ebmppl.energies import as_energy
+        >>> gamma = as_energy(lambda x: x - torch.log(x), (), constraints.positive)
+        >>> Unconstrained(gamma)(torch.zeros(1))  # E(1) - log|dx/dz| = 1 - 0
+        tensor([1.])
+    """
+
+    def __init__(self, energy: Energy) -> None:
+        bijections = {
+            name: _bijection(name, shape, energy.site_support(name)) for name, shape in energy.sites.items()
+        }
+        shapes: dict[str, Shape] = {
+            name: shape if (t := bijections[name]) is None else t.inverse_shape(shape)
+            for name, shape in energy.sites.items()
+        }
+        super().__init__(shapes if energy.packed else shapes[ONE_SITE])
+        self.energy = energy
+        self.bijections = bijections
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Energies ``(*batch)`` in nats at unconstrained points ``(*batch, *event)``, log-Jacobian included."""
+        log_jacobian: Tensor | float = 0.0
+        values = self.unpack(x)
+        for name, transform in self.bijections.items():
+            if transform is None:
+                continue
+            z = values[name]
+            values[name] = transform(z)
+            term = transform.log_abs_det_jacobian(z, values[name])
+            rest = len(self.sites[name]) - transform.domain.event_dim
+            log_jacobian = log_jacobian + (term.flatten(-rest).sum(-1) if rest else term)
+        return self.energy(self.energy.pack(values)) - log_jacobian
+
+    @property
+    def log_z(self) -> Tensor | None:
+        """A change of coordinates leaves the partition function as it is."""
+        return self.energy.log_z
+
+    def constrain(self, x: Tensor) -> dict[str, Tensor]:
+        """Values by site in the support, ``(*batch, *site)``."""
+        values = self.unpack(x)
+        for name, transform in self.bijections.items():
+            if transform is not None:
+                values[name] = transform(values[name])
+        return values
+
+    def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Unconstrained points ``(*batch, *event)`` from values by site in the support."""
+        z = {n: v if (t := self.bijections.get(n)) is None else t.inv(v) for n, v in values.items()}
+        return self.pack(z)
+
+    @property
+    def transforms(self) -> dict[str, Transform]:
+        """Pyro's convention: by site, the map from the support to the unconstrained space."""
+        return {name: t.inv for name, t in self.bijections.items() if t is not None}
+
+
+def is_real(support: Constraint) -> bool:
+    """Whether a constraint lets every real number pass (``real``, ``real_vector``, independent of these)."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real
+
+
+def _bijection(name: str, shape: torch.Size, support: Constraint) -> Transform | None:
+    if is_real(support):
+        return None
+    if support.is_discrete:
+        raise ValueError(f"expected a continuous support for site {name!r}, got the discrete {support}")
+    if support.event_dim > len(shape):
+        raise ValueError(
+            f"expected site {name!r} with at least {support.event_dim} axes for its support {support}, "
+            f"got shape {tuple(shape)}"
+        )
+    try:
+        transform = biject_to(support)
+        z = torch.zeros(transform.inverse_shape(shape))
+        transform.log_abs_det_jacobian(z, transform(z))
+    except NotImplementedError as error:
+        raise ValueError(
+            f"site {name!r}: no bijection with a log-Jacobian is registered for its support {support}"
+        ) from error
+    return transform

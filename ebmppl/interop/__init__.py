@@ -1,0 +1,5 @@
+"""Border to Pyro (models) and ArviZ."""
+
+from ebmppl.interop.pyro_model import PyroEnergy, from_pyro
+
+__all__ = ["PyroEnergy", "from_pyro"]

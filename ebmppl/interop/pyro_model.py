@@ -1,0 +1,189 @@
+"""Any Pyro model with continuous latents as one unconstrained energy, batched over chains."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_uniform
+from pyro.infer.mcmc.util import initialize_model
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+from torch.distributions import Transform
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ebmppl.energies.base import Energy, flatten_batch
+from ebmppl.energies.function import same_energy
+from ebmppl.interop.enumeration import vmappable_enumeration
+
+logger = logging.getLogger(__name__)
+RESERVED = ("chain", "draw", "sample")  # dimensions of ArviZ
+
+
+def from_pyro(model: Callable[..., Any], *args: Any, **kwargs: Any) -> PyroEnergy:
+    """The posterior of a Pyro model as an energy: minus its log joint in the unconstrained space.
+
+    Latent sites become the energy's sites, transformed as Pyro's NUTS does; ``get_samples()`` gives them back in
+    their support. Plates, observed data and ``pyro.param`` (at its present value) work; discrete latents that can
+    be enumerated are summed out.
+
+    Args:
+        model: a Pyro model, a callable that contains ``pyro.sample`` statements.
+        *args: arguments of the model, its data among them.
+        **kwargs: keyword arguments of the model.
+
+    Raises:
+        ValueError: for a model without continuous latents, with discrete ones that can't be enumerated, with
+            subsampled plates, or with reserved site names.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def model(y):
+        ...     scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        ...     pyro.sample("y", dist.Normal(0.0, scale), obs=y)
+        >>> energy = from_pyro(model, torch.tensor(1.0))
+        >>> energy.sites
+        {'scale': torch.Size([])}
+    """
+    return PyroEnergy(model, args, kwargs)
+
+
+class PyroEnergy(Energy):
+    """The energy that ``from_pyro`` makes; see there. ``trace`` is a prototype trace of the model."""
+
+    def __init__(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not callable(model):
+            raise ValueError(f"expected a Pyro model (a callable), got {type(model).__name__}")
+        with _quiet(), torch.random.fork_rng(_cuda()):  # the global generator is the user's
+            prototype = poutine.trace(InitMessenger(_initial_value)(model)).get_trace(*args, **kwargs)
+            _check_sites(prototype)
+            _, potential, maps, trace = initialize_model(
+                model,
+                args,
+                kwargs,
+                max_plate_nesting=_plate_nesting(prototype),
+                init_strategy=_initial_value,
+                initial_params={},  # anything but None: no search for starting points here
+            )
+            z = {name: maps[name](trace.nodes[name]["value"].detach()) for name in maps}
+            with torch.no_grad():
+                energy = potential(z)
+        super().__init__({name: value.shape for name, value in z.items()})
+        self.model, self.args, self.kwargs = model, args, kwargs
+        self.trace, self._maps, self._potential_fn = trace, maps, potential
+        dtype = energy.dtype
+        for value in z.values():
+            dtype = torch.promote_types(dtype, value.dtype)
+        # the run's dtype and device, unless initial_params say otherwise
+        self.register_buffer("like", torch.zeros((), dtype=dtype, device=energy.device), persistent=False)
+        self._traced: dict[tuple[Any, ...], Callable[[Tensor], tuple[Tensor, Tensor]]] = {}
+
+    def _potential(self, z: Tensor) -> Tensor:
+        """Pyro's potential at one packed point ``(dimension,)``."""
+        return self._potential_fn(self.unpack(z))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Energies ``(*batch)`` in nats at unconstrained points ``(*batch, dimension)``, log-Jacobian included."""
+        rows, batch = flatten_batch(x, self.event_shape)
+        with _quiet(), vmappable_enumeration():
+            # Pyro reads `.data`, which vmap alone refuses and a gradient transform below it allows
+            energy = torch.func.vmap(lambda z: torch.func.vjp(self._potential, z)[0])(rows)
+        return energy if len(batch) == 1 else energy.reshape(batch)
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies and gradients by one batched gradient, traced at the first call of a shape."""
+        rows, batch = flatten_batch(x.detach(), self.event_shape)
+        key = (rows.shape, rows.dtype, rows.device)
+        run = self._traced.get(key)
+        if run is None:
+            run = self._traced[key] = self._trace_gradient(rows)
+        energy, grad = run(rows)
+        return energy.reshape(batch), grad.reshape(x.shape)
+
+    def _gradient(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        with _quiet(), vmappable_enumeration():
+            grad, energy = torch.func.vmap(torch.func.grad_and_value(self._potential))(rows)
+        return energy, grad
+
+    def _trace_gradient(self, rows: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """The gradient without Python (three times faster); the eager one when tracing fails or differs."""
+        energy, grad = self._gradient(rows)
+        try:
+            with torch.no_grad():
+                traced = make_fx(lambda x: self._gradient(x))(rows)
+                other_energy, other_grad = traced(rows)
+        except (RuntimeError, TypeError, NotImplementedError) as error:
+            reason = f"{type(error).__name__}: {error}"
+        else:
+            if same_energy(other_energy, energy) and same_energy(other_grad, grad):
+                logger.debug("gradient of %s traced: %d nodes", self._name(), len(traced.graph.nodes))
+                return traced
+            reason = "the traced gradient differs from the eager one"
+        warnings.warn(f"the gradient of {self._name()} runs untraced, slower: {reason}", stacklevel=2)
+        return self._gradient
+
+    def _name(self) -> str:
+        return f"the Pyro model {getattr(self.model, '__name__', type(self.model).__name__)!r}"
+
+    def constrain(self, x: Tensor) -> dict[str, Tensor]:
+        """Values of the latent sites in their support, ``(*batch, *site)``."""
+        return {name: self._maps[name].inv(z) for name, z in self.unpack(x).items()}
+
+    @property
+    def transforms(self) -> dict[str, Transform]:
+        """By site, the map from the support to the unconstrained space."""
+        return dict(self._maps)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Pyro's own setting for HMC: no validation (a bad point is NaN, not an exception), unseen by outer handlers."""
+    with pyro.validation_enabled(False), poutine.block(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*jit.*", category=torch.jit.TracerWarning)
+        yield
+
+
+def _cuda() -> list[int]:
+    return [torch.cuda.current_device()] if torch.cuda.is_available() else []
+
+
+def _initial_value(site: dict[str, Any]) -> Tensor:
+    """Any value of a site in its support; improper priors have no draws, discrete sites no uniform ones."""
+    fn = site["fn"]
+    return fn.sample() if fn.support.is_discrete else init_to_uniform(site)
+
+
+def _plate_nesting(trace: poutine.Trace) -> int:
+    dims = [f.dim for _, node in trace.nodes.items() if node["type"] == "sample" for f in node["cond_indep_stack"]
+            if f.vectorized]
+    return -min(dims) if dims else 0
+
+
+def _check_sites(trace: poutine.Trace) -> None:
+    latent = {}
+    for name, node in trace.iter_stochastic_nodes():
+        fn = node["fn"]
+        if not isinstance(fn, _Subsample):
+            latent[name] = fn
+        elif fn.subsample_size is not None and fn.subsample_size < fn.size:
+            raise ValueError(
+                f"expected a model without subsampling, got plate {name!r} with {fn.subsample_size} of {fn.size} rows: "
+                "every call would be another energy; give the plate no subsample_size"
+            )
+    reserved = sorted(set(latent) & set(RESERVED))
+    if reserved:
+        raise ValueError(f"expected site names other than ArviZ's {list(RESERVED)}, got {reserved}")
+    for name, fn in latent.items():
+        if fn.support.is_discrete and not fn.has_enumerate_support:
+            raise ValueError(
+                f"expected continuous latents or discrete ones that can be enumerated, got site {name!r} with "
+                f"{type(fn).__name__}, whose values can't be listed; marginalise it by hand or observe it"
+            )
+    if all(fn.support.is_discrete for fn in latent.values()):
+        raise ValueError(f"expected a Pyro model with continuous latent sites, got {list(latent) or 'none'}")

@@ -1,0 +1,14 @@
+"""Kernels: one algorithm per file, on the tick contract of ``base.py``.
+
+To add a kernel: one file with its State, Info and final class (``init``, ``init_tuning``, ``noise``, ``tick``,
+``position``), one line here, one row in ``tests/registry.py``, whose laws then test it. Acceptance, integrators and
+adaptation are shared parts: ``accept.py``, ``integrators.py``, ``adaptation.py``.
+"""
+
+from ebmppl.kernels.base import GradientKernel, Kernel, NoiseSpec
+from ebmppl.kernels.hmc import HMC
+from ebmppl.kernels.langevin import Langevin
+from ebmppl.kernels.mala import MALA
+from ebmppl.kernels.nuts import NUTS
+
+__all__ = ["HMC", "MALA", "NUTS", "GradientKernel", "Kernel", "Langevin", "NoiseSpec"]

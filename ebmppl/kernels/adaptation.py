@@ -1,0 +1,264 @@
+"""Warm-up, pooled over all chains: dual averaging of the step size and a Welford estimate of the mass matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ebmppl.errors import SamplingError
+from ebmppl.kernels.accept import DIVERGENCE
+from ebmppl.kernels.integrators import Phase, ValueAndGrad, kinetic, leapfrog
+
+BLOCK = 64  # chains of one noise generator and of one pooled partial sum
+
+
+class Tuning(NamedTuple):
+    """What warm-up adapts for the Hamiltonian kernels."""
+
+    step_size: Tensor  # scalar
+    inverse_mass: Tensor  # (dimension,) or (dimension, dimension)
+    factor: Tensor  # F with F F' = inverse_mass; the square root of a diagonal
+
+    @classmethod
+    def identity(cls, step_size: float, dimension: int, like: Tensor, *, full_mass: bool) -> Tuning:
+        """A step size and the identity metric at the dtype and device of ``like``."""
+        unit = torch.ones(dimension, dtype=like.dtype, device=like.device)
+        unit = torch.diag(unit) if full_mass else unit
+        return cls(torch.tensor(step_size, dtype=like.dtype, device=like.device), unit, unit.clone())
+
+
+class Adaptation(Protocol):
+    """How a kernel is tuned in warm-up. All values are NamedTuples of tensors; ``update`` is pure and branch-free."""
+
+    def init(self, tuning: Any, state: Any) -> Any:
+        """The adaptation's own state."""
+
+    def update(self, own: Any, tuning: Any, state: Any, info: Any) -> tuple[Any, Any]:
+        """After each tick: the own state and the tuning that chains take when they start their next draw."""
+
+    def begin(self, own: Any, tuning: Any, state: Any, normal: Callable[[], Tensor]) -> tuple[Any, Any]:
+        """Before the first tick and after each window: find a step size for the present metric."""
+
+    def end_window(self, own: Any, tuning: Any, *, metric: bool) -> tuple[Any, Any]:
+        """A window ended: forget its draws, after setting the metric from them where the window is for that."""
+
+    def finish(self, own: Any, tuning: Any) -> Any:
+        """The tuning that is frozen for sampling."""
+
+
+def pooled_sum(values: Tensor) -> Tensor:
+    """Sum over the chains, block by block in a fixed order, so that where a block runs changes nothing."""
+    chains = len(values)
+    if chains <= BLOCK:
+        return values.sum(0)
+    short = -chains % BLOCK
+    if short:
+        values = torch.cat([values, values.new_zeros(short, *values.shape[1:])])
+    return values.view(-1, BLOCK, *values.shape[1:]).sum(1).sum(0)
+
+
+class DualAveraging(NamedTuple):
+    """State of Nesterov dual averaging on log step size (Hoffman and Gelman 2014, section 3.2). All scalars."""
+
+    center: Tensor  # mu: log step size that is shrunk towards
+    error: Tensor  # H-bar: average of target - acceptance
+    log_average: Tensor  # the averaged iterate, log step size
+    count: Tensor  # updates so far
+    rate_sum: Tensor  # acceptance rates of draws that wait for an update
+    waiting: Tensor  # how many these are
+
+
+def dual_averaging(step_size: Tensor) -> DualAveraging:
+    """Begin at a step size; the centre is ten times it, as in Stan."""
+    log_step = step_size.log()
+    zero = torch.zeros_like(step_size)
+    return DualAveraging(log_step + math.log(10.0), zero, zero.clone(), zero.clone(), zero.clone(), zero.clone())
+
+
+def dual_averaging_update(
+    da: DualAveraging, step_size: Tensor, rate: Tensor, done: Tensor, target: float
+) -> tuple[DualAveraging, Tensor]:
+    """Take in the acceptance rates of the draws that finished; one update for every ``chains`` finished draws.
+
+    A round of one draw per chain then counts as one update, as if the chains ran in step, whoever finished them.
+
+    Returns:
+        the next state and the step size to explore with.
+    """
+    gamma, t0, kappa = 0.05, 10.0, 0.75
+    rate_sum = da.rate_sum + pooled_sum(rate * done)
+    waiting = da.waiting + pooled_sum(done.to(rate.dtype))
+    full = waiting >= len(done)
+    count = da.count + 1
+    weight = 1 / (count + t0)
+    error = (1 - weight) * da.error + weight * (target - rate_sum / waiting.clamp_min(1.0))
+    log_step = da.center - count.sqrt() / gamma * error
+    forget = count.pow(-kappa)
+    average = forget * log_step + (1 - forget) * da.log_average
+    zero = torch.zeros_like(rate_sum)
+    new = DualAveraging(
+        da.center,
+        torch.where(full, error, da.error),
+        torch.where(full, average, da.log_average),
+        torch.where(full, count, da.count),
+        torch.where(full, zero, rate_sum),
+        torch.where(full, zero, waiting),
+    )
+    return new, torch.where(full, log_step.exp(), step_size)
+
+
+class Welford(NamedTuple):
+    """Running count, mean and sum of squared deviations of the finished draws (Chan, Golub and LeVeque 1979)."""
+
+    count: Tensor  # scalar
+    mean: Tensor  # (dimension,)
+    scatter: Tensor  # (dimension,) or (dimension, dimension)
+
+
+def welford_update(w: Welford, x: Tensor, done: Tensor) -> Welford:
+    """Merge the points ``(chains, dimension)`` of the chains that finished a draw."""
+    weight = done.to(x.dtype)
+    new = pooled_sum(weight)
+    delta = x - w.mean  # against the running mean, so that large offsets don't cancel
+    weighted = delta * weight.unsqueeze(-1)
+    shift = pooled_sum(weighted) / new.clamp_min(1.0)
+    count = w.count + new
+    spread = new * w.count / count.clamp_min(1.0)
+    if w.scatter.dim() == 1:
+        inside = pooled_sum(weighted * delta) - new * shift.square()
+        scatter = w.scatter + inside + spread * shift.square()
+    else:
+        outer = shift.unsqueeze(-1) * shift
+        blocks = zip(weighted.split(BLOCK), delta.split(BLOCK), strict=True)
+        scatter = w.scatter + sum(a.mT @ b for a, b in blocks) + (spread - new) * outer
+    return Welford(count, w.mean + shift * (new / count.clamp_min(1.0)), scatter)
+
+
+def regularised(w: Welford) -> Tensor:
+    """Stan's shrunk estimate of the (co)variance: towards 1e-3 with the weight of 5 draws."""
+    n = w.count
+    estimate = w.scatter / (n - 1).clamp_min(1.0)
+    unit = torch.ones_like(w.mean) if estimate.dim() == 1 else torch.eye(len(w.mean)).to(estimate)
+    return n / (n + 5) * estimate + 1e-3 * (5 / (n + 5)) * unit
+
+
+def factorise(inverse_mass: Tensor) -> Tensor:
+    """F with F F' = inverse_mass."""
+    return inverse_mass.sqrt() if inverse_mass.dim() == 1 else torch.linalg.cholesky(inverse_mass)
+
+
+class AdaptationState(NamedTuple):
+    """What the adaptation of a Hamiltonian kernel carries from tick to tick."""
+
+    averaging: DualAveraging
+    welford: Welford
+
+
+class HamiltonianAdaptation:
+    """Dual averaging and a diagonal or dense metric, for HMC, NUTS and MALA.
+
+    Args:
+        value_and_grad: the kernel's own, for the search of a first step size.
+        target: acceptance rate to reach, in (0, 1).
+        step_size: whether to adapt the step size.
+        mass: whether to adapt the metric.
+        power: the leapfrog step is ``step_size ** power`` (1 for HMC, 1/2 for MALA, whose step size is a time).
+    """
+
+    def __init__(
+        self, value_and_grad: ValueAndGrad, *, target: float, step_size: bool, mass: bool, power: float = 1.0
+    ) -> None:
+        self.value_and_grad = value_and_grad
+        self.target, self.step_size, self.mass, self.power = target, step_size, mass, power
+
+    @classmethod
+    def of(cls, kernel: Any, power: float = 1.0) -> HamiltonianAdaptation | None:
+        """What a kernel with Pyro's settings asks for; None when it asks for nothing."""
+        if not (kernel.adapt_step_size or kernel.adapt_mass_matrix):
+            return None
+        return cls(
+            kernel.value_and_grad,
+            target=kernel.target_accept_prob,
+            step_size=kernel.adapt_step_size,
+            mass=kernel.adapt_mass_matrix,
+            power=power,
+        )
+
+    def init(self, tuning: Tuning, state: Any) -> AdaptationState:
+        """Nothing seen yet."""
+        return AdaptationState(dual_averaging(tuning.step_size), self._empty(tuning, state.position))
+
+    def _empty(self, tuning: Tuning, x: Tensor) -> Welford:
+        return Welford(x.new_zeros(()), x.mean(0), torch.zeros_like(tuning.inverse_mass))
+
+    def update(self, own: AdaptationState, tuning: Tuning, state: Any, info: Any) -> tuple[AdaptationState, Tuning]:
+        """After each tick."""
+        averaging, step_size, welford = own.averaging, tuning.step_size, own.welford
+        if self.step_size:
+            averaging, step_size = dual_averaging_update(
+                averaging, step_size, info.acceptance_rate, info.done, self.target
+            )
+        if self.mass:
+            welford = welford_update(welford, state.position, info.done)
+        return AdaptationState(averaging, welford), tuning._replace(step_size=step_size)
+
+    def begin(
+        self, own: AdaptationState, tuning: Tuning, state: Any, normal: Callable[[], Tensor]
+    ) -> tuple[AdaptationState, Tuning]:
+        """Search a step size for the present metric and restart dual averaging from it."""
+        if not self.step_size:
+            return own, tuning
+        step = find_step_size(self.value_and_grad, state, tuning, normal, self.power)
+        return own._replace(averaging=dual_averaging(step)), tuning._replace(step_size=step)
+
+    def end_window(self, own: AdaptationState, tuning: Tuning, *, metric: bool) -> tuple[AdaptationState, Tuning]:
+        """Metric from the window's draws."""
+        empty = Welford(
+            torch.zeros_like(own.welford.count), own.welford.mean, torch.zeros_like(own.welford.scatter)
+        )
+        if self.mass and metric:
+            inverse_mass = regularised(own.welford)
+            tuning = tuning._replace(inverse_mass=inverse_mass, factor=factorise(inverse_mass))
+        return own._replace(welford=empty), tuning
+
+    def finish(self, own: AdaptationState, tuning: Tuning) -> Tuning:
+        """The averaged step size, once it has been updated at all."""
+        da = own.averaging
+        if not self.step_size:
+            return tuning
+        return tuning._replace(step_size=torch.where(da.count > 0, da.log_average.exp(), tuning.step_size))
+
+
+def find_step_size(
+    value_and_grad: ValueAndGrad, state: Any, tuning: Tuning, normal: Callable[[], Tensor], power: float
+) -> Tensor:
+    """Double or halve the step size until the mean acceptance of one leapfrog step crosses 0.8 (Stan's heuristic, pooled).
+
+    Args:
+        state: has ``position``, ``energy`` and ``grad`` of all chains.
+        normal: gives fresh momenta ``(chains, dimension)``.
+        power: the leapfrog step is ``step_size ** power``.
+
+    Raises:
+        SamplingError: when the step size runs away to 0 or infinity.
+    """
+    step = tuning.step_size
+    direction = 0.0
+    for _ in range(100):
+        start = Phase(state.position, normal(), state.energy, state.grad)
+        end = leapfrog(value_and_grad, start, step.pow(power).expand(len(state.energy)), tuning.factor)
+        error = end.energy + kinetic(end.momentum) - start.energy - kinetic(start.momentum)
+        rate = torch.where(torch.isfinite(error) & (error < DIVERGENCE), torch.exp(-error.clamp_min(0.0)), 0.0)
+        up = 1.0 if float(pooled_sum(rate)) > 0.8 * len(rate) else -1.0
+        if direction == 0.0:
+            direction = up
+        elif up != direction:
+            return step
+        step = step * 2.0 ** (direction / power)
+    where, why = ("infinity", "the energy is flat: is the density proper?") if direction > 0 else (
+        "zero", "no step keeps the energy: is it smooth and of a sensible scale at the initial points?")
+    raise SamplingError(f"the step size ran away to {where} ({float(step):.3g}): {why}")

@@ -1,0 +1,231 @@
+"""The tick contract: a kernel advances all chains at once by one tick, as a pure function of state, tuning and noise."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
+from torch import Tensor
+
+from ebmppl.energies.base import Energy
+from ebmppl.energies.unconstrained import unconstrained
+
+if TYPE_CHECKING:
+    from torch.distributions import Transform
+
+    from ebmppl.kernels.adaptation import Adaptation
+
+Noise = Mapping[str, Tensor]
+
+
+class NoiseSpec(NamedTuple):
+    """What random numbers one tick of one chain needs."""
+
+    kind: str  # "normal" or "uniform" (in [0, 1))
+    shape: tuple[int, ...]
+
+
+class Kernel(MCMCKernel):
+    """Abstract kernel. A final class states its algorithm in ``init``, ``noise`` and ``tick``; the base gives Pyro's interface.
+
+    A *state* is what the next tick needs, an *info* is what a person looks at, a *tuning* is what adaptation changes:
+    three NamedTuples of tensors with the chain axis first (the tuning is shared by all chains). States have their own
+    storage in every field and are never changed in place.
+
+    Class attributes:
+        calls_per_tick: energy (or network) calls of one tick, the same for every chain.
+        synchronous: True when every tick finishes a draw of every chain.
+        exact: True when the kernel leaves the density exp(-E) invariant at any step size.
+    """
+
+    calls_per_tick: ClassVar[int] = 1
+    synchronous: ClassVar[bool] = True
+    exact: ClassVar[bool] = True
+
+    energy: Energy
+    target: Energy
+
+    def __init__(self, energy: Energy) -> None:
+        if not isinstance(energy, Energy):
+            hint = "; wrap a callable with as_energy(fn, event_shape)" if callable(energy) else ""
+            raise ValueError(f"expected an Energy, got {type(energy).__name__}{hint}")
+        self.energy = energy
+        self.target = energy  # the energy in the coordinates in which the chains move
+        self.model = None  # asked for by pyro.infer.MCMC
+        self._under_pyro: _UnderPyro | None = None
+        self._warmup_steps = 0
+        self._initial_params: dict[str, Tensor] | None = None
+
+    @abstractmethod
+    def init(self, x: Tensor) -> Any:
+        """The state of chains that begin at points ``(chains, *event)`` of ``target``."""
+
+    @abstractmethod
+    def init_tuning(self, x: Tensor) -> Any:
+        """The tuning to begin with, at the dtype and device of the points."""
+
+    @abstractmethod
+    def noise(self) -> dict[str, NoiseSpec]:
+        """The random numbers of one tick: name -> kind and shape per chain."""
+
+    @abstractmethod
+    def tick(self, state: Any, tuning: Any, noise: Noise) -> tuple[Any, Any]:
+        """One tick of all chains: the next state, and an info whose ``done`` ``(chains,)`` says who finished a draw."""
+
+    @abstractmethod
+    def position(self, state: Any) -> Tensor:
+        """The chains' last draws ``(chains, *event)`` in the coordinates of ``target``."""
+
+    def restart(self, state: Any) -> Any:
+        """The state with every draw in progress dropped; a synchronous kernel has none."""
+        return state
+
+    def adaptation(self) -> Adaptation | None:
+        """What warm-up adapts; None for a kernel without adaptation."""
+        return None
+
+    def settings(self) -> dict[str, Any]:
+        """The constructor's numbers and flags, for attributes of results and for ``repr``."""
+        return {k: v for k, v in vars(self).items() if k[0] != "_" and isinstance(v, (int, float, str, bool))}
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{k}={v}" for k, v in self.settings().items())
+        return f"{type(self).__name__}({settings})"
+
+    # Pyro's interface, so that every kernel runs under pyro.infer.MCMC unchanged.
+
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
+        """Called by ``pyro.infer.MCMC`` before the first sample."""
+        if args or kwargs:
+            raise ValueError("expected no arguments to MCMC.run(): the energy already holds its data (see from_pyro)")
+        self._warmup_steps = warmup_steps
+        self._under_pyro = None
+
+    @property
+    def initial_params(self) -> dict[str, Tensor]:
+        """Unconstrained initial values by site; drawn uniformly from (-2, 2) for one chain unless they were set."""
+        if self._initial_params is None:
+            from ebmppl.sampling.initial import initial_points
+
+            seed = int(torch.randint(2**31, ()))  # Pyro's users seed the global generator
+            self._initial_params = self.target.unpack(initial_points(self.target, 1, seed)[0])
+        return self._initial_params
+
+    @initial_params.setter
+    def initial_params(self, params: Mapping[str, Tensor]) -> None:
+        self._initial_params = dict(params)
+
+    @property
+    def transforms(self) -> dict[str, Transform]:
+        """By site, the map from the support to the unconstrained space, as Pyro keeps it."""
+        return self.target.transforms
+
+    def sample(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tick until every chain finished one draw. Sites of the event's rank are one chain, with one axis more they are chains."""
+        if self._under_pyro is None:
+            self._under_pyro = _UnderPyro(self, params, self._warmup_steps)
+        self._under_pyro.move(params)
+        return self._under_pyro.sample()
+
+    def logging(self) -> dict[str, str]:
+        """Acceptance, step size and divergences so far, as strings for Pyro's progress bar."""
+        return {} if self._under_pyro is None else self._under_pyro.logging()
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Divergent transitions and acceptance rate of the run under Pyro."""
+        return {} if self._under_pyro is None else self._under_pyro.diagnostics()
+
+
+class _UnderPyro:
+    """The chains behind ``Kernel.sample``: moved whenever the given params are not their own last answer."""
+
+    def __init__(self, kernel: Kernel, params: Mapping[str, Tensor], warmup_steps: int) -> None:
+        from ebmppl.sampling.chains import Chains
+        from ebmppl.sampling.schedule import stan_windows
+
+        self.kernel, self.warmup_steps, self.draws = kernel, warmup_steps, 0
+        x = self._points(params)
+        self.chains = Chains(kernel, x, seed=int(torch.randint(2**31, ())))  # Pyro's users seed the global generator
+        self.answer = dict(params)
+        ends = accumulate(window.length for window in stan_windows(warmup_steps))
+        self.window_ends = dict(zip(ends, stan_windows(warmup_steps), strict=True))
+        self.rate_sum, self.finished, self.divergences = 0.0, 0, torch.zeros(len(x), dtype=torch.int64)
+        if warmup_steps:
+            self.chains.begin_adaptation()
+
+    def _points(self, params: Mapping[str, Tensor]) -> Tensor:
+        x = self.kernel.target.pack(params)
+        self.single = x.dim() == len(self.kernel.target.event_shape)
+        return x.unsqueeze(0) if self.single else x
+
+    def move(self, params: Mapping[str, Tensor]) -> None:
+        if params.keys() != self.answer.keys() or any(params[k] is not v for k, v in self.answer.items()):
+            self.chains.move(self._points(params))
+
+    def sample(self) -> dict[str, Tensor]:
+        warm = self.draws < self.warmup_steps
+        self.chains.advance(1, adapt=warm, observe=self._observe)
+        self.draws += 1
+        window = self.window_ends.get(self.draws) if warm else None
+        if window is not None:
+            self.chains.end_window(metric=window.metric)
+        if warm and self.draws == self.warmup_steps:
+            self.chains.end_adaptation()
+            self.rate_sum, self.finished, self.divergences = 0.0, 0, torch.zeros_like(self.divergences)
+        x = self.chains.position()
+        self.answer = self.kernel.target.unpack(x[0] if self.single else x)
+        return self.answer
+
+    def _observe(self, info: Any) -> None:
+        self.rate_sum += float((info.acceptance_rate * info.done).sum())
+        self.finished += int(info.done.sum())
+        self.divergences += (info.diverging & info.done).cpu()
+
+    def logging(self) -> dict[str, str]:
+        step_size = getattr(self.chains.now.tuning, "step_size", None)
+        step = {} if step_size is None else {"step size": f"{float(step_size):.2e}"}
+        rate = self.rate_sum / max(self.finished, 1)
+        return {**step, "acc. prob": f"{rate:.3f}", "divergences": str(int(self.divergences.sum()))}
+
+    def diagnostics(self) -> dict[str, Any]:
+        return {"divergences": self.divergences.tolist(), "acceptance rate": self.rate_sum / max(self.finished, 1)}
+
+
+class GradientKernel(Kernel):
+    """Abstract kernel for continuous energies: moves flat unconstrained vectors ``(chains, dimension)`` by gradients.
+
+    Raises:
+        ValueError: for an energy with a discrete support.
+    """
+
+    def __init__(self, energy: Energy) -> None:
+        super().__init__(energy)
+        self.target = unconstrained(energy)
+        self.dimension = self.target.event_shape.numel()
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Energies ``(chains,)`` and gradients ``(chains, dimension)`` at flat points."""
+        shape = self.target.event_shape
+        if len(shape) == 1:
+            return self.target.value_and_grad(x)
+        value, grad = self.target.value_and_grad(x.view(len(x), *shape))
+        return value, grad.reshape(x.shape)
+
+    def flat(self, x: Tensor) -> Tensor:
+        """Own contiguous copy ``(chains, dimension)`` of points ``(chains, *event)``."""
+        return x.detach().reshape(len(x), self.dimension).clone(memory_format=torch.contiguous_format)
+
+    def position(self, state: Any) -> Tensor:
+        """The chains' last draws ``(chains, *event)``."""
+        x: Tensor = state.position
+        return x.view(len(x), *self.target.event_shape)
+
+
+def require(condition: bool, wanted: str, got: object) -> None:  # noqa: FBT001
+    """Raise ``ValueError`` with what was wanted and what came."""
+    if not condition:
+        raise ValueError(f"expected {wanted}, got {got}")

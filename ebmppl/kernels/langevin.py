@@ -1,0 +1,96 @@
+"""Unadjusted Langevin dynamics."""
+
+from __future__ import annotations
+
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ebmppl.energies.base import Energy
+from ebmppl.kernels.accept import select
+from ebmppl.kernels.base import GradientKernel, Noise, NoiseSpec, require
+
+
+class LangevinState(NamedTuple):
+    """Position with its energy and gradient, so that nothing is evaluated twice."""
+
+    position: Tensor  # (chains, dimension)
+    energy: Tensor  # (chains,)
+    grad: Tensor  # (chains, dimension)
+
+
+class LangevinTuning(NamedTuple):
+    """Nothing adapts; a tensor, so that a schedule may change it."""
+
+    step_size: Tensor
+
+
+class LangevinInfo(NamedTuple):
+    """What a person looks at, by chain."""
+
+    done: Tensor
+    lp: Tensor  # minus the energy, nats
+    energy: Tensor
+    acceptance_rate: Tensor  # 1, or 0 where the step would have left the finite energies
+    energy_error: Tensor  # change of energy in this step
+    diverging: Tensor
+    step_size: Tensor
+
+
+class Langevin(GradientKernel):
+    r"""Unadjusted Langevin: :math:`x' = x - \tfrac\eta2 \nabla E(x) + \sqrt\eta\,\xi`, with :math:`\xi \sim N(0, I)`.
+
+    Without a Metropolis step its stationary law differs from exp(-E) by O(eta): for a Gaussian of precision P
+    the covariance is :math:`P^{-1} (I - \eta P / 4)^{-1}`, and it exists only for eta < 4 / (largest eigenvalue).
+    A step to a point of non-finite energy or gradient is not taken, and is counted as diverging. Nothing adapts.
+
+    References:
+        Roberts and Tweedie 1996, "Exponential convergence of Langevin distributions and their discrete approximations".
+
+    Args:
+        energy: a continuous energy; constrained supports are unconstrained.
+        step_size: eta > 0, in units of x squared.
+
+    Raises:
+        ValueError: for a step size <= 0 or a discrete support.
+    """
+
+    exact: ClassVar[bool] = False
+
+    def __init__(self, energy: Energy, step_size: float) -> None:
+        super().__init__(energy)
+        require(step_size > 0, "step_size > 0", step_size)
+        self.step_size = float(step_size)
+
+    def init(self, x: Tensor) -> LangevinState:
+        """State at points ``(chains, *event)``."""
+        position = self.flat(x)
+        return LangevinState(position, *self.value_and_grad(position))
+
+    def init_tuning(self, x: Tensor) -> LangevinTuning:
+        """The step size as a tensor."""
+        return LangevinTuning(torch.tensor(self.step_size, dtype=x.dtype, device=x.device))
+
+    def noise(self) -> dict[str, NoiseSpec]:
+        """One normal per coordinate."""
+        return {"normal": NoiseSpec("normal", (self.dimension,))}
+
+    def tick(self, state: LangevinState, tuning: LangevinTuning, noise: Noise) -> tuple[LangevinState, LangevinInfo]:
+        """One step of every chain."""
+        eta = tuning.step_size
+        proposal = torch.addcmul(state.position, noise["normal"], eta.sqrt()).addcmul_(state.grad, eta, value=-0.5)
+        energy, grad = self.value_and_grad(proposal)
+        ok = torch.isfinite(energy + grad.sum(-1))
+        new = LangevinState(
+            select(ok, proposal, state.position), select(ok, energy, state.energy), select(ok, grad, state.grad)
+        )
+        return new, LangevinInfo(
+            done=torch.ones_like(ok),
+            lp=-new.energy,
+            energy=new.energy,
+            acceptance_rate=ok.to(energy.dtype),
+            energy_error=energy - state.energy,
+            diverging=~ok,
+            step_size=eta.expand_as(energy),
+        )

@@ -1,0 +1,5 @@
+"""Sampling: the door (``MCMC``), the tick engine, the warm-up schedule, noise and draws."""
+
+from ebmppl.sampling.mcmc import MCMC
+
+__all__ = ["MCMC"]

@@ -1,0 +1,196 @@
+"""The tick engine: all chains of one run, advanced together on the eager back-end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ebmppl.kernels.accept import select
+from ebmppl.kernels.base import Kernel, NoiseSpec
+from ebmppl.sampling.draws import Counts, Draws
+from ebmppl.sampling.noise import NoiseSource
+from ebmppl.sampling.schedule import stan_windows
+
+_WARMUP_TICKS = 8  # between two looks at whether a window ended
+_SAMPLE_TICKS = 64  # between two looks at whether all chains have their draws
+_LOG_NUMBERS = 1 << 24  # position numbers that may wait for their harvest
+
+Report = Callable[[], None]
+Observe = Callable[[Any], None]
+
+
+class Now(NamedTuple):
+    """Everything that a tick changes. Replaced as a whole, so that an interrupt finds it whole."""
+
+    tick: int
+    state: Any
+    tuning: Any
+    adaptation: Any
+    counts: Counts | None
+    log: tuple[Any, Tensor, Any] | None  # ticks that wait for their harvest: (older, position, info)
+
+
+class Chains:
+    """The chains of a run: state, tuning, adaptation and noise.
+
+    Args:
+        kernel: the kernel.
+        x: initial points ``(chains, *event)`` of the kernel's target.
+        seed: of the run.
+    """
+
+    def __init__(self, kernel: Kernel, x: Tensor, seed: int) -> None:
+        self.kernel, self.num_chains, self.seed = kernel, len(x), seed
+        self.dtype, self.device = x.dtype, x.device
+        self.noise = NoiseSource(kernel.noise(), len(x), seed, x.dtype, x.device)
+        self.adaptation = kernel.adaptation()
+        with torch.no_grad():
+            state, tuning = kernel.init(x), kernel.init_tuning(x)
+        self.now = Now(0, state, tuning, None, None, None)
+        most = max(1, _LOG_NUMBERS // max(1, x.numel()))
+        self._warmup_ticks, self._sample_ticks = min(_WARMUP_TICKS, most), min(_SAMPLE_TICKS, most)
+        self._search: NoiseSource | None = None
+
+    # One tick, and the three ways to ask for many.
+
+    def _tick(self, *, adapt: bool, log: bool = False, active: Tensor | None = None) -> Any:
+        """Advance everything by one tick (only the ``active`` chains where given) and return the info."""
+        now = self.now
+        state, info = self.kernel.tick(now.state, now.tuning, self.noise.row(now.tick))
+        if active is not None:
+            info = info._replace(done=info.done & active)
+            state = type(state)(*(select(active, new, old) for new, old in zip(state, now.state, strict=True)))
+        own, tuning = now.adaptation, now.tuning
+        if adapt and own is not None and self.adaptation is not None:
+            own, tuning = self.adaptation.update(own, tuning, state, info)
+        entry = (now.log, self.kernel.position(state), info) if log else None
+        self.now = Now(now.tick + 1, state, tuning, own, now.counts, entry)
+        return info
+
+    @torch.no_grad()
+    def warm_up(self, steps: int, draws: Draws, report: Report) -> None:
+        """Adapt over Stan's windows; a window ends at chains x window finished draws in all."""
+        self.now = self.now._replace(counts=draws.counts(self.device))
+        self.begin_adaptation()
+        end = 0
+        for length, metric in stan_windows(steps):
+            end += length
+
+            def ticks(counts: Counts, end: int = end) -> int:
+                left = end * self.num_chains - int(counts.finished.sum())
+                return min(self._warmup_ticks, max(1, left // self.num_chains)) if left > 0 else 0
+
+            self._run(draws, ticks, report, adapt=True)
+            self.end_window(metric=metric)
+        self.end_adaptation()
+
+    @torch.no_grad()
+    def collect(self, num_samples: int, draws: Draws, report: Report) -> None:
+        """Tick until every chain has its draws; a chain that has them goes on until all have theirs."""
+        if self.now.counts is None:
+            self.now = self.now._replace(counts=draws.counts(self.device))
+
+        def ticks(counts: Counts) -> int:
+            # no chain finishes more than one draw in a tick
+            return min(self._sample_ticks, num_samples * draws.thinning - int(counts.finished.min()))
+
+        draws.reserve(num_samples)
+        self._run(draws, ticks, report, adapt=False)
+
+    def _run(self, draws: Draws, ticks: Callable[[Counts], int], report: Report, *, adapt: bool) -> None:
+        try:
+            while (n := ticks(self._counts())) > 0:
+                for _ in range(n):
+                    self._tick(adapt=adapt, log=True)
+                self._harvest(draws)
+                report()
+        except KeyboardInterrupt:
+            self._harvest(draws)
+            raise
+
+    def _counts(self) -> Counts:
+        counts = self.now.counts
+        assert counts is not None  # set when a phase begins
+        return counts
+
+    def _harvest(self, draws: Draws) -> None:
+        entries = []
+        node = self.now.log
+        while node is not None:
+            node, position, info = node
+            entries.append((position, info))
+        if entries:
+            self.now = self.now._replace(counts=draws.extend(self._counts(), entries[::-1]), log=None)
+
+    @torch.no_grad()
+    def advance(self, n: int, *, adapt: bool = False, observe: Observe | None = None) -> None:
+        """Exactly n draws of every chain: a chain that has them stands still until the others have theirs.
+
+        Args:
+            n: draws.
+            adapt: let the adaptation see the draws.
+            observe: called with the info of every tick.
+        """
+        left = torch.full((self.num_chains,), n, device=self.device)
+        synchronous = self.kernel.synchronous
+        for _ in range(n) if synchronous else iter(lambda: bool((left > 0).any()), False):
+            info = self._tick(adapt=adapt, active=None if synchronous else left > 0)
+            if observe is not None:
+                observe(info)
+            if not synchronous:
+                left = left - info.done.long()
+
+    # Adaptation, outside the ticks.
+
+    @torch.no_grad()
+    def begin_adaptation(self) -> None:
+        """Find a first step size and begin to adapt."""
+        now = self.now
+        if self.adaptation is not None:
+            own = self.adaptation.init(now.tuning, now.state)
+            own, tuning = self.adaptation.begin(own, now.tuning, now.state, self._normal)
+            self.now = now._replace(adaptation=own, tuning=tuning)
+
+    @torch.no_grad()
+    def end_window(self, *, metric: bool) -> None:
+        """Take the window's metric; chains drop what they have under way and begin again from their last draws."""
+        now = self.now
+        if self.adaptation is None:
+            return
+        own, tuning = self.adaptation.end_window(now.adaptation, now.tuning, metric=metric)
+        state = now.state
+        if metric:
+            state = self.kernel.restart(state)
+            own, tuning = self.adaptation.begin(own, tuning, state, self._normal)
+        self.now = now._replace(state=state, adaptation=own, tuning=tuning)
+
+    @torch.no_grad()
+    def end_adaptation(self) -> None:
+        """Freeze the tuning; no draw that began before is kept."""
+        now = self.now
+        tuning = now.tuning
+        if self.adaptation is not None and now.adaptation is not None:
+            tuning = self.adaptation.finish(now.adaptation, tuning)
+        self.now = Now(now.tick, self.kernel.restart(now.state), tuning, None, None, None)
+
+    def _normal(self) -> Tensor:
+        if self._search is None:
+            specs = {"normal": NoiseSpec("normal", (self.kernel.target.event_shape.numel(),))}
+            self._search = NoiseSource(specs, self.num_chains, self.seed, self.dtype, self.device, "step_size")
+            self._searched = 0
+        self._searched += 1
+        return self._search.row(self._searched - 1)["normal"]
+
+    # What others read.
+
+    def position(self) -> Tensor:
+        """The chains' last draws ``(chains, *event)`` in the target's coordinates."""
+        return self.kernel.position(self.now.state)
+
+    def move(self, x: Tensor) -> None:
+        """Put the chains at other points ``(chains, *event)``, keeping tuning and adaptation."""
+        with torch.no_grad():
+            self.now = self.now._replace(state=self.kernel.init(x))

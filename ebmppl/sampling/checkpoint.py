@@ -1,0 +1,94 @@
+"""A run on disk: tensors, numbers and names only, so that loading executes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ebmppl.kernels.base import Kernel
+from ebmppl.sampling.chains import Chains, Now
+from ebmppl.sampling.draws import Counts, Draws
+
+if TYPE_CHECKING:
+    from ebmppl.sampling.mcmc import MCMC
+
+FORMAT = 1
+_OPTIONS = ("num_samples", "warmup_steps", "num_chains", "thinning", "seed", "backend", "save_warmup", "disable_progbar")
+_RESULTS = ("kept", "warmup_kept", "sampling_time")
+
+
+def save_run(mcmc: MCMC, path: str | Path) -> None:
+    """Write a run.
+
+    Raises:
+        ValueError: when nothing has run.
+    """
+    now, chains = mcmc.now, mcmc.chains
+    assert chains is not None  # mcmc.now raises otherwise
+    if now.counts is None:
+        raise ValueError("expected a run with draws, got one that was stopped before its first draw")
+    torch.save(
+        {
+            "format": FORMAT,
+            "kernel": _identity(mcmc.kernel),
+            "settings": mcmc.kernel.settings(),
+            "options": {name: getattr(mcmc, name) for name in _OPTIONS},
+            "save_params": None if mcmc.save_params is None else list(mcmc.save_params),
+            "results": {name: getattr(mcmc, name) for name in _RESULTS},
+            "tick": now.tick,
+            "state": now.state._asdict(),
+            "tuning": now.tuning._asdict(),
+            "counts": now.counts._asdict(),
+            "generators": chains.noise.state(now.tick),
+            "draws": _draws(mcmc.draws),
+            "warmup_draws": _draws(mcmc.warmup_draws),
+        },
+        path,
+    )
+
+
+def load_run(cls: type[MCMC], path: str | Path, kernel: Kernel) -> MCMC:
+    """Read a run; the kernel gives the energy and must be of the saved kind."""
+    saved: dict[str, Any] = torch.load(path, weights_only=True)
+    if saved.get("format") != FORMAT:
+        raise ValueError(f"expected a run saved in format {FORMAT}, got {saved.get('format')} in {path}")
+    if saved["kernel"] != _identity(kernel):
+        raise ValueError(f"expected the kernel that was saved, {saved['kernel']}, got {_identity(kernel)}")
+    mcmc = cls(kernel, save_params=saved["save_params"], **saved["options"])
+    for name in _RESULTS:
+        setattr(mcmc, name, saved["results"][name])
+    mcmc.draws, mcmc.warmup_draws = (_restore(mcmc, saved[name]) for name in ("draws", "warmup_draws"))
+    position = saved["state"]["position"]
+    chains = mcmc.chains = Chains(kernel, position.reshape(len(position), *kernel.target.event_shape), mcmc.seed)
+    blank = chains.now
+    chains.now = Now(
+        tick=saved["tick"],
+        state=type(blank.state)(**saved["state"]),
+        tuning=type(blank.tuning)(**saved["tuning"]),
+        adaptation=None,
+        counts=Counts(**saved["counts"]),
+        log=None,
+    )
+    chains.noise.restore(saved["generators"])
+    return mcmc
+
+
+def _identity(kernel: Kernel) -> dict[str, Any]:
+    """What a saved run and the kernel that continues it must share."""
+    return {
+        "kind": type(kernel).__name__,
+        "sites": {name: list(shape) for name, shape in kernel.target.sites.items()},
+    }
+
+
+def _draws(draws: Draws) -> dict[str, Any]:
+    return {"thinning": draws.thinning, "columns": draws.columns, "buffers": draws.buffers}
+
+
+def _restore(mcmc: MCMC, saved: dict[str, Tensor | Any]) -> Draws:
+    draws = Draws(mcmc.num_chains, saved["thinning"], saved["columns"])
+    draws.buffers = saved["buffers"]
+    return draws

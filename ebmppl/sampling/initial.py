@@ -1,0 +1,56 @@
+"""Where chains begin: uniform in the unconstrained space, with retries for points of non-finite energy."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ebmppl.energies.base import Energy
+from ebmppl.energies.checks import check_energy
+from ebmppl.kernels.adaptation import BLOCK
+from ebmppl.sampling.noise import generators
+
+RETRIES = 100
+
+
+def initial_points(target: Energy, chains: int, seed: int, radius: float = 2.0) -> Tensor:
+    """Points ``(chains, *event)`` uniform in (-radius, radius), drawn again where energy or gradient is not finite.
+
+    Args:
+        target: an unconstrained energy; its parameters and buffers give dtype and device (else torch's defaults).
+        chains: how many.
+        seed: of the run.
+        radius: half the side of the box, as in Stan and Pyro.
+
+    Raises:
+        EnergyError: when the energy breaks its contract, or some chains found no finite point in 100 attempts.
+    """
+    dtype, device = dtype_and_device(target)
+    sources = generators(seed, "initial", chains, device)
+
+    def draw() -> Tensor:
+        blocks = [torch.empty((min(BLOCK, chains - b * BLOCK), *target.event_shape), dtype=dtype, device=device)
+                  for b in range(len(sources))]
+        return torch.cat([x.uniform_(-radius, radius, generator=g) for x, g in zip(blocks, sources, strict=True)])
+
+    x = draw()
+    check_energy(target, x, finite=False)
+    for _ in range(RETRIES):
+        energy, grad = target.value_and_grad(x)
+        good = torch.isfinite(energy) & torch.isfinite(grad.reshape(chains, -1).sum(1))
+        if bool(good.all()):
+            return x
+        x = torch.where(good.view(-1, *[1] * (x.dim() - 1)), x, draw())
+    check_energy(target, x)
+    return x
+
+
+def dtype_and_device(energy: Energy) -> tuple[torch.dtype, torch.device]:
+    """The widest floating dtype of an energy's parameters and buffers and their device; torch's defaults without any."""
+    tensors = [t for t in (*energy.parameters(), *energy.buffers()) if t.is_floating_point()]
+    if not tensors:
+        return torch.get_default_dtype(), torch.get_default_device()
+    dtype = tensors[0].dtype
+    for t in tensors[1:]:
+        dtype = torch.promote_types(dtype, t.dtype)
+    return dtype, tensors[0].device

@@ -1,0 +1,310 @@
+"""The one door: ``MCMC(kernel, num_samples, ...).run()`` with Pyro's signature, all chains in one process."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro.infer.mcmc.util import select_samples
+from torch import Tensor
+
+from ebmppl.energies.checks import check_energy
+from ebmppl.errors import SamplingWarning
+from ebmppl.kernels.base import Kernel, require
+from ebmppl.sampling.chains import Chains, Now
+from ebmppl.sampling.checkpoint import load_run, save_run
+from ebmppl.sampling.draws import Draws
+from ebmppl.sampling.initial import initial_points
+from ebmppl.sampling.noise import fresh_seed
+from ebmppl.sampling.progress import Progress
+
+if TYPE_CHECKING:
+    from torch.distributions import Transform
+
+    from ebmppl.diagnostics.summary import Summary
+
+Hook = Callable[[Kernel, dict[str, Tensor], str, int], None]
+
+
+class MCMC:
+    """Run a kernel with many chains in one process.
+
+    Args:
+        kernel: any kernel of ``ebmppl.kernels``.
+        num_samples: draws kept of each chain.
+        warmup_steps: warm-up draws per chain before them; ``num_samples`` when None.
+        initial_params: unconstrained points, ``(num_chains, *event)`` or a dict of sites ``(num_chains, *site)``
+            (without the chain axis for one chain); uniform in (-2, 2) when None. They set dtype and device.
+        num_chains: chains, all advanced together.
+        hook_fn: called as ``hook_fn(kernel, params, stage, i)`` at every read-back (some ticks apart) with the chains'
+            unconstrained positions by site, "Warmup" or "Sample", and the number of draws that every chain has.
+        transforms: by site, a map whose inverse gives the values of ``get_samples`` (Pyro's convention).
+        save_params: names of the sites to keep; all when None.
+        thinning: keep every so many-th transition.
+        seed: makes the run reproducible; from the operating system when None. torch's global generator is not used.
+        backend: "eager", or "auto", which chooses it.
+        save_warmup: keep warm-up draws for ``to_arviz``.
+        disable_progbar: no progress bar.
+
+    Raises:
+        ValueError: for counts that are not positive, initial points of another shape, or unknown sites.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        num_samples: int,
+        warmup_steps: int | None = None,
+        initial_params: Tensor | Mapping[str, Tensor] | None = None,
+        num_chains: int = 1,
+        *,
+        hook_fn: Hook | None = None,
+        transforms: Mapping[str, Transform] | None = None,
+        save_params: Sequence[str] | None = None,
+        thinning: int = 1,
+        seed: int | None = None,
+        backend: str = "auto",
+        save_warmup: bool = False,
+        disable_progbar: bool = False,
+    ) -> None:
+        if not isinstance(kernel, Kernel):
+            raise ValueError(f"expected a kernel of ebmppl.kernels, got {type(kernel).__name__}")
+        require(num_samples >= 1, "num_samples >= 1", num_samples)
+        require(warmup_steps is None or warmup_steps >= 0, "warmup_steps >= 0", warmup_steps)
+        require(num_chains >= 1, "num_chains >= 1", num_chains)
+        require(thinning >= 1, "thinning >= 1", thinning)
+        require(backend in ("auto", "eager"), "backend 'auto' or 'eager'", repr(backend))
+        require(seed is None or seed >= 0, "seed >= 0", seed)
+        _require_sites("transforms", transforms, kernel)
+        _require_sites("save_params", save_params, kernel)
+        self.kernel, self.num_samples, self.num_chains = kernel, num_samples, num_chains
+        self.warmup_steps = num_samples if warmup_steps is None else warmup_steps
+        self.hook_fn, self.transforms, self.save_params = hook_fn, transforms, save_params
+        self.thinning, self.save_warmup, self.disable_progbar = thinning, save_warmup, disable_progbar
+        self.seed = fresh_seed() if seed is None else seed
+        self.backend = "eager"
+        self.initial_params = None if initial_params is None else self._points(initial_params)
+        self.chains: Chains | None = None
+        self.draws = Draws(num_chains)
+        self.warmup_draws = Draws(num_chains)
+        self.kept = self.warmup_kept = 0  # draws of every chain
+        self.sampling_time = 0.0  # seconds
+
+    def _points(self, params: Tensor | Mapping[str, Tensor]) -> Tensor:
+        target = self.kernel.target
+        x = target.pack(params if isinstance(params, Mapping) else target.unpack(params) if target.packed else {"x": params})
+        wanted = (self.num_chains, *target.event_shape)
+        if x.shape == target.event_shape and self.num_chains == 1:
+            x = x.unsqueeze(0)
+        if x.shape != wanted:
+            raise ValueError(f"expected initial_params of shape {wanted} (unconstrained, chains first), got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise ValueError(f"expected floating point initial_params, got {x.dtype}")
+        return x.detach().clone()
+
+    # Running.
+
+    def run(self, num_samples: int | None = None) -> None:
+        """Warm up and sample; or add ``num_samples`` draws of each chain to a run that was made or loaded.
+
+        A continued run equals an uninterrupted one, bit for bit. Ctrl-C keeps the draws so far.
+
+        Raises:
+            EnergyError: when the energy does not keep its contract at the initial points.
+            SamplingError: when warm-up can't go on.
+            ValueError: when there is no run to add draws to, or ``num_samples`` is not positive.
+        """
+        started = time.monotonic()
+        if num_samples is None:
+            self._begin()
+        else:
+            require(num_samples >= 1, "num_samples >= 1", num_samples)
+            require(self.chains is not None, "a run to add draws to (call run() first, or load one)", "none")
+            self.num_samples = self.kept + num_samples
+        self._sample()
+        self.sampling_time += time.monotonic() - started
+
+    def _begin(self) -> None:
+        x = self.initial_params
+        if x is None:
+            x = initial_points(self.kernel.target, self.num_chains, self.seed)
+        else:
+            check_energy(self.kernel.target, x)
+        columns = self._columns(x.device)
+        nothing = torch.zeros(0, dtype=torch.int64, device=x.device)
+        self.draws = Draws(self.num_chains, self.thinning, columns)
+        self.warmup_draws = Draws(self.num_chains, 1, columns if self.save_warmup else nothing)
+        self.kept = self.warmup_kept = 0
+        self.sampling_time = 0.0
+        chains = self.chains = Chains(self.kernel, x, self.seed)
+        if not self.warmup_steps:
+            return
+        progress = Progress(self.warmup_steps, "Warmup", disable=self.disable_progbar)
+
+        def report() -> None:
+            self._report(progress, "Warmup", int(self._finished().float().mean()))
+
+        try:
+            chains.warm_up(self.warmup_steps, self.warmup_draws, report)
+        finally:
+            progress.close()
+
+    def _sample(self) -> None:
+        chains = self._chains()
+        progress = Progress(self.num_samples * self.thinning, "Sample", disable=self.disable_progbar)
+
+        def report() -> None:
+            self._report(progress, "Sample", int(self._finished().min()))
+
+        try:
+            chains.collect(self.num_samples, self.draws, report)
+            self.kept = self.num_samples
+        except KeyboardInterrupt:
+            self.kept = int(self._finished().min()) // self.thinning
+            if not self.kept:
+                raise
+            warnings.warn(
+                f"interrupted: kept {self.kept} of {self.num_samples} draws of each of {self.num_chains} chains; "
+                f"run(num_samples={self.num_samples - self.kept}) adds the others",
+                SamplingWarning,
+                stacklevel=3,
+            )
+        finally:
+            progress.close()
+
+    def _report(self, progress: Progress, stage: str, finished: int) -> None:
+        chains = self._chains()
+        if stage == "Warmup":
+            self.warmup_kept = int(self._finished().min())
+        progress.update(chains, self.warmup_draws if stage == "Warmup" else self.draws, finished)
+        if self.hook_fn is not None:
+            self.hook_fn(self.kernel, self.kernel.target.unpack(chains.position()), stage, finished)
+
+    def _chains(self) -> Chains:
+        if self.chains is None:
+            raise ValueError("expected a run, got none: call run() first")
+        return self.chains
+
+    def _finished(self) -> Tensor:
+        counts = self._chains().now.counts
+        return torch.zeros(self.num_chains) if counts is None else counts.finished
+
+    # Results.
+
+    @property
+    def now(self) -> Now:
+        """State, tuning and counts of the chains."""
+        return self._chains().now
+
+    @property
+    def gradients(self) -> int:
+        """Energy (or network) calls of all chains in all ticks so far."""
+        return self.now.tick * self.kernel.calls_per_tick * self.num_chains
+
+    def get_samples(self, num_samples: int | None = None, group_by_chain: bool = False) -> dict[str, Tensor]:  # noqa: FBT001, FBT002
+        """Draws in the user's space by site, ``(chains * draws, *site)``, or ``(chains, draws, *site)`` by chain.
+
+        Args:
+            num_samples: resample so many with replacement, as Pyro does; all draws when None.
+            group_by_chain: keep the chain axis.
+        """
+        samples = self._values(self.draws.select(0, self._require_draws()))
+        return select_samples(samples, num_samples, group_by_chain)
+
+    def stats(self) -> dict[str, Tensor]:
+        """Statistics of the draws under ArviZ's names, each ``(chains, draws)``."""
+        fields = self.draws.select(0, self._require_draws())
+        return {name: value for name, value in fields.items() if name != "position"}
+
+    def warmup(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Values and statistics of the last warm-up draws that every chain has (chains warm up at their own pace).
+
+        Raises:
+            ValueError: unless ``save_warmup=True``.
+        """
+        require(self.save_warmup, "MCMC(..., save_warmup=True) to have warm-up draws", "save_warmup=False")
+        fields = self.warmup_draws.select(0, self.warmup_kept)
+        return self._values(fields), {n: v for n, v in fields.items() if n != "position"}
+
+    def _require_draws(self) -> int:
+        self._chains()
+        require(self.kept > 0, "at least one draw of every chain", 0)
+        return self.kept
+
+    def _values(self, fields: dict[str, Tensor]) -> dict[str, Tensor]:
+        target, x = self.kernel.target, fields["position"]
+        if self.draws.columns is None:
+            values = target.constrain(x.reshape(*x.shape[:2], *target.event_shape))
+        else:
+            # sites transform one by one, so any finite filling of the others will do
+            full = x.new_zeros((*x.shape[:2], target.event_shape.numel()))
+            full[..., self.draws.columns] = x
+            values = target.constrain(full)
+            values = {name: values[name] for name in self.save_params or ()}
+        for name, transform in (self.transforms or {}).items():
+            if name in values:
+                values[name] = transform.inv(values[name])
+        return values
+
+    def _columns(self, device: torch.device) -> Tensor | None:
+        target = self.kernel.target
+        if self.save_params is None or not target.packed:
+            return None
+        index = target.unpack(torch.arange(target.event_shape.numel(), device=device))
+        return torch.cat([index[name].reshape(-1) for name in self.save_params])
+
+    def diagnostics(self) -> dict[str, Any]:
+        """By site ``n_eff`` and ``r_hat`` (ArviZ's bulk ESS and rank-normalised R-hat), divergences and acceptance by chain."""
+        from ebmppl.diagnostics.convergence import convergence
+
+        rate = self.stats()["acceptance_rate"].mean(1)
+        diverging = self._chains().now.counts
+        assert diverging is not None  # a run with draws has counts
+        return {
+            **convergence(self.get_samples(group_by_chain=True)),
+            "divergences": {f"chain {i}": int(n) for i, n in enumerate(diverging.diverging)},
+            "acceptance rate": {f"chain {i}": float(r) for i, r in enumerate(rate)},
+        }
+
+    def to_arviz(self, **options: Any) -> Any:
+        """The run as ArviZ's ``InferenceData`` (0.x) or ``DataTree`` (1.x); options as in ``interop.arviz.to_arviz``."""
+        from ebmppl.interop.arviz import to_arviz
+
+        return to_arviz(self, **options)
+
+    def summary(self, prob: float = 0.9) -> Summary:
+        """Print ArviZ's table with what should make one distrust it, and return both.
+
+        Args:
+            prob: probability mass of the intervals.
+        """
+        from ebmppl.diagnostics.summary import summarize
+
+        summary = summarize(self.to_arviz(), prob)
+        print(summary)
+        return summary
+
+    # Keeping.
+
+    def save(self, path: str | Path) -> None:
+        """Write the run (draws, state, tuning, generators) to a file that ``MCMC.load`` continues from."""
+        save_run(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path, kernel: Kernel) -> MCMC:
+        """A saved run, with a kernel of the same kind and energy; ``run(num_samples=more)`` continues it exactly.
+
+        Raises:
+            ValueError: when the kernel differs from the saved one in kind, event shape or sites.
+        """
+        return load_run(cls, path, kernel)
+
+
+def _require_sites(what: str, names: Sequence[str] | Mapping[str, Any] | None, kernel: Kernel) -> None:
+    unknown = sorted(set(names or ()) - set(kernel.target.sites))
+    if unknown:
+        raise ValueError(f"{what} names unknown sites {unknown}; the sites are {sorted(kernel.target.sites)}")
