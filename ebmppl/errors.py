@@ -1,4 +1,4 @@
-"""Errors and warnings of the library: a wrong argument is a ``ValueError``, numerical trouble that ends a run is a ``SamplingError``."""
+"""Errors and warnings: a wrong argument is a ``ValueError``, what ends a run a ``SamplingError``."""
 
 from __future__ import annotations
 

@@ -124,8 +124,12 @@ class _Recursive:
             if not straight:
                 break
         return {
-            "q": chosen.q, "depth": depth, "n_steps": self.n_steps, "diverging": self.diverged,
-            "energy": self.hamiltonian(chosen), "rate": self.rate_sum / self.n_steps,
+            "q": chosen.q,
+            "depth": depth,
+            "n_steps": self.n_steps,
+            "diverging": self.diverged,
+            "energy": self.hamiltonian(chosen),
+            "rate": self.rate_sum / self.n_steps,
         }
 
 

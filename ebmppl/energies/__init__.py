@@ -3,16 +3,34 @@
 To add an energy: one final class of ``Energy`` in a file of its own, one line here, one row in ``tests/registry.py``.
 """
 
-from ebmppl.energies.algebra import Clamped, GeometricPath, Mixture, Sum, Tempered
-from ebmppl.energies.analytic import AnalyticEnergy, Gaussian, GaussianMixture, Quadratic, StudentT
+from ebmppl.energies.algebra import GeometricPath, Mixture, Sum, Tempered
+from ebmppl.energies.analytic import AnalyticEnergy
 from ebmppl.energies.base import Energy
 from ebmppl.energies.checks import check_energy
+from ebmppl.energies.clamped import Clamped
 from ebmppl.energies.function import as_energy
+from ebmppl.energies.gaussian import Gaussian, GaussianMixture, Quadratic
 from ebmppl.energies.landscapes import DoubleWell, Funnel, Rosenbrock
+from ebmppl.energies.student import StudentT
 from ebmppl.energies.unconstrained import Unconstrained, unconstrained
 
 __all__ = [
-    "AnalyticEnergy", "Clamped", "DoubleWell", "Energy", "Funnel", "Gaussian", "GaussianMixture", "GeometricPath",
-    "Mixture", "Quadratic", "Rosenbrock", "StudentT", "Sum", "Tempered", "Unconstrained", "as_energy", "check_energy",
+    "AnalyticEnergy",
+    "Clamped",
+    "DoubleWell",
+    "Energy",
+    "Funnel",
+    "Gaussian",
+    "GaussianMixture",
+    "GeometricPath",
+    "Mixture",
+    "Quadratic",
+    "Rosenbrock",
+    "StudentT",
+    "Sum",
+    "Tempered",
+    "Unconstrained",
+    "as_energy",
+    "check_energy",
     "unconstrained",
 ]

@@ -1,15 +1,16 @@
-"""Energies made of energies: sums (products of experts), tempering, mixtures, conditioning and bridges."""
+"""Energies made of energies: sums (products of experts), tempering, mixtures and bridges."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
-from ebmppl.energies.analytic import Quadratic
-from ebmppl.energies.base import ONE_SITE, Energy, register
+from ebmppl.energies.base import Energy, register
+from ebmppl.energies.gaussian import Quadratic
 
 
 def add(*energies: Energy) -> Energy:
@@ -29,23 +30,25 @@ class Sum(Energy):
         ValueError: for no energies, or energies over different spaces.
     """
 
+    terms: nn.ModuleList
+
     def __init__(self, energies: Sequence[Energy]) -> None:
-        flat = [e for energy in energies for e in (energy.terms if isinstance(energy, Sum) else [energy])]
+        flat = [e for energy in energies for e in (_members(energy.terms) if isinstance(energy, Sum) else [energy])]
         super().__init__(*_space(flat))
         self.terms = nn.ModuleList(flat)
 
     def forward(self, x: Tensor) -> Tensor:
         """Energies ``(*batch)`` in nats."""
-        return sum(energy(x) for energy in self.terms)  # type: ignore[return-value]
+        return _total(energy(x) for energy in _members(self.terms))
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Sums of the terms' values and gradients (closed forms are used where terms have them)."""
-        values, grads = zip(*(energy.value_and_grad(x) for energy in self.terms), strict=True)
-        return sum(values), sum(grads)  # type: ignore[return-value]
+        values, grads = zip(*(energy.value_and_grad(x) for energy in _members(self.terms)), strict=True)
+        return _total(values), _total(grads)
 
     def as_quadratic(self) -> Quadratic | None:
         """The quadratic form when every term has one."""
-        forms = [energy.as_quadratic() for energy in self.terms]
+        forms = [energy.as_quadratic() for energy in _members(self.terms)]
         known = [form for form in forms if form is not None]
         if len(known) < len(forms):
             return None
@@ -84,7 +87,7 @@ class Tempered(Energy):
         return _scaled(beta, value), _scaled(_rows(beta, self.event_shape), grad)
 
     def as_quadratic(self) -> Quadratic | None:
-        """beta times the quadratic form, for one positive beta."""
+        """Beta times the quadratic form, for one positive beta."""
         form = self.energy.as_quadratic()
         if form is None or self.beta.dim() or not bool(self.beta > 0):
             return None
@@ -140,9 +143,7 @@ class GeometricPath(Energy):
         if forms[0] is None or forms[1] is None or self.beta.dim():
             return None
         w = self.beta.to(forms[0].A.dtype)
-        return Quadratic(
-            *((1 - w) * getattr(forms[0], n) + w * getattr(forms[1], n) for n in ("A", "b", "constant"))
-        )
+        return Quadratic(*((1 - w) * getattr(forms[0], n) + w * getattr(forms[1], n) for n in ("A", "b", "constant")))
 
 
 class Mixture(Energy):
@@ -160,6 +161,7 @@ class Mixture(Energy):
     """
 
     log_weights: Tensor
+    components: nn.ModuleList
 
     def __init__(self, energies: Sequence[Energy], weights: Sequence[float] | Tensor | None = None) -> None:
         super().__init__(*_space(energies))
@@ -171,14 +173,14 @@ class Mixture(Energy):
 
     def forward(self, x: Tensor) -> Tensor:
         """Energies ``(*batch)`` in nats."""
-        return self._combine([energy(x) for energy in self.components])[0]
+        return self._combine([energy(x) for energy in _members(self.components)])[0]
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient: the components' gradients weighted by their responsibilities."""
-        values, grads = zip(*(energy.value_and_grad(x) for energy in self.components), strict=True)
+        values, grads = zip(*(energy.value_and_grad(x) for energy in _members(self.components)), strict=True)
         energy, share = self._combine(values)
-        grad = sum(_scaled(_rows(s, self.event_shape), g) for s, g in zip(share.unbind(), grads, strict=True))
-        return energy, grad  # type: ignore[return-value]
+        grad = _total(_scaled(_rows(s, self.event_shape), g) for s, g in zip(share.unbind(), grads, strict=True))
+        return energy, grad
 
     def _combine(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         stacked = torch.stack(list(values))
@@ -189,88 +191,20 @@ class Mixture(Energy):
 
     @property
     def log_z(self) -> Tensor | None:
-        """log sum of w_k Z_k in nats where all components know theirs."""
-        parts = [energy.log_z for energy in self.components]
+        """Log sum of w_k Z_k in nats where all components know theirs."""
+        parts = [energy.log_z for energy in _members(self.components)]
         known = [part for part in parts if part is not None]
         if len(known) < len(parts):
             return None
         return torch.logsumexp(self.log_weights + torch.stack(known).to(self.log_weights.dtype), 0)
 
 
-class Clamped(Energy):
-    """Conditioning: some coordinates are held at given values, the energy is one of the others.
-
-    Args:
-        energy: the energy. Over one tensor with an elementwise support the free coordinates become one
-            vector ``(free,)``; over named sites the clamped sites disappear.
-        mask: bool tensor of the event shape, True where clamped; for named sites the names to clamp.
-        values: tensor that broadcasts to the event shape (its free entries are not used); for named
-            sites a dict with the value of each clamped site. Kept as buffers, so they may change in place.
-
-    Raises:
-        ValueError: for a mask of another shape, nothing or everything clamped, or unknown sites.
-    """
-
-    def __init__(
-        self,
-        energy: Energy,
-        mask: Tensor | Sequence[str],
-        values: Tensor | Mapping[str, Tensor],
-    ) -> None:
-        flat_mask, full = _clamped_sites(energy, mask, values) if energy.packed else _clamped(energy, mask, values)
-        if bool(flat_mask.all()) or not bool(flat_mask.any()):
-            raise ValueError(f"expected some but not all coordinates clamped, got {int(flat_mask.sum())}")
-        support = energy.support
-        if energy.packed:
-            free_sites = {n: s for n, s in energy.sites.items() if n not in set(mask)}
-            if isinstance(support, dict):
-                support = {n: c for n, c in support.items() if n in free_sites}
-            super().__init__(free_sites, support)
-        else:
-            super().__init__((int((~flat_mask).sum()),), support)
-        self.energy = energy
-        self.register_buffer("values", full)
-        self.register_buffer("free", (~flat_mask).nonzero().squeeze(1))
-
-    values: Tensor
-    free: Tensor
-
-    def fill(self, x: Tensor) -> Tensor:
-        """Whole points ``(*batch, *event of the energy)`` from free coordinates ``(*batch, *event)``."""
-        batch = x.shape[: x.dim() - 1]
-        whole = self.values.to(x.dtype).expand(*batch, -1).index_copy(-1, self.free, x)
-        return whole.reshape(*batch, *self.energy.event_shape)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Energies ``(*batch)`` in nats of the whole points."""
-        return self.energy(self.fill(x))
-
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The energy's value, and its gradient at the free coordinates."""
-        value, grad = self.energy.value_and_grad(self.fill(x))
-        return value, grad.reshape(*x.shape[:-1], -1).index_select(-1, self.free)
+def _members(modules: nn.ModuleList) -> list[Energy]:
+    return [m for m in modules if isinstance(m, Energy)]
 
 
-def _clamped(energy: Energy, mask: object, values: object) -> tuple[Tensor, Tensor]:
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != energy.event_shape:
-        got = f"{tuple(mask.shape)} {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
-        raise ValueError(f"expected a bool mask of shape {tuple(energy.event_shape)}, got {got}")
-    if energy.site_support(ONE_SITE).event_dim:
-        raise ValueError(f"expected an elementwise support to clamp coordinates, got {energy.support}")
-    return mask.flatten(), torch.as_tensor(values).expand(energy.event_shape).flatten().clone()
-
-
-def _clamped_sites(energy: Energy, mask: object, values: object) -> tuple[Tensor, Tensor]:
-    names = set(mask) if isinstance(mask, (list, tuple, set)) else None
-    if names is None or not isinstance(values, Mapping) or set(values) != names or not names <= set(energy.sites):
-        raise ValueError(
-            f"expected the names of sites to clamp, among {sorted(energy.sites)}, and a dict of their values; "
-            f"got {mask} and {sorted(values) if isinstance(values, Mapping) else type(values).__name__}"
-        )
-    value = {n: torch.as_tensor(values[n]) if n in names else torch.zeros(s) for n, s in energy.sites.items()}
-    full = energy.pack({n: v.expand(energy.sites[n]) for n, v in value.items()})
-    flags = {n: torch.full(tuple(s), float(n in names)) for n, s in energy.sites.items()}
-    return energy.pack(flags) > 0, full
+def _total(values: Iterable[Tensor]) -> Tensor:
+    return reduce(torch.add, values)
 
 
 def _space(energies: Sequence[Energy]) -> tuple[dict[str, torch.Size] | torch.Size, Constraint | dict]:
@@ -306,5 +240,5 @@ def _rows(weight: Tensor, event_shape: torch.Size) -> Tensor:
 
 
 def _scaled(weight: Tensor, value: Tensor) -> Tensor:
-    """weight * value, where a weight of 0 switches an infinite energy off."""
+    """Weight * value, where a weight of 0 switches an infinite energy off."""
     return torch.where(weight == 0, torch.zeros_like(value), weight.to(value.dtype) * value)

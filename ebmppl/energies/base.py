@@ -14,7 +14,7 @@ from torch.distributions.constraints import Constraint
 if TYPE_CHECKING:
     from torch.distributions import Transform
 
-    from ebmppl.energies.analytic import Quadratic
+    from ebmppl.energies.gaussian import Quadratic
 
 Shape = Sequence[int]
 Support = Constraint | dict[str, Constraint]
@@ -117,8 +117,7 @@ class Energy(nn.Module):
         parts = x.split([shape.numel() for shape in self.sites.values()], -1)
         batch = x.shape[:-1]
         return {
-            name: part.reshape((*batch, *shape))
-            for (name, shape), part in zip(self.sites.items(), parts, strict=True)
+            name: part.reshape((*batch, *shape)) for (name, shape), part in zip(self.sites.items(), parts, strict=True)
         }
 
     def constrain(self, x: Tensor) -> dict[str, Tensor]:

@@ -26,12 +26,16 @@ def check_energy(energy: Energy, x: Tensor, *, gradient: bool = True, finite: bo
     value = _call(energy, x)
     _check_tensor(value, x)
     if not same_energy(_call(energy, x), value):
-        raise EnergyError("expected the same energy for the same points, got another at a second call: "
-                          "an energy must be a function, without random numbers inside")
+        raise EnergyError(
+            "expected the same energy for the same points, got another at a second call: "
+            "an energy must be a function, without random numbers inside"
+        )
     for row in {0, len(x) // 2, len(x) - 1}:
         if not same_energy(_call(energy, x[row : row + 1]), value[row : row + 1]):
-            raise EnergyError(f"the energy mixes the rows of a batch: the energy of chain {row} alone differs "
-                              "from its energy beside the other chains; chains must not depend on one another")
+            raise EnergyError(
+                f"the energy mixes the rows of a batch: the energy of chain {row} alone differs "
+                "from its energy beside the other chains; chains must not depend on one another"
+            )
     if finite:
         _check_finite("energy", value)
     if gradient:
@@ -70,8 +74,10 @@ def _check_finite(what: str, value: Tensor) -> None:
     chains = bad.nonzero().squeeze(1).tolist()
     shown = ", ".join(map(str, chains[:10])) + (", ..." if len(chains) > 10 else "")
     first = "" if value.dim() > 1 else f" (the first is {value[chains[0]].item()})"
-    raise EnergyError(f"expected a finite {what} at the initial points, got {len(chains)} of {len(value)} that are "
-                      f"not{first}; chains: {shown}")
+    raise EnergyError(
+        f"expected a finite {what} at the initial points, got {len(chains)} of {len(value)} that are "
+        f"not{first}; chains: {shown}"
+    )
 
 
 def _gradient(energy: Energy, x: Tensor) -> Tensor:
@@ -79,11 +85,14 @@ def _gradient(energy: Energy, x: Tensor) -> Tensor:
         _, grad = energy.value_and_grad(x)
     except RuntimeError as error:
         if "does not require grad" in str(error) or "not have been used" in str(error):
-            raise EnergyError("expected an energy that is differentiable in its points, got one whose value does not "
-                              "depend on them by differentiable operations (detach, .item(), NumPy or integers inside?)"
-                              ) from error
+            raise EnergyError(
+                "expected an energy that is differentiable in its points, got one whose value does not "
+                "depend on them by differentiable operations (detach, .item(), NumPy or integers inside?)"
+            ) from error
         raise EnergyError(f"the gradient of the energy failed: {error}") from error
     if grad.shape != x.shape or grad.dtype != x.dtype or grad.device != x.device:
-        raise EnergyError(f"expected a gradient of shape {tuple(x.shape)}, {x.dtype} on {x.device}, "
-                          f"got {tuple(grad.shape)}, {grad.dtype} on {grad.device}")
+        raise EnergyError(
+            f"expected a gradient of shape {tuple(x.shape)}, {x.dtype} on {x.device}, "
+            f"got {tuple(grad.shape)}, {grad.dtype} on {grad.device}"
+        )
     return grad

@@ -42,7 +42,7 @@ def as_energy(
         >>> energy(torch.zeros(3, 2))
         tensor([0., 0., 0.])
     """
-    return FunctionEnergy(fn, event_shape, support, batched)
+    return FunctionEnergy(fn, event_shape, support, batched=batched)
 
 
 class FunctionEnergy(Energy):
@@ -53,6 +53,7 @@ class FunctionEnergy(Energy):
         fn: Callable[..., Tensor],
         event_shape: Shape | Mapping[str, Shape],
         support: Support,
+        *,
         batched: bool | None,
     ) -> None:
         if not callable(fn):
@@ -136,5 +137,5 @@ def _attempt(fn: Callable[[Tensor], Any], x: Tensor) -> tuple[Any, Exception | N
     # The user's code may raise anything at a shape it was not written for; that is an answer here.
     try:
         return fn(x), None
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         return None, error

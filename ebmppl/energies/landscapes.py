@@ -1,4 +1,4 @@
-"""Landscapes that samplers are tried on, each with its exact log Z, moments and draws: double well, funnel, Rosenbrock."""
+"""Landscapes that samplers are tried on, each with its exact log Z, moments and draws."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ebmppl.energies.analytic import LOG_2PI, AnalyticEnergy, _normal
+from ebmppl.energies.analytic import LOG_2PI, AnalyticEnergy, normal
 
 
 class DoubleWell(AnalyticEnergy):
@@ -133,13 +133,13 @@ class Funnel(AnalyticEnergy):
 
     def sample(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Exact independent draws ``(num_samples, dimension)`` in float64."""
-        noise = _normal((num_samples, self.dimension), self.mean, generator)
+        noise = normal((num_samples, self.dimension), self.mean, generator)
         v = self.scale * noise[:, :1]
         return torch.cat([v, torch.exp(v / 2) * noise[:, 1:]], -1)
 
 
 class Rosenbrock(AnalyticEnergy):
-    r"""The even Rosenbrock banana (Pagani, Wiegand and Nadarajah 2021): pairs (u, w) with
+    r"""The even Rosenbrock banana (Pagani, Wiegand and Nadarajah 2021): pairs (u, w).
 
     .. math:: E = \sum_{\text{pairs}} a\,(u - \mu)^2 + b\,(w - u^2)^2
 
@@ -198,7 +198,7 @@ class Rosenbrock(AnalyticEnergy):
 
     def sample(self, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
         """Exact independent draws ``(num_samples, dimension)`` in float64."""
-        noise = _normal((num_samples, self.dimension), self.mean, generator)
+        noise = normal((num_samples, self.dimension), self.mean, generator)
         u = self.location + noise[:, ::2] / math.sqrt(2 * self.a)
         w = u.square() + noise[:, 1::2] / math.sqrt(2 * self.b)
         return torch.stack([u, w], -1).flatten(-2)

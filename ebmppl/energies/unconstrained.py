@@ -39,9 +39,7 @@ class Unconstrained(Energy):
     """
 
     def __init__(self, energy: Energy) -> None:
-        bijections = {
-            name: _bijection(name, shape, energy.site_support(name)) for name, shape in energy.sites.items()
-        }
+        bijections = {name: _bijection(name, shape, energy.site_support(name)) for name, shape in energy.sites.items()}
         shapes: dict[str, Shape] = {
             name: shape if (t := bijections[name]) is None else t.inverse_shape(shape)
             for name, shape in energy.sites.items()

@@ -144,8 +144,7 @@ class PyroEnergy(Energy):
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Pyro's own setting for HMC: no validation (a bad point is NaN, not an exception), unseen by outer handlers."""
-    with pyro.validation_enabled(False), poutine.block(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*jit.*", category=torch.jit.TracerWarning)
+    with pyro.validation_enabled(is_validate=False), poutine.block():
         yield
 
 
@@ -160,8 +159,13 @@ def _initial_value(site: dict[str, Any]) -> Tensor:
 
 
 def _plate_nesting(trace: poutine.Trace) -> int:
-    dims = [f.dim for _, node in trace.nodes.items() if node["type"] == "sample" for f in node["cond_indep_stack"]
-            if f.vectorized]
+    dims = [
+        f.dim
+        for _, node in trace.nodes.items()
+        if node["type"] == "sample"
+        for f in node["cond_indep_stack"]
+        if f.vectorized
+    ]
     return -min(dims) if dims else 0
 
 

@@ -64,6 +64,13 @@ class Sites(NamedTuple):
         return {name: _replicate_of(self.trace.nodes[name])[1] for name in self.observed}
 
     @property
+    def why_no_prior(self) -> str:
+        """Why ancestral draws would not be draws of the prior; empty where they are."""
+        if self.unnormalised:
+            return f"improper prior: {', '.join(self.unnormalised)} masked out of the density"
+        return f"the factors {', '.join(self.factors)} are no part of draws from the prior" if self.factors else ""
+
+    @property
     def numbers(self) -> int:
         """Values of all sites of one run."""
         return sum(n["value"].numel() for _, n in self.trace.nodes.items() if isinstance(n.get("value"), Tensor))

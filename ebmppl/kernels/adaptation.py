@@ -67,7 +67,7 @@ class DualAveraging(NamedTuple):
     center: Tensor  # mu: log step size that is shrunk towards
     error: Tensor  # H-bar: average of target - acceptance
     log_average: Tensor  # the averaged iterate, log step size
-    count: Tensor  # updates so far
+    updates: Tensor
     rate_sum: Tensor  # acceptance rates of draws that wait for an update
     waiting: Tensor  # how many these are
 
@@ -93,7 +93,7 @@ def dual_averaging_update(
     rate_sum = da.rate_sum + pooled_sum(rate * done)
     waiting = da.waiting + pooled_sum(done.to(rate.dtype))
     full = waiting >= len(done)
-    count = da.count + 1
+    count = da.updates + 1
     weight = 1 / (count + t0)
     error = (1 - weight) * da.error + weight * (target - rate_sum / waiting.clamp_min(1.0))
     log_step = da.center - count.sqrt() / gamma * error
@@ -104,7 +104,7 @@ def dual_averaging_update(
         da.center,
         torch.where(full, error, da.error),
         torch.where(full, average, da.log_average),
-        torch.where(full, count, da.count),
+        torch.where(full, count, da.updates),
         torch.where(full, zero, rate_sum),
         torch.where(full, zero, waiting),
     )
@@ -114,7 +114,7 @@ def dual_averaging_update(
 class Welford(NamedTuple):
     """Running count, mean and sum of squared deviations of the finished draws (Chan, Golub and LeVeque 1979)."""
 
-    count: Tensor  # scalar
+    total: Tensor  # scalar, number of draws
     mean: Tensor  # (dimension,)
     scatter: Tensor  # (dimension,) or (dimension, dimension)
 
@@ -126,8 +126,8 @@ def welford_update(w: Welford, x: Tensor, done: Tensor) -> Welford:
     delta = x - w.mean  # against the running mean, so that large offsets don't cancel
     weighted = delta * weight.unsqueeze(-1)
     shift = pooled_sum(weighted) / new.clamp_min(1.0)
-    count = w.count + new
-    spread = new * w.count / count.clamp_min(1.0)
+    count = w.total + new
+    spread = new * w.total / count.clamp_min(1.0)
     if w.scatter.dim() == 1:
         inside = pooled_sum(weighted * delta) - new * shift.square()
         scatter = w.scatter + inside + spread * shift.square()
@@ -140,7 +140,7 @@ def welford_update(w: Welford, x: Tensor, done: Tensor) -> Welford:
 
 def regularised(w: Welford) -> Tensor:
     """Stan's shrunk estimate of the (co)variance: towards 1e-3 with the weight of 5 draws."""
-    n = w.count
+    n = w.total
     estimate = w.scatter / (n - 1).clamp_min(1.0)
     unit = torch.ones_like(w.mean) if estimate.dim() == 1 else torch.eye(len(w.mean)).to(estimate)
     return n / (n + 5) * estimate + 1e-3 * (5 / (n + 5)) * unit
@@ -217,9 +217,7 @@ class HamiltonianAdaptation:
 
     def end_window(self, own: AdaptationState, tuning: Tuning, *, metric: bool) -> tuple[AdaptationState, Tuning]:
         """Metric from the window's draws."""
-        empty = Welford(
-            torch.zeros_like(own.welford.count), own.welford.mean, torch.zeros_like(own.welford.scatter)
-        )
+        empty = Welford(torch.zeros_like(own.welford.total), own.welford.mean, torch.zeros_like(own.welford.scatter))
         if self.mass and metric:
             inverse_mass = regularised(own.welford)
             tuning = tuning._replace(inverse_mass=inverse_mass, factor=factorise(inverse_mass))
@@ -230,7 +228,7 @@ class HamiltonianAdaptation:
         da = own.averaging
         if not self.step_size:
             return tuning
-        return tuning._replace(step_size=torch.where(da.count > 0, da.log_average.exp(), tuning.step_size))
+        return tuning._replace(step_size=torch.where(da.updates > 0, da.log_average.exp(), tuning.step_size))
 
 
 def find_step_size(
@@ -239,7 +237,9 @@ def find_step_size(
     """Double or halve the step size until the mean acceptance of one leapfrog step crosses 0.8 (Stan's heuristic, pooled).
 
     Args:
+        value_and_grad: energies and gradients at positions.
         state: has ``position``, ``energy`` and ``grad`` of all chains.
+        tuning: the step size to begin with and the metric.
         normal: gives fresh momenta ``(chains, dimension)``.
         power: the leapfrog step is ``step_size ** power``.
 
@@ -259,6 +259,9 @@ def find_step_size(
         elif up != direction:
             return step
         step = step * 2.0 ** (direction / power)
-    where, why = ("infinity", "the energy is flat: is the density proper?") if direction > 0 else (
-        "zero", "no step keeps the energy: is it smooth and of a sensible scale at the initial points?")
+    where, why = (
+        ("infinity", "the energy is flat: is the density proper?")
+        if direction > 0
+        else ("zero", "no step keeps the energy: is it smooth and of a sensible scale at the initial points?")
+    )
     raise SamplingError(f"the step size ran away to {where} ({float(step):.3g}): {why}")

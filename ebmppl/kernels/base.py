@@ -125,7 +125,10 @@ class Kernel(MCMCKernel):
         return self.target.transforms
 
     def sample(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tick until every chain finished one draw. Sites of the event's rank are one chain, with one axis more they are chains."""
+        """Tick until every chain finished one draw.
+
+        Sites of the event's rank are one chain, with one axis more they are chains.
+        """
         if self._under_pyro is None:
             self._under_pyro = _UnderPyro(self, params, self._warmup_steps)
         self._under_pyro.move(params)

@@ -193,9 +193,7 @@ class NUTS(GradientKernel):
         diverging = torch.logical_not(error <= DIVERGENCE)  # NaN too
         return self._finish(grown, turns, tree_turns, diverging, noise["tree"])
 
-    def _begin(
-        self, state: NUTSState, tuning: Tuning, noise: Noise, new_tree: Tensor, new_sub: Tensor
-    ) -> NUTSState:
+    def _begin(self, state: NUTSState, tuning: Tuning, noise: Noise, new_tree: Tensor, new_sub: Tensor) -> NUTSState:
         """A new tree where the last one was complete, and a new sub-tree in a random direction where none is under way."""
         momentum = noise["momentum"]
         swap = new_sub & (state.backward ^ (noise["direction"] < 0.5))

@@ -4,8 +4,8 @@ A sub-tree of 2^k leaves is built leaf by leaf. The leaf n that completes sub-tr
 their first leaves, which even leaves left in O(k) checkpoints (Phan, Pradhan and Jankowiak 2019, "Composable effects for
 flexible and accelerated probabilistic programming in NumPyro", algorithm 2). Besides the criterion over each whole
 sub-tree (Betancourt 2017, appendix A.4.2), the two across its joint are checked as in Stan since 2.21: left half and first
-leaf of the right, last leaf of the left half and right half. The first of the two is known as soon as the right half begins, and is
-checked there: the sub-tree is lost anyway, and its other leaves need no gradient.
+leaf of the right, last leaf of the left half and right half. The first of the two is known as soon as the right half
+begins, and is checked there: the sub-tree is lost anyway, and its other leaves need no gradient.
 """
 
 from __future__ import annotations

@@ -135,13 +135,17 @@ class Chains:
             observe: called with the info of every tick.
         """
         left = torch.full((self.num_chains,), n, device=self.device)
-        synchronous = self.kernel.synchronous
-        for _ in range(n) if synchronous else iter(lambda: bool((left > 0).any()), False):
-            info = self._tick(adapt=adapt, active=None if synchronous else left > 0)
+        ticks = n if self.kernel.synchronous else None
+        while ticks is None or ticks > 0:
+            info = self._tick(adapt=adapt, active=None if ticks is not None else left > 0)
             if observe is not None:
                 observe(info)
-            if not synchronous:
-                left = left - info.done.long()
+            if ticks is not None:
+                ticks -= 1
+                continue
+            left = left - info.done.long()
+            if not bool((left > 0).any()):
+                return
 
     # Adaptation, outside the ticks.
 

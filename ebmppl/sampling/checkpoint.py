@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from ebmppl.kernels.base import Kernel
 from ebmppl.sampling.chains import Chains, Now
@@ -16,7 +15,16 @@ if TYPE_CHECKING:
     from ebmppl.sampling.mcmc import MCMC
 
 FORMAT = 1
-_OPTIONS = ("num_samples", "warmup_steps", "num_chains", "thinning", "seed", "backend", "save_warmup", "disable_progbar")
+_OPTIONS = (
+    "num_samples",
+    "warmup_steps",
+    "num_chains",
+    "thinning",
+    "seed",
+    "backend",
+    "save_warmup",
+    "disable_progbar",
+)
 _RESULTS = ("kept", "warmup_kept", "sampling_time")
 
 
@@ -88,7 +96,7 @@ def _draws(draws: Draws) -> dict[str, Any]:
     return {"thinning": draws.thinning, "columns": draws.columns, "buffers": draws.buffers}
 
 
-def _restore(mcmc: MCMC, saved: dict[str, Tensor | Any]) -> Draws:
+def _restore(mcmc: MCMC, saved: dict[str, Any]) -> Draws:
     draws = Draws(mcmc.num_chains, saved["thinning"], saved["columns"])
     draws.buffers = saved["buffers"]
     return draws

@@ -52,8 +52,11 @@ class Draws:
         positions = [x.reshape(self.chains, -1) for x, _ in log]
         if self.columns is not None:
             positions = [x.index_select(1, self.columns) for x in positions]
-        fields = {name: torch.stack(values) for name, values in zip(
-            type(log[0][1])._fields, zip(*(info for _, info in log), strict=True), strict=True) if name != "done"}
+        fields = {
+            name: torch.stack(values)
+            for name, values in zip(type(log[0][1])._fields, zip(*(info for _, info in log), strict=True), strict=True)
+            if name != "done"
+        }
         return {"position": torch.stack(positions), **fields}
 
     def _write(self, name: str, values: Tensor, to: tuple[Tensor, Tensor], at: tuple[Tensor, Tensor]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from ebmppl.energies.base import Energy
+from ebmppl.energies.base import ONE_SITE, Energy
 from ebmppl.energies.checks import check_energy
 from ebmppl.kernels.adaptation import BLOCK
 from ebmppl.sampling.noise import generators
@@ -29,8 +31,10 @@ def initial_points(target: Energy, chains: int, seed: int, radius: float = 2.0) 
     sources = generators(seed, "initial", chains, device)
 
     def draw() -> Tensor:
-        blocks = [torch.empty((min(BLOCK, chains - b * BLOCK), *target.event_shape), dtype=dtype, device=device)
-                  for b in range(len(sources))]
+        blocks = [
+            torch.empty((min(BLOCK, chains - b * BLOCK), *target.event_shape), dtype=dtype, device=device)
+            for b in range(len(sources))
+        ]
         return torch.cat([x.uniform_(-radius, radius, generator=g) for x, g in zip(blocks, sources, strict=True)])
 
     x = draw()
@@ -43,6 +47,25 @@ def initial_points(target: Energy, chains: int, seed: int, radius: float = 2.0) 
         x = torch.where(good.view(-1, *[1] * (x.dim() - 1)), x, draw())
     check_energy(target, x)
     return x
+
+
+def given_points(target: Energy, params: Tensor | Mapping[str, Tensor], chains: int) -> Tensor:
+    """A user's unconstrained points as an own tensor ``(chains, *event)``; one chain may come without its axis.
+
+    Raises:
+        ValueError: for unknown or missing sites, another shape, or integers.
+    """
+    if not isinstance(params, Mapping):
+        params = target.unpack(params) if target.packed else {ONE_SITE: params}
+    x = target.pack(params)
+    if x.shape == target.event_shape and chains == 1:
+        x = x.unsqueeze(0)
+    if x.shape != (chains, *target.event_shape):
+        wanted = f"{(chains, *target.event_shape)} (unconstrained, chains first)"
+        raise ValueError(f"expected initial_params of shape {wanted}, got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"expected floating point initial_params, got {x.dtype}")
+    return x.detach().clone()
 
 
 def dtype_and_device(energy: Energy) -> tuple[torch.dtype, torch.device]:

@@ -18,7 +18,7 @@ from ebmppl.kernels.base import Kernel, require
 from ebmppl.sampling.chains import Chains, Now
 from ebmppl.sampling.checkpoint import load_run, save_run
 from ebmppl.sampling.draws import Draws
-from ebmppl.sampling.initial import initial_points
+from ebmppl.sampling.initial import given_points, initial_points
 from ebmppl.sampling.noise import fresh_seed
 from ebmppl.sampling.progress import Progress
 
@@ -87,24 +87,14 @@ class MCMC:
         self.thinning, self.save_warmup, self.disable_progbar = thinning, save_warmup, disable_progbar
         self.seed = fresh_seed() if seed is None else seed
         self.backend = "eager"
-        self.initial_params = None if initial_params is None else self._points(initial_params)
+        self.initial_params = (
+            None if initial_params is None else given_points(kernel.target, initial_params, num_chains)
+        )
         self.chains: Chains | None = None
         self.draws = Draws(num_chains)
         self.warmup_draws = Draws(num_chains)
         self.kept = self.warmup_kept = 0  # draws of every chain
         self.sampling_time = 0.0  # seconds
-
-    def _points(self, params: Tensor | Mapping[str, Tensor]) -> Tensor:
-        target = self.kernel.target
-        x = target.pack(params if isinstance(params, Mapping) else target.unpack(params) if target.packed else {"x": params})
-        wanted = (self.num_chains, *target.event_shape)
-        if x.shape == target.event_shape and self.num_chains == 1:
-            x = x.unsqueeze(0)
-        if x.shape != wanted:
-            raise ValueError(f"expected initial_params of shape {wanted} (unconstrained, chains first), got {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise ValueError(f"expected floating point initial_params, got {x.dtype}")
-        return x.detach().clone()
 
     # Running.
 

@@ -20,7 +20,7 @@ def stan_windows(warmup_steps: int) -> list[Window]:
 
     Example:
         >>> [w.length for w in stan_windows(500)]
-        [75, 25, 50, 300, 50]
+        [75, 25, 50, 100, 200, 50]
     """
     if warmup_steps < 20:
         return [Window(warmup_steps, metric=False)] if warmup_steps else []

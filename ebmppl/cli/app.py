@@ -1,0 +1,185 @@
+"""The commands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+import pyro
+import torch
+import typer
+
+from ebmppl.cli import options as o
+from ebmppl.cli.errors import INTERRUPTED, UserError, in_one_line, say
+from ebmppl.cli.kernels import kernel_class
+from ebmppl.cli.loading import find, folder_on_path, import_file, split_spec, to_energy
+from ebmppl.cli.outputs import Outputs
+from ebmppl.sampling import MCMC
+
+app = typer.Typer(
+    name="ebmppl",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """The console script ``ebmppl``."""
+    app(prog_name="ebmppl")
+
+
+def _show_version(show: bool) -> None:
+    if show:
+        from ebmppl import __version__
+
+        typer.echo(f"ebmppl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _ebmppl(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+) -> None:
+    """Sample energies, functions and Pyro models with many chains at once, and judge the draws."""
+
+
+@app.command(epilog=o.SAMPLE_EXAMPLES)
+def sample(
+    spec: o.Spec,
+    event_shape: o.EventShape = None,
+    support: o.Support = None,
+    is_pyro: o.IsPyro = False,
+    dtype: o.Dtype = None,
+    kernel: o.KernelName = "nuts",
+    step_size: o.StepSize = None,
+    num_steps: o.NumSteps = None,
+    trajectory_length: o.TrajectoryLength = None,
+    full_mass: o.FullMass = False,
+    target_accept: o.TargetAccept = None,
+    max_tree_depth: o.MaxTreeDepth = None,
+    chains: o.Chains = 64,
+    draws: o.Draws = 500,
+    warmup: o.Warmup = None,
+    thinning: o.Thinning = 1,
+    seed: o.Seed = None,
+    quiet: o.Quiet = False,
+    out: o.Out = None,
+    save: o.Save = None,
+    plot: o.Plot = None,
+    rank_plot: o.RankPlot = None,
+    prob: o.Prob = 0.9,
+    debug: o.Debug = False,
+) -> None:
+    """Sample from exp(-energy) and say how far the draws can be trusted."""
+    settings = {
+        "step_size": step_size,
+        "num_steps": num_steps,
+        "trajectory_length": trajectory_length,
+        "full_mass": full_mass or None,
+        "target_accept_prob": target_accept,
+        "max_tree_depth": max_tree_depth,
+    }
+    settings = {name: value for name, value in settings.items() if value is not None}
+    run = {
+        "num_samples": draws,
+        "warmup_steps": warmup,
+        "num_chains": chains,
+        "thinning": thinning,
+        "seed": seed,
+        "disable_progbar": quiet,
+    }
+    with in_one_line(debug=debug):
+        kind = kernel_class(kernel, settings)
+        outputs = Outputs(save, out, plot, rank_plot)
+        outputs.check()
+        _check_prob(prob)
+        file, name = split_spec(spec)
+    with in_one_line(file, debug=debug), folder_on_path(file), _default_dtype(dtype):
+        if seed is not None:
+            pyro.set_rng_seed(seed)
+        energy = to_energy(find(import_file(file), name), name, event_shape, support or (), is_pyro=is_pyro)
+        mcmc = MCMC(kind(energy if dtype is None else energy.to(getattr(torch, dtype)), **settings), **run)
+        _run(mcmc)
+        _report(mcmc, outputs, prob)
+    if mcmc.kept < draws:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _run(mcmc: MCMC) -> None:
+    try:
+        mcmc.run()
+    except KeyboardInterrupt:
+        say("Interrupted before every chain had a draw: nothing was written.")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _report(mcmc: MCMC, outputs: Outputs, prob: float) -> None:
+    """Write the files, print the summary and what the run took; an error of writing comes last."""
+    from ebmppl.diagnostics.summary import summarize
+
+    idata = cache(mcmc.to_arviz)
+    lines, failures = [], []
+    for what, error in outputs.write(mcmc, idata):
+        if error is None:
+            lines.append(f"Wrote {what}.")
+        else:
+            failures.append(f"could not write {what}: {' '.join(str(error).split())}")
+    typer.echo(str(summarize(idata(), prob)))
+    typer.echo(_facts(mcmc))
+    typer.echo("\n".join(lines), nl=bool(lines))
+    if mcmc.kept < mcmc.num_samples:
+        say(f"Interrupted: every chain has {mcmc.kept} of {mcmc.num_samples} draws; the results are of these.")
+    if failures:
+        raise UserError("; ".join(failures))
+
+
+def _facts(mcmc: MCMC) -> str:
+    seconds = mcmc.sampling_time
+    return (
+        f"{type(mcmc.kernel).__name__}: {mcmc.num_chains} chains x {mcmc.kept} draws after {mcmc.warmup_steps} of "
+        f"warm-up in {seconds:.1f} s; {mcmc.gradients:,} gradients, {mcmc.gradients / max(seconds, 1e-9):,.0f} a second; "
+        f"seed {mcmc.seed}."
+    )
+
+
+@app.command(epilog=o.SUMMARY_EXAMPLES)
+def summary(
+    path: Annotated[
+        Path, typer.Argument(metavar="DRAWS.nc", help="What 'ebmppl sample --out' wrote.", show_default=False)
+    ],
+    prob: o.Prob = 0.9,
+    debug: o.Debug = False,
+) -> None:
+    """Print the summary of draws on disk: by quantity its mean, interval, effective sample size and R-hat, and flags."""
+    with in_one_line(debug=debug):
+        _check_prob(prob)
+        if not path.is_file():
+            raise UserError(
+                f"expected a netCDF file of draws, got {str(path)!r}, which "
+                f"{'is a folder' if path.is_dir() else 'does not exist'}"
+            )
+        from ebmppl.diagnostics.summary import summarize
+
+        typer.echo(str(summarize(path, prob)))
+
+
+def _check_prob(prob: float) -> None:
+    if not 0 < prob < 1:
+        raise UserError(f"expected --prob in (0, 1), got {prob}")
+
+
+@contextmanager
+def _default_dtype(dtype: str | None) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(before if dtype is None else getattr(torch, dtype))
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

@@ -1,0 +1,86 @@
+"""Conditioning: an energy with some of its coordinates held at given values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ebmppl.energies.base import ONE_SITE, Energy
+
+
+class Clamped(Energy):
+    """Conditioning: some coordinates are held at given values, the energy is one of the others.
+
+    Args:
+        energy: the energy. Over one tensor with an elementwise support the free coordinates become one
+            vector ``(free,)``; over named sites the clamped sites disappear.
+        mask: bool tensor of the event shape, True where clamped; for named sites the names to clamp.
+        values: tensor that broadcasts to the event shape (its free entries are not used); for named
+            sites a dict with the value of each clamped site. Kept as buffers, so they may change in place.
+
+    Raises:
+        ValueError: for a mask of another shape, nothing or everything clamped, or unknown sites.
+    """
+
+    def __init__(
+        self,
+        energy: Energy,
+        mask: Tensor | Sequence[str],
+        values: Tensor | Mapping[str, Tensor],
+    ) -> None:
+        flat_mask, full = _clamped_sites(energy, mask, values) if energy.packed else _clamped(energy, mask, values)
+        if bool(flat_mask.all()) or not bool(flat_mask.any()):
+            raise ValueError(f"expected some but not all coordinates clamped, got {int(flat_mask.sum())}")
+        support = energy.support
+        if energy.packed:
+            free_sites = {n: s for n, s in energy.sites.items() if n not in set(mask)}
+            if isinstance(support, dict):
+                support = {n: c for n, c in support.items() if n in free_sites}
+            super().__init__(free_sites, support)
+        else:
+            super().__init__((int((~flat_mask).sum()),), support)
+        self.energy = energy
+        self.register_buffer("values", full)
+        self.register_buffer("free", (~flat_mask).nonzero().squeeze(1))
+
+    values: Tensor
+    free: Tensor
+
+    def fill(self, x: Tensor) -> Tensor:
+        """Whole points ``(*batch, *event of the energy)`` from free coordinates ``(*batch, *event)``."""
+        batch = x.shape[: x.dim() - 1]
+        whole = self.values.to(x.dtype).expand(*batch, -1).index_copy(-1, self.free, x)
+        return whole.reshape(*batch, *self.energy.event_shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Energies ``(*batch)`` in nats of the whole points."""
+        return self.energy(self.fill(x))
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The energy's value, and its gradient at the free coordinates."""
+        value, grad = self.energy.value_and_grad(self.fill(x))
+        return value, grad.reshape(*x.shape[:-1], -1).index_select(-1, self.free)
+
+
+def _clamped(energy: Energy, mask: object, values: object) -> tuple[Tensor, Tensor]:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != energy.event_shape:
+        got = f"{tuple(mask.shape)} {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"expected a bool mask of shape {tuple(energy.event_shape)}, got {got}")
+    if energy.site_support(ONE_SITE).event_dim:
+        raise ValueError(f"expected an elementwise support to clamp coordinates, got {energy.support}")
+    return mask.flatten(), torch.as_tensor(values).expand(energy.event_shape).flatten().clone()
+
+
+def _clamped_sites(energy: Energy, mask: object, values: object) -> tuple[Tensor, Tensor]:
+    names = set(mask) if isinstance(mask, (list, tuple, set)) else None
+    if names is None or not isinstance(values, Mapping) or set(values) != names or not names <= set(energy.sites):
+        raise ValueError(
+            f"expected the names of sites to clamp, among {sorted(energy.sites)}, and a dict of their values; "
+            f"got {mask} and {sorted(values) if isinstance(values, Mapping) else type(values).__name__}"
+        )
+    value = {n: torch.as_tensor(values[n]) if n in names else torch.zeros(s) for n, s in energy.sites.items()}
+    full = energy.pack({n: v.expand(energy.sites[n]) for n, v in value.items()})
+    flags = {n: torch.full(tuple(s), float(n in names)) for n, s in energy.sites.items()}
+    return energy.pack(flags) > 0, full

@@ -1,0 +1,307 @@
+"""Langevin, MALA and HMC, eager, next to torchebm and next to what their gradients and random numbers cost alone.
+
+    python tests/benchmarks/langevin.py [--quick] [--threads 1 2] [--rounds 7] [--json FILE]
+
+(A) A double well, the same on both sides: gradients per second of the engine's ticks and of torchebm's samplers, and
+    the tick of a whole ``MCMC.run`` that keeps every draw.
+(B) A small network: the tick next to the bare gradient of the plain module by autograd.
+
+The limit of a tick is a bare value-and-gradient plus its random numbers, as many normals drawn by one generator in
+one call, into memory at hand. Our HMC draws a momentum for every chain in every tick; the limit counts them all.
+A gradient counts where the method needs it, once per leapfrog step; torchebm evaluates more, as the note says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that the script runs from a checkout
+
+import ebmppl as eb
+from ebmppl.kernels import GradientKernel
+from ebmppl.sampling.chains import Chains
+from tests.benchmarks.timing import Spread, Work, alternate, machine, ratio, save, table
+
+SIZES = ((64, 8), (256, 32), (1024, 128))
+LEAPFROGS = 10
+ETA = 0.02  # step size of Langevin and MALA, in units of x squared
+STEP = 0.1  # leapfrog step of HMC, in units of x
+HIDDEN = 128
+SEED = 20240
+MORE_THAN_TORCHEBM, OF_THE_LIMIT = 1.3, 1.1  # the targets
+
+KERNELS: dict[str, Callable[[eb.Energy], GradientKernel]] = {
+    "Langevin": partial(eb.Langevin, step_size=ETA),
+    "MALA": partial(eb.MALA, step_size=ETA),
+    "HMC": partial(eb.HMC, step_size=STEP, num_steps=LEAPFROGS, jitter=0.0),
+}
+TICKS = {"Langevin": 1, "MALA": 1, "HMC": LEAPFROGS}  # of one draw
+RIVALS = {"Langevin": "Langevin", "MALA": "Langevin", "HMC": "HMC"}  # torchebm has no MALA
+
+
+class Effort(NamedTuple):
+    """How much to measure."""
+
+    sizes: Sequence[tuple[int, int]] = SIZES
+    rounds: int = 7
+    seconds: float = 0.05  # of one turn of one peer
+
+
+# What is timed. A unit of work is one draw of every chain: one tick, or ten leapfrog steps.
+
+
+def ticks(name: str, energy: eb.Energy, x: Tensor) -> Work:
+    """The engine going on with one run. HMC needs no freezing of chains here: all of them finish together."""
+    kernel = KERNELS[name](energy)
+    chains = Chains(kernel, x, SEED)
+    if kernel.synchronous:
+        return chains.advance
+
+    @torch.no_grad()
+    def work(n: int) -> None:
+        for _ in range(n * TICKS[name]):
+            chains._tick(adapt=False)
+
+    return work
+
+
+def run(name: str, energy: eb.Energy, x: Tensor) -> Work:
+    """A whole run from its beginning, which keeps all draws."""
+    kernel = KERNELS[name](energy)
+    return lambda n: eb.MCMC(kernel, n, 0, x, len(x), seed=SEED, disable_progbar=True).run()
+
+
+def gradients(value_and_grad: Callable[[Tensor], Any], x: Tensor) -> Work:
+    """Bare gradients at the same points, one for each unit."""
+
+    @torch.no_grad()
+    def work(n: int) -> None:
+        for _ in range(n):
+            value_and_grad(x)
+
+    return work
+
+
+def normals(name: str, energy: eb.Energy, x: Tensor) -> Work:
+    """The random numbers of a tick for each unit."""
+    size = len(x) * sum(math.prod(spec.shape) for spec in KERNELS[name](energy).noise().values())
+    numbers, generator = torch.empty(size, dtype=x.dtype), torch.Generator().manual_seed(SEED)
+
+    def work(n: int) -> None:
+        for _ in range(n):
+            numbers.normal_(generator=generator)
+
+    return work
+
+
+class Rival:
+    """torchebm's sampler of the same double well, going on from where it is."""
+
+    def __init__(self, name: str, x: Tensor) -> None:
+        from torchebm.core import DoubleWellModel
+        from torchebm.samplers import HamiltonianMonteCarlo, LangevinDynamics
+
+        self.x, self.model = x, DoubleWellModel(barrier_height=2.0, b=1.0)
+        self.sampler = (
+            LangevinDynamics(self.model, step_size=ETA / 2)  # it adds sqrt(2 step) noise
+            if name == "Langevin"
+            else HamiltonianMonteCarlo(self.model, step_size=STEP, n_leapfrog_steps=LEAPFROGS)
+        )
+
+    def __call__(self, n: int) -> None:
+        """So many draws."""
+        self.x = self.sampler.sample(x=self.x, n_steps=n)
+
+    def calls(self) -> int:
+        """Gradients that it evaluates for one draw."""
+        calls, bare = 0, self.model.gradient
+
+        def counted(x: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            return bare(x)
+
+        self.model.gradient = counted
+        self(1)
+        del self.model.gradient
+        return calls
+
+
+def network(dimension: int) -> nn.Module:
+    """dimension -> 128 -> 128 -> 1 with SiLU."""
+    torch.manual_seed(SEED)
+    layers = nn.Linear(dimension, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, 1)
+    return nn.Sequential(*layers, nn.Flatten(0)).eval()
+
+
+def by_autograd(module: nn.Module) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Value and gradient of a plain module, written straight."""
+
+    def value_and_grad(x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            value = module(x)
+            (grad,) = torch.autograd.grad(value.sum(), x)
+        return value.detach(), grad
+
+    return value_and_grad
+
+
+# What is reported.
+
+
+def per_tick(name: str, times: dict[str, list[float]], energy: eb.Energy, x: Tensor) -> dict[str, Any]:
+    """One kernel at one size: microseconds of a tick, and its limit."""
+    tick = [t / TICKS[name] for t in times[name]]
+    whole = [t / TICKS[name] for t in times[f"{name} run"]]
+    limit = [a + b for a, b in zip(times["gradient"], times[f"{name} normals"], strict=True)]
+    return {
+        "kernel": name,
+        "chains": len(x),
+        "dimension": energy.event_shape.numel(),
+        "threads": torch.get_num_threads(),
+        "tick": tick,
+        "run": whole,
+        "gradient": times["gradient"],
+        "limit": limit,
+        "fraction": ratio(limit, tick)._asdict(),
+        "run_fraction": ratio(limit, whole)._asdict(),
+        "over_limit": ratio(tick, limit)._asdict(),
+    }
+
+
+def peers(energy: eb.Energy, x: Tensor, bare: Callable[[Tensor], Any]) -> dict[str, Work]:
+    """Our side and the limits."""
+    works: dict[str, Work] = {"gradient": gradients(bare, x)}
+    for name in KERNELS:
+        works[name] = ticks(name, energy, x)
+        works[f"{name} normals"] = normals(name, energy, x)
+        works[f"{name} run"] = run(name, energy, x)
+    return works
+
+
+def double_well(effort: Effort) -> list[dict[str, Any]]:
+    """Part A."""
+    rows = []
+    for chains, dimension in effort.sizes:
+        energy = eb.energies.DoubleWell(dimension, height=2.0, well=1.0)
+        x = energy.sample(chains, torch.Generator().manual_seed(SEED)).float()
+        rivals = {name: Rival(name, x) for name in set(RIVALS.values())}
+        works = peers(energy, x, energy.value_and_grad)
+        for name, rival in rivals.items():
+            works[f"torchebm {name}"] = rival
+        times = alternate(works, rounds=effort.rounds, seconds=effort.seconds)
+        for name, other in RIVALS.items():
+            row = per_tick(name, times, energy, x)
+            row["torchebm"] = [t / TICKS[other] for t in times[f"torchebm {other}"]]
+            row["torchebm_gradients"] = rivals[other].calls() / TICKS[other]  # evaluated for one that is needed
+            row["ratio"] = ratio(row["torchebm"], row["tick"])._asdict()
+            row["run_ratio"] = ratio(row["torchebm"], row["run"])._asdict()
+            rows.append(row)
+    return rows
+
+
+def small_network(effort: Effort) -> list[dict[str, Any]]:
+    """Part B."""
+    rows = []
+    for chains, dimension in effort.sizes:
+        module = network(dimension)
+        energy = eb.as_energy(module, (dimension,))
+        x = torch.randn(chains, dimension, generator=torch.Generator().manual_seed(SEED))
+        times = alternate(peers(energy, x, by_autograd(module)), rounds=effort.rounds, seconds=effort.seconds)
+        rows += [per_tick(name, times, energy, x) for name in KERNELS]
+    return rows
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    tick, limit = Spread.of(row["tick"]), Spread.of(row["limit"])
+    return [
+        f"{row['chains']}x{row['dimension']}",
+        row["kernel"],
+        tick.text(0),
+        f"{row['chains'] / tick.median:.2f}",
+        f"{limit.median:.0f}",
+        Spread(**row["fraction"]).text(2),
+        f"{Spread.of(row['run']).median:.0f}",
+        f"{row['run_fraction']['median']:.2f}",
+    ]
+
+
+HEAD = ("size", "kernel", "us/tick", "M grad/s", "limit us", "of limit", "us/tick of run", "of limit, run")
+
+
+def table_a(rows: Sequence[dict[str, Any]]) -> str:
+    """Ratios: torchebm's time for a gradient over ours."""
+    lines = []
+    for row in rows:
+        met = "yes" if row["ratio"]["median"] >= MORE_THAN_TORCHEBM else "NO"
+        theirs = Spread.of(row["torchebm"]).text(0)
+        lines.append(
+            [*_cells(row), theirs, f"{Spread(**row['ratio']).text(2)} {met}", f"{row['run_ratio']['median']:.2f}"]
+        )
+    return table([*HEAD, "torchebm us", f"ratio >= {MORE_THAN_TORCHEBM}", "ratio, run"], lines)
+
+
+def table_b(rows: Sequence[dict[str, Any]]) -> str:
+    """Ratios: our tick over its limit."""
+    lines = []
+    for row in rows:
+        met = "yes" if row["over_limit"]["median"] <= OF_THE_LIMIT else "NO"
+        lines.append(
+            [*_cells(row), f"{Spread.of(row['gradient']).median:.0f}", f"{Spread(**row['over_limit']).text(2)} {met}"]
+        )
+    return table([*HEAD, "gradient us", f"tick / limit <= {OF_THE_LIMIT}"], lines)
+
+
+def main(arguments: Sequence[str] | None = None, effort: Effort | None = None) -> dict[str, Any]:
+    """Measure, print, and return what ``--json`` writes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--quick", action="store_true", help="a smoke run of some seconds")
+    parser.add_argument(
+        "--threads", type=int, nargs="+", default=[1, 2], help="intra-op threads of torch, one run each"
+    )
+    parser.add_argument("--rounds", type=int, default=Effort().rounds)
+    parser.add_argument("--json", metavar="FILE", help="write all times to FILE")
+    options = parser.parse_args(arguments)
+    effort = effort or (Effort(rounds=3, seconds=0.005) if options.quick else Effort(rounds=options.rounds))
+
+    where = machine(["torch", "torchebm", "ebmppl"])
+    print("\n".join(f"{name}: {value}" for name, value in where.items()))
+    print(
+        f"float32, eager; medians [quartiles] of {effort.rounds} alternating rounds; {LEAPFROGS} leapfrog steps per draw"
+    )
+    results: dict[str, Any] = {"machine": where, "effort": effort._asdict(), "double_well": [], "network": []}
+    before = torch.get_num_threads()
+    try:
+        for threads in options.threads:
+            torch.set_num_threads(threads)
+            print(f"\n## torch.set_num_threads({threads})\n\n(A) double well\n")
+            rows_a = double_well(effort)
+            print(table_a(rows_a))
+            counts = {RIVALS[row["kernel"]]: row["torchebm_gradients"] for row in rows_a}
+            print(
+                "\ntorchebm evaluates for each needed gradient: " + ", ".join(f"{n} {c:g}" for n, c in counts.items())
+            )
+            print(f"\n(B) network dimension-{HIDDEN}-{HIDDEN}-1, SiLU\n")
+            rows_b = small_network(effort)
+            print(table_b(rows_b))
+            results["double_well"] += rows_a
+            results["network"] += rows_b
+    finally:
+        torch.set_num_threads(before)
+    if options.json:
+        save(options.json, results)
+    return results
+
+
+if __name__ == "__main__":
+    main()

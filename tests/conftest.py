@@ -1,0 +1,47 @@
+"""Options and fixtures of all tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+import torch
+
+mpl.use("Agg")
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="device of the tests that take one")
+    parser.addoption("--dtype", default="float64", choices=sorted(DTYPES), help="dtype of the tests that take one")
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return DTYPES[request.config.getoption("--dtype")]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of reference data; without it the tests that use it are skipped, and say so."""
+    default = Path(__file__).parents[1].parent / "shared" / "data"
+    folder = Path(os.environ.get("EBMPPL_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no reference data: {folder} is not there (set EBMPPL_DATA)")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_global_settings_changed() -> Iterator[None]:
+    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    yield
+    assert torch.get_default_dtype() == dtype
+    assert torch.get_num_threads() == threads
