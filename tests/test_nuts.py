@@ -104,9 +104,9 @@ class _Recursive:
         self.h0 = self.hamiltonian(root)
         self.diverged, self.n_steps, self.rate_sum = False, 0, 0.0
         ends = {1.0: root, -1.0: root}
-        rho, weight, chosen, depth = root.r, 0.0, root, 0
+        rho, weight, chosen, depth, sign = root.r, 0.0, root, 0, 1.0
         while depth < self.max_depth:
-            sign = -1.0 if float(self.rows(self.tick)["direction"][self.chain]) < 0.5 else 1.0
+            sign = -sign if float(self.rows(self.tick)["direction"][self.chain]) < 0.5 else sign
             self.sub_weight = -math.inf
             joint, far = ends[sign].r, ends[-sign].r
             tree = self.build(ends[sign], sign, depth, None)

@@ -1,4 +1,4 @@
-"""The generalised U-turn criterion without recursion: checkpoints of a growing sub-tree and which of them to compare.
+"""The generalised U-turn criterion without recursion: checkpoints of a growing sub-tree, and which of them to compare.
 
 A sub-tree of 2^k leaves is built leaf by leaf. The leaf n that completes sub-trees of sizes 2, 4, ... is compared with
 their first leaves, which even leaves left in O(k) checkpoints (Phan, Pradhan and Jankowiak 2019, "Composable effects for
@@ -6,6 +6,13 @@ flexible and accelerated probabilistic programming in NumPyro", algorithm 2). Be
 sub-tree (Betancourt 2017, appendix A.4.2), the two across its joint are checked as in Stan since 2.21: left half and first
 leaf of the right, last leaf of the left half and right half. The first of the two is known as soon as the right half
 begins, and is checked there: the sub-tree is lost anyway, and its other leaves need no gradient.
+
+With first momentum a, last momentum z and sum rho of all between, both included, there is no U-turn while a.rho > 0 and
+z.rho > 0. If S is the sum of the sub-tree's momenta up to z and b the part of it before a, then rho = S - b, and
+
+    a.rho = (a, a.b) . (S, -1)        z.rho = (-b, 1) . (z, z.S)
+
+so checkpoints keep the left factors, and a new leaf needs one product with all of them.
 """
 
 from __future__ import annotations
@@ -16,110 +23,102 @@ import torch
 from torch import Tensor
 
 
-class Checkpoints(NamedTuple):
-    """What even leaves leave behind, by chain and level; one level more than needed takes what odd leaves would write."""
-
-    momenta: Tensor  # (chains, levels, 3 * dimension): of the leaf, of the leaf before it, and the sum before it
-    dots: Tensor  # (chains, levels, 2): leaf . sum before it; leaf before . sum before that one
-
-    @classmethod
-    def empty(cls, like: Tensor, max_tree_depth: int) -> Checkpoints:
-        """No leaf yet, for positions like ``(chains, dimension)``."""
-        levels = _levels(max_tree_depth)
-        return cls(like.new_zeros(len(like), levels, 3 * like.shape[1]), like.new_zeros(len(like), levels, 2))
-
-
 class Tables(NamedTuple):
-    """By number of the leaf in its sub-tree."""
+    """Constants of a run: look-ups by number of the leaf in its sub-tree, and sums of scalar products."""
 
-    level: Tensor  # (leaves,) where it is kept; the last level for odd leaves
-    compare: Tensor  # (leaves, 2 * levels) with which levels to compare it: as first leaf, as last leaf of a left half
+    level: Tensor  # (leaves, 2) where the leaf's two rows are kept; odd leaves are kept in the last level, never read
+    ignore: Tensor  # (leaves, 2 * levels) False at levels to compare with, as first leaf and as last of a left half
+    sums: Tensor  # (36, 9) from scalar products of six vectors to the sums of ``Products``
+    rows: Tensor  # (2 * chains,) first row of each chain and side among all checkpoints
+    one: Tensor  # (chains, 1)
 
     @classmethod
-    def build(cls, max_tree_depth: int, device: torch.device) -> Tables:
-        """Tables for sub-trees of up to 2^(max_tree_depth - 1) leaves."""
-        levels = _levels(max_tree_depth)
-        leaves = 1 << (max_tree_depth - 1)
-        level = torch.full((leaves,), levels - 1)
-        compare = torch.zeros(leaves, levels, 2, dtype=torch.bool)
+    def build(cls, max_tree_depth: int, like: Tensor) -> Tables:
+        """For sub-trees of up to 2^(max_tree_depth - 1) leaves and positions like ``(chains, dimension)``."""
+        levels, leaves = _levels(max_tree_depth), 1 << (max_tree_depth - 1)
+        level = torch.full((leaves, 2), levels - 1)
+        ignore = torch.ones(leaves, levels, 2, dtype=torch.bool)
         for n in range(leaves):
             top = (n >> 1).bit_count()
             if n % 2 == 0:
                 level[n] = top
                 if n:
-                    compare[n, top - 1, 0] = True  # left half and the first leaf of the right one, n
+                    ignore[n, top - 1, 0] = False  # left half and the first leaf of the right one, n
                 continue
             completed = ((n + 1) & -(n + 1)).bit_length() - 1  # trailing ones of n: sub-trees that n completes
-            compare[n, top - completed + 1 : top + 1, 0] = True
-            compare[n, top - completed + 2 : top + 1, 1] = True
-        return cls(level.to(device), compare.flatten(1).to(device))
+            ignore[n, top - completed + 1 : top + 1, 0] = False
+            ignore[n, top - completed + 2 : top + 1, 1] = False
+        rows = torch.arange(0, 2 * len(like) * levels, levels)
+        constants = (level, ignore.flatten(1), _sums().to(like.dtype), rows, torch.ones(len(like), 1, dtype=like.dtype))
+        return cls(*(constant.to(like.device) for constant in constants))
 
 
 def _levels(max_tree_depth: int) -> int:
     return max(max_tree_depth - 1, 1) + 1
 
 
+def empty_checkpoints(like: Tensor, max_tree_depth: int) -> Tensor:
+    """No leaf yet: ``(chains, 2, levels, 2 * (dimension + 1))``, left factors of a.rho and of z.rho."""
+    return like.new_zeros(len(like), 2, _levels(max_tree_depth), 2 * (like.shape[1] + 1))
+
+
 class Products(NamedTuple):
-    """Scalar products ``(chains, ...)`` that a new leaf's criteria are made of."""
+    """What the momenta of a new leaf, the leaf before it, the joint and the far end, and the sums of sub-tree and tree, give."""
 
     straight: Tensor  # (chains,) the whole tree with the sub-tree so far, from far end to leaf, does not turn
     across: Tensor  # (chains,) nor does the sub-tree with the leaf of the tree at their joint
-    keep: Tensor  # (chains, 2) the ``dots`` of the leaf's checkpoint
+    leaf_rest: Tensor  # (chains, 1) leaf . sum before it
+    before_rest: Tensor  # (chains, 1) leaf before . sum before that one
     leaf_sum: Tensor  # (chains, 1) leaf . sum of the sub-tree
+    kinetic: Tensor  # (chains,) of the leaf
+    kinetic_before: Tensor  # (chains,) of the leaf before
 
 
-# Rows: leaf.whole, far.whole, leaf.(sub+joint), joint.(sub+joint), leaf.before_sum, before.(...), leaf.sub as sums of the
-# scalar products of (leaf, before, joint, far, sub, tree): pairs of indices with their signs.
-_SUMS = (
-    ((0, 4, 1), (0, 5, 1)),
-    ((3, 4, 1), (3, 5, 1)),
-    ((0, 4, 1), (0, 2, 1)),
-    ((2, 4, 1), (2, 2, 1)),
-    ((0, 4, 1), (0, 0, -1)),
-    ((1, 4, 1), (1, 0, -1), (1, 1, -1)),
-    ((0, 4, 1),),
-)
+LEAF, BEFORE, JOINT, FAR, SUB, TREE = range(6)
 
 
-def combinations(like: Tensor) -> Tensor:
-    """The matrix ``(36, 7)`` from scalar products of six vectors to the seven sums of ``products``."""
-    matrix = torch.zeros(6, 6, len(_SUMS), dtype=like.dtype, device=like.device)
-    for column, terms in enumerate(_SUMS):
-        for i, j, sign in terms:
-            matrix[i, j, column] += sign
+def _sums() -> Tensor:
+    """Columns: far end, leaf against the whole; leaf, joint against sub-tree and joint; the scalars of ``Products``."""
+    columns = [
+        [(FAR, SUB, 1.0), (FAR, TREE, 1.0)],
+        [(LEAF, SUB, 1.0), (LEAF, TREE, 1.0)],
+        [(LEAF, SUB, 1.0), (LEAF, JOINT, 1.0)],
+        [(JOINT, SUB, 1.0), (JOINT, JOINT, 1.0)],
+        [(LEAF, SUB, 1.0), (LEAF, LEAF, -1.0)],
+        [(BEFORE, SUB, 1.0), (BEFORE, LEAF, -1.0), (BEFORE, BEFORE, -1.0)],
+        [(LEAF, SUB, 1.0)],
+        [(LEAF, LEAF, 0.5)],
+        [(BEFORE, BEFORE, 0.5)],
+    ]
+    matrix = torch.zeros(6, 6, len(columns), dtype=torch.float64)
+    for column, terms in enumerate(columns):
+        for i, j, weight in terms:
+            matrix[i, j, column] += weight
     return matrix.flatten(0, 1)
 
 
-def products(vectors: Tensor, combine: Tensor) -> Products:
-    """From ``vectors`` ``(chains, 6, dimension)``: momenta of leaf, leaf before, joint, far end; sums of sub-tree and tree."""
-    dots = torch.bmm(vectors, vectors.mT).flatten(1) @ combine
-    ends = dots[:, :4].view(-1, 2, 2).amin(2) > 0
-    straight, across = ends.unbind(1)
-    return Products(straight, across, dots[:, 4:6], dots[:, 6:])
+def products(vectors: Tensor, tables: Tables) -> Products:
+    """From ``vectors`` ``(chains, 6, dimension)`` in the order LEAF, BEFORE, JOINT, FAR, SUB, TREE."""
+    sums = torch.bmm(vectors, vectors.mT).flatten(1) @ tables.sums
+    ends, leaf_rest, before_rest, leaf_sum, kinetics = sums.split([4, 1, 1, 1, 2], 1)
+    straight, across = (ends.unflatten(1, (2, 2)).amin(2) > 0).unbind(1)
+    return Products(straight, across, leaf_rest, before_rest, leaf_sum, *kinetics.unbind(1))
 
 
-def keep(points: Checkpoints, level: Tensor, vectors: Tensor, dots: Tensor) -> Checkpoints:
-    """Write the newest leaf's ``vectors`` ``(chains, 3 * dimension)`` and ``dots`` ``(chains, 2)`` at its level ``(chains,)``."""
-    chains, levels = points.dots.shape[:2]
-    row = torch.arange(0, chains * levels, levels, device=level.device) + level
-    return Checkpoints(
-        points.momenta.view(chains * levels, -1).index_copy(0, row, vectors).view(points.momenta.shape),
-        points.dots.view(chains * levels, 2).index_copy(0, row, dots).view(points.dots.shape),
-    )
+def keep(
+    points: Tensor, tables: Tables, leaf_number: Tensor, leaf: Tensor, before: Tensor, rest: Tensor, p: Products
+) -> Tensor:
+    """Checkpoints with the newest leaf: momenta ``(chains, dimension)`` of it and the one before; minus the sum before it."""
+    row = tables.level.index_select(0, leaf_number).view(-1) + tables.rows
+    one = tables.one
+    factors = torch.cat([leaf, p.leaf_rest, before, p.before_rest, rest, one, rest + before, one], 1)
+    flat = points.view(-1, points.shape[3])
+    return flat.index_copy(0, row, factors.view(-1, points.shape[3])).view(points.shape)
 
 
-def turning(points: Checkpoints, compare: Tensor, leaf: Tensor, total: Tensor, leaf_sum: Tensor) -> Tensor:
-    """Whether a sub-tree that the newest leaf completes (or a half with its neighbour) makes a U-turn, ``(chains,)``.
-
-    With first momentum a, last momentum z and sum rho over what lies between them, both included, there is none
-    while a.rho > 0 and z.rho > 0.
-    """
-    (chains, levels), dimension = points.dots.shape[:2], leaf.shape[1]
-    pair = torch.cat([total, leaf], 1).view(chains, 2, dimension)
-    product = torch.bmm(points.momenta.view(chains, levels * 3, dimension), pair.mT).view(chains, levels, 3, 2)
-    of_total, of_leaf = product.unbind(3)
-    first = of_total[..., :2] - points.dots  # a.rho for a = the checkpoint, and a = the leaf before it
-    last = leaf_sum.unsqueeze(2) - of_leaf[..., 2:]  # z.rho, likewise
-    last = torch.cat([last, last + of_leaf[..., 1:2]], 2)
-    straight = torch.minimum(first, last).view(chains, -1) > 0
-    return torch.logical_not(straight).logical_and_(compare).any(1)
+def straight(points: Tensor, tables: Tables, leaf_number: Tensor, leaf: Tensor, total: Tensor, p: Products) -> Tensor:
+    """Whether no sub-tree that the newest leaf completes (nor a half with its neighbour) makes a U-turn, ``(chains,)``."""
+    chains, _, levels, width = points.shape
+    probe = torch.cat([total, -tables.one, leaf, p.leaf_sum], 1).view(2 * chains, width // 2, 1)
+    product = torch.bmm(points.view(2 * chains, 2 * levels, width // 2), probe).view(chains, 2, 2 * levels)
+    return (product.amin(1) > 0).logical_or_(tables.ignore.index_select(0, leaf_number)).all(1)
