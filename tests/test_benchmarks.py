@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-
-def load(name: str) -> ModuleType:
-    """A script of ``benchmarks/`` as a module."""
-    path = Path(__file__).parent / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from tests.benchmarks import langevin
+from tests.benchmarks.timing import Spread, alternate, ratio, table
 
 
 def test_langevin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torchebm")
-    script = load("langevin")
     file = tmp_path / "results.json"
-    effort = script.Effort(sizes=((4, 2),), rounds=2, seconds=1e-4)
-    script.main(["--threads", "1", "--json", str(file)], effort)
+    effort = langevin.Effort(sizes=((4, 2),), rounds=2, seconds=1e-4)
+    langevin.main(["--threads", "1", "--json", str(file)], effort)
     results = json.loads(file.read_text())
     assert [row["kernel"] for row in results["double_well"]] == ["Langevin", "MALA", "HMC"]
     for row in results["double_well"] + results["network"]:
         assert len(row["tick"]) == 2
         assert min(row["tick"]) > 0
-    assert {row["torchebm_gradients"] for row in results["double_well"]} == {1, 2}
+    assert [row["torchebm_gradients"] for row in results["double_well"]] == [1, 1, 2]
     out = capsys.readouterr().out
     assert "torch.set_num_threads(1)" in out
     assert out.count("| 4x2 ") == 6
+
+
+def test_peers_alternate() -> None:
+    calls: list[str] = []
+    peers = {"a": lambda n: calls.append("a"), "b": lambda n: calls.append("b")}
+    times = alternate(peers, rounds=4, seconds={"a": 0.0, "b": 0.0})
+    assert [len(times[name]) for name in peers] == [4, 4]
+    assert calls[-8:] == ["a", "b", "b", "a", "a", "b", "b", "a"]
+
+
+def test_a_ratio_is_taken_round_by_round() -> None:
+    assert ratio([2.0, 4.0, 9.0], [1.0, 2.0, 3.0]) == Spread(2.0, 2.0, 2.5)
+
+
+def test_columns_of_a_table_are_aligned() -> None:
+    lines = table(["a", "long"], [["value", "b"]]).splitlines()
+    assert lines == ["| a     | long |", "|-------|------|", "| value | b    |"]

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import constraints
@@ -17,12 +19,13 @@ import ebmppl as eb
 from ebmppl.cli import app
 from ebmppl.cli.errors import UserError
 from ebmppl.cli.kernels import KERNELS, OPTIONS, kernel_class
+from ebmppl.cli.loading import has_sites
 from ebmppl.cli.parsing import parse_shape, parse_support
 from ebmppl.diagnostics import summarize
 from ebmppl.diagnostics.summary import group_of
 from ebmppl.energies import Gaussian
 
-MODEL = '''
+MODEL = """
 import functools
 import os
 import signal
@@ -65,10 +68,6 @@ def model(y):
 
 posterior = functools.partial(model, torch.tensor(1.0))
 
-def flat_prior():
-    pyro.sample("mu", dist.ImproperUniform(dist.constraints.real, (), ()))
-    pyro.factor("f", torch.zeros(()))
-
 def no_sites():
     return torch.zeros(())
 
@@ -86,8 +85,9 @@ def interrupted(x):
     if calls == 300:
         os.kill(os.getpid(), signal.SIGINT)
     return 0.5 * (x**2).sum(-1)
-'''
-TINY = ("--chains", "4", "--draws", "50", "--quiet", "--seed", "1")
+"""
+TINY = ("--chains", "4", "--draws", "50", "--warmup", "20", "--quiet", "--seed", "1")
+HMC = ("--kernel", "hmc", "--num-steps", "3")
 LANGEVIN = ("--kernel", "langevin", "--step-size", "0.5", "--warmup", "0")
 Cli = Callable[..., Result]
 
@@ -122,11 +122,11 @@ def refused(result: Result, *words: str) -> None:
 def test_energy_draws_are_those_of_mcmc(cli: Cli) -> None:
     out = sampled(cli("sample", "model.py:energy", "--kernel", "hmc", "--num-steps", "5", *TINY, "--out", "draws.nc"))
     assert "r_hat" in out
-    assert "HMC: 4 chains x 50 draws after 50 of warm-up" in out
+    assert "HMC: 4 chains x 50 draws after 20 of warm-up" in out
     assert re.search(r"[\d,]+ gradients, [\d,]+ a second; seed 1\.", out)
     assert "Wrote draws to draws.nc." in out
     mcmc = eb.MCMC(
-        eb.HMC(Gaussian(torch.zeros(2), torch.eye(2)), num_steps=5), 50, num_chains=4, seed=1, disable_progbar=True
+        eb.HMC(Gaussian(torch.zeros(2), torch.eye(2)), num_steps=5), 50, 20, num_chains=4, seed=1, disable_progbar=True
     )
     mcmc.run()
     posterior, stats = group_of(Path("draws.nc"), "posterior"), group_of(Path("draws.nc"), "sample_stats")
@@ -160,7 +160,7 @@ def test_function_of_one_tensor(cli: Cli, name: str, shape: str, event: tuple[in
 
 def test_function_of_named_sites_with_support(cli: Cli) -> None:
     shape = ("--event-shape", "mu=,theta=8,tau=", "--support", "tau=positive")
-    sampled(cli("sample", "model.py:named", *shape, "--thinning", "2", *TINY, "--out", "d.nc"))
+    sampled(cli("sample", "model.py:named", *shape, "--thinning", "2", *HMC, *TINY, "--out", "d.nc"))
     posterior = group_of("d.nc", "posterior")
     assert posterior is not None
     assert {n: v.shape[2:] for n, v in posterior.items()} == {"mu": (), "theta": (8,), "tau": ()}
@@ -170,15 +170,20 @@ def test_function_of_named_sites_with_support(cli: Cli) -> None:
 
 @pytest.mark.parametrize("options", [(), ("--pyro",)])
 def test_pyro_model(cli: Cli, options: tuple[str, ...]) -> None:
-    out = sampled(cli("sample", "model.py:posterior", *options, *TINY, "--out", "d.nc"))
+    out = sampled(cli("sample", "model.py:posterior", *options, *HMC, *TINY, "--out", "d.nc"))
     assert "tau" in out
     posterior = group_of("d.nc", "posterior")
     assert posterior is not None
     assert bool((posterior["tau"] > 0).all())
 
 
-def test_improper_prior_is_found_to_be_a_model(cli: Cli) -> None:
-    assert "mu" in sampled(cli("sample", "model.py:flat_prior", *LANGEVIN, *TINY))
+def test_model_is_recognised_before_anything_is_drawn() -> None:
+    def improper() -> None:
+        pyro.sample("mu", dist.ImproperUniform(constraints.real, (), ()))  # which can't be drawn
+        raise AssertionError("went on")
+
+    assert has_sites(improper)
+    assert not has_sites(lambda: None)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -186,7 +191,7 @@ def test_improper_prior_is_found_to_be_a_model(cli: Cli) -> None:
 def test_dtype(cli: Cli, what: str, dtype: str) -> None:
     before = torch.get_default_dtype()
     name, *options = what.split()
-    sampled(cli("sample", f"model.py:{name}", *options, "--dtype", dtype, *TINY, "--out", "d.nc"))
+    sampled(cli("sample", f"model.py:{name}", *options, "--dtype", dtype, *HMC, *TINY, "--out", "d.nc"))
     posterior = group_of("d.nc", "posterior")
     assert posterior is not None
     assert {str(v.dtype) for v in posterior.values()} == {dtype}
@@ -194,8 +199,8 @@ def test_dtype(cli: Cli, what: str, dtype: str) -> None:
 
 
 def test_full_mass_and_other_settings_reach_the_kernel(cli: Cli) -> None:
-    options = ("--full-mass", "--target-accept", "0.9", "--max-tree-depth", "4", "--step-size", "0.3")
-    sampled(cli("sample", "model.py:energy", "--kernel", "nuts", *options, *TINY, "--out", "d.nc"))
+    options = ("--full-mass", "--target-accept-prob", "0.9", "--max-tree-depth", "4", "--step-size", "0.3")
+    sampled(cli("sample", "model.py:energy", "--kernel", "nuts", *options, *TINY, "--draws", "10", "--out", "d.nc"))
     posterior = group_of("d.nc", "posterior")
     assert posterior is not None
     for setting in ('"full_mass": true', '"target_accept_prob": 0.9', '"max_tree_depth": 4', '"step_size": 0.3'):
@@ -204,10 +209,10 @@ def test_full_mass_and_other_settings_reach_the_kernel(cli: Cli) -> None:
 
 def test_plots_and_saved_run(cli: Cli) -> None:
     files = ("--plot", "trace.png", "--rank-plot", "rank.pdf", "--save", "run.pt", "--out", "d.nc")
-    out = sampled(cli("sample", "model.py:energy", *TINY, *files))
+    out = sampled(cli("sample", "model.py:energy", *HMC, *TINY, *files))
     assert Path("trace.png").read_bytes().startswith(b"\x89PNG")
     assert Path("rank.pdf").read_bytes().startswith(b"%PDF")
-    mcmc = eb.MCMC.load("run.pt", eb.NUTS(Gaussian(torch.zeros(2), torch.eye(2))))
+    mcmc = eb.MCMC.load("run.pt", eb.HMC(Gaussian(torch.zeros(2), torch.eye(2)), num_steps=3))
     posterior = group_of("d.nc", "posterior")
     assert posterior is not None
     assert torch.equal(mcmc.get_samples(group_by_chain=True)["x"], torch.from_numpy(posterior["x"].values))
@@ -217,7 +222,7 @@ def test_plots_and_saved_run(cli: Cli) -> None:
 
 def test_seed_covers_the_file_too(cli: Cli) -> None:
     for path, seed in (("a.nc", "5"), ("b.nc", "5"), ("c.nc", "6")):
-        shape = ("--event-shape", "2", "--chains", "4", "--draws", "20", "--quiet")
+        shape = ("--event-shape", "2", *LANGEVIN, "--chains", "4", "--draws", "20", "--quiet")
         sampled(cli("sample", "model.py:shifted", *shape, "--seed", seed, "--out", path))
     a, b, c = (group_of(path, "posterior") for path in ("a.nc", "b.nc", "c.nc"))
     assert a is not None
@@ -226,7 +231,7 @@ def test_seed_covers_the_file_too(cli: Cli) -> None:
 
 
 def test_unseeded_run_says_its_seed(cli: Cli) -> None:
-    args = ("sample", "model.py:energy", "--chains", "4", "--draws", "20", "--quiet")
+    args = ("sample", "model.py:energy", *HMC, "--chains", "4", "--draws", "20", "--quiet")
     found = re.search(r"seed (\d+)\.", sampled(cli(*args, "--out", "a.nc")))
     assert found is not None
     sampled(cli(*args, "--out", "b.nc", "--seed", found[1]))
@@ -287,7 +292,7 @@ def test_file_or_object_that_will_not_do(cli: Cli, spec: str, words: list[str]) 
     Path("notes.txt").write_text("x")
     Path("empty.py").write_text("from math import exp\n_hidden = exp\n")
     Path("raises.py").write_text("x = 1\nenergy = missing\n")
-    Path("bad_value.py").write_text("import torch\nfrom ebmppl.energies import Gaussian\nenergy = Gaussian(torch.zeros(2), torch.zeros(3))\n")
+    Path("bad_value.py").write_text("from ebmppl.energies import DoubleWell\nn = 0\nenergy = DoubleWell(n)\n")
     Path("syntax.py").write_text("energy = = 1\n")
     Path("exits.py").write_text("raise SystemExit(0)\n")
     result = cli("sample", spec, *TINY)
@@ -325,7 +330,11 @@ def test_no_imported_function_among_the_candidates(cli: Cli) -> None:
         ("energy", ["--step-size", "-1"], ["step_size > 0", "-1"]),
         ("energy", ["--prob", "1.5"], ["--prob in (0, 1)", "1.5"]),
         ("energy", ["--kernel", "hcm"], ["one of hmc, ", "'hcm'"]),
-        ("energy", ["--kernel", "nuts", "--num-steps", "3"], ["--num-steps does not apply to nuts", "--max-tree-depth"]),
+        (
+            "energy",
+            ["--kernel", "nuts", "--num-steps", "3"],
+            ["--num-steps does not apply to nuts", "--max-tree-depth"],
+        ),
         ("energy", ["--kernel", "langevin"], ["langevin needs --step-size"]),
         ("energy", ["--kernel", "langevin", "--full-mass"], ["--full-mass does not apply", "takes --step-size"]),
         ("energy", ["--kernel", "hmc", "--num-steps", "3", "--trajectory-length", "1"], ["not both"]),
@@ -365,7 +374,7 @@ def test_one_failing_output_does_not_take_the_others_along(cli: Cli, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(eb.MCMC, "save", full)
-    result = cli("sample", "model.py:energy", *TINY, "--save", "run.pt", "--out", "d.nc")
+    result = cli("sample", "model.py:energy", *HMC, *TINY, "--save", "run.pt", "--out", "d.nc")
     assert result.exit_code == 1
     assert "r_hat" in result.stdout
     assert "Wrote draws to d.nc." in result.stdout
@@ -398,7 +407,9 @@ def test_interrupt_with_draws_writes_them(cli: Cli) -> None:
     args = ("--event-shape", "2", *LANGEVIN, "--chains", "4", "--draws", "5000", "--quiet", "--out", "d.nc")
     result = cli("sample", "model.py:interrupted", *args)
     assert result.exit_code == 130
-    found = re.fullmatch(r"Interrupted: every chain has (\d+) of 5000 draws; the results are of these\.\n", result.stderr)
+    found = re.fullmatch(
+        r"Interrupted: every chain has (\d+) of 5000 draws; the results are of these\.\n", result.stderr
+    )
     assert found is not None
     assert 0 < int(found[1]) < 300
     assert f"4 chains x {found[1]} draws" in result.stdout
@@ -418,7 +429,7 @@ def test_interrupt_before_any_draw(cli: Cli) -> None:
 
 
 def test_summary_of_what_was_written(cli: Cli) -> None:
-    out = sampled(cli("sample", "model.py:energy", *TINY, "--out", "d.nc", "--prob", "0.5"))
+    out = sampled(cli("sample", "model.py:energy", *HMC, *TINY, "--out", "d.nc", "--prob", "0.5"))
     assert sampled(cli("summary", "d.nc", "--prob", "0.5")) in out
     assert sampled(cli("summary", "d.nc")) == f"{summarize('d.nc', 0.9)}\n"
 
@@ -530,10 +541,10 @@ def run_program(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_program_samples_and_refuses(cli: Cli, tmp_path: Path) -> None:
-    done = run_program(tmp_path, "sample", "model.py:energy", *TINY, "--out", "d.nc", "--plot", "t.svg")
+    done = run_program(tmp_path, "sample", "model.py:energy", *HMC, *TINY, "--out", "d.nc", "--plot", "t.svg")
     assert (done.returncode, done.stderr) == (0, "")
     assert "Wrote trace plot to t.svg." in done.stdout
-    sampled(cli("sample", "model.py:energy", *TINY, "--out", "here.nc"))
+    sampled(cli("sample", "model.py:energy", *HMC, *TINY, "--out", "here.nc"))
     there, here = group_of("d.nc", "posterior"), group_of("here.nc", "posterior")
     assert there is not None
     assert there.equals(here)

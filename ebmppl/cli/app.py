@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated
 
@@ -87,14 +87,7 @@ def sample(
         "max_tree_depth": max_tree_depth,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
-    run = {
-        "num_samples": draws,
-        "warmup_steps": warmup,
-        "num_chains": chains,
-        "thinning": thinning,
-        "seed": seed,
-        "disable_progbar": quiet,
-    }
+    run = partial(MCMC, num_samples=draws, warmup_steps=warmup, num_chains=chains, thinning=thinning, seed=seed)
     with in_one_line(debug=debug):
         kind = kernel_class(kernel, settings)
         outputs = Outputs(save, out, plot, rank_plot)
@@ -103,9 +96,10 @@ def sample(
         file, name = split_spec(spec)
     with in_one_line(file, debug=debug), folder_on_path(file), _default_dtype(dtype):
         if seed is not None:
-            pyro.set_rng_seed(seed)
+            pyro.set_rng_seed(seed % 2**32)
         energy = to_energy(find(import_file(file), name), name, event_shape, support or (), is_pyro=is_pyro)
-        mcmc = MCMC(kind(energy if dtype is None else energy.to(getattr(torch, dtype)), **settings), **run)
+        energy = energy if dtype is None else energy.to(getattr(torch, dtype))
+        mcmc = run(kind(energy, **settings), disable_progbar=quiet)
         _run(mcmc)
         _report(mcmc, outputs, prob)
     if mcmc.kept < draws:
@@ -124,7 +118,9 @@ def _report(mcmc: MCMC, outputs: Outputs, prob: float) -> None:
     """Write the files, print the summary and what the run took; an error of writing comes last."""
     from ebmppl.diagnostics.summary import summarize
 
-    idata = cache(mcmc.to_arviz)
+    # a Pyro model's predictive draws are of use on disk only
+    predictive = {} if outputs.out else {"log_likelihood": False, "prior_draws": 0, "posterior_predictive": False}
+    idata = cache(partial(mcmc.to_arviz, **predictive))
     lines, failures = [], []
     for what, error in outputs.write(mcmc, idata):
         if error is None:
@@ -160,14 +156,19 @@ def summary(
     """Print the summary of draws on disk: by quantity its mean, interval, effective sample size and R-hat, and flags."""
     with in_one_line(debug=debug):
         _check_prob(prob)
-        if not path.is_file():
-            raise UserError(
-                f"expected a netCDF file of draws, got {str(path)!r}, which "
-                f"{'is a folder' if path.is_dir() else 'does not exist'}"
-            )
+        _check_netcdf(path)
         from ebmppl.diagnostics.summary import summarize
 
         typer.echo(str(summarize(path, prob)))
+
+
+def _check_netcdf(path: Path) -> None:
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UserError(f"expected a netCDF file of draws, got {str(path)!r}, which {what}")
+    with path.open("rb") as file:
+        if not file.read(8).startswith((b"\x89HDF", b"CDF")):
+            raise UserError(f"expected a netCDF file of draws, got {str(path)!r}, which is of another format")
 
 
 def _check_prob(prob: float) -> None:

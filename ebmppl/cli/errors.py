@@ -33,6 +33,9 @@ def in_one_line(file: Path | None = None, *, debug: bool = False) -> Iterator[No
             yield
     except (typer.Exit, typer.Abort, BrokenPipeError):
         raise
+    except KeyboardInterrupt:
+        say("Interrupted.")
+        raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         if debug:
             traceback.print_exc()

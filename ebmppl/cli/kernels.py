@@ -13,12 +13,8 @@ from ebmppl.kernels import HMC, MALA, NUTS, Kernel, Langevin
 KERNELS: dict[str, type[Kernel]] = {"nuts": NUTS, "hmc": HMC, "mala": MALA, "langevin": Langevin}
 
 OPTIONS = {  # argument of a kernel -> its option
-    "step_size": "--step-size",
-    "trajectory_length": "--trajectory-length",
-    "num_steps": "--num-steps",
-    "full_mass": "--full-mass",
-    "target_accept_prob": "--target-accept",
-    "max_tree_depth": "--max-tree-depth",
+    argument: f"--{argument.replace('_', '-')}"
+    for argument in ("step_size", "trajectory_length", "num_steps", "full_mass", "target_accept_prob", "max_tree_depth")
 }
 
 

@@ -57,7 +57,8 @@ def import_file(file: Path) -> ModuleType:
     """
     name = f"_ebmppl_file_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None  # it is a .py file
+    if spec is None or spec.loader is None:
+        raise UserError(f"expected a Python file, got {str(file)!r}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look here
     try:
@@ -137,7 +138,7 @@ def _require_model(found: Callable[..., Any], name: str, *, is_pyro: bool) -> Ca
     bind = f"a Pyro model gets its arguments in the file: posterior = functools.partial({name}, {needs})"
     if needs:
         raise UserError(f"{name!r} takes {needs}: " + (bind if is_pyro else f"{shape}; {bind}"))
-    if not is_pyro and not _has_sites(found):
+    if not is_pyro and not has_sites(found):
         raise UserError(f"{name!r} has no pyro.sample: {shape}")
     return found
 
@@ -166,7 +167,7 @@ class _StopAtSite(Messenger):
         raise _SiteReachedError
 
 
-def _has_sites(function: Callable[[], Any]) -> bool:
+def has_sites(function: Callable[[], Any]) -> bool:
     """Whether a call reaches a ``pyro.sample``; it is left there, before anything is drawn."""
     try:
         with pyro.poutine.block(), _StopAtSite():

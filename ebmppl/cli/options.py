@@ -111,7 +111,7 @@ FullMass = Annotated[
 TargetAccept = Annotated[
     float | None,
     Option(
-        "--target-accept",
+        "--target-accept-prob",
         rich_help_panel=_KERNEL,
         show_default=False,
         help=("Acceptance rate that adaptation aims at; nearer to 1 means smaller steps and fewer divergences."),

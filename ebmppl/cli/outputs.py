@@ -62,15 +62,23 @@ def _save(mcmc: MCMC, _: Callable[[], Any], path: Path) -> None:
     mcmc.save(path)
 
 
+def _to_files_only() -> None:
+    import matplotlib as mpl
+
+    mpl.use("agg")  # no window, whatever display there is
+
+
 def _plot_trace(_: MCMC, idata: Callable[[], Any], path: Path) -> None:
     from ebmppl.diagnostics.plots import plot_trace
 
+    _to_files_only()
     plot_trace(idata(), path=path)
 
 
 def _plot_rank(_: MCMC, idata: Callable[[], Any], path: Path) -> None:
     from ebmppl.diagnostics.plots import plot_rank
 
+    _to_files_only()
     plot_rank(idata(), path=path)
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from pyro.distributions import constraints
+from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint
 
 from ebmppl.cli.errors import UserError
@@ -13,12 +14,20 @@ from ebmppl.cli.kernels import listed
 
 Shape = tuple[int, ...]
 
-CONSTRAINTS: dict[str, Constraint] = {
+
+def _has_bijection(constraint: Constraint) -> bool:
+    try:
+        biject_to(constraint)
+    except NotImplementedError:
+        return False
+    return True
+
+
+CONSTRAINTS: dict[str, Constraint] = {  # those in which the kernels can move
     name: value
     for name in sorted(constraints.__all__)
     if isinstance(value := getattr(constraints, name), Constraint)
-    and not constraints.is_dependent(value)
-    and not value.is_discrete  # the kernels move in continuous space
+    and _has_bijection(value)
     and name != "corr_cholesky_constraint"  # an old alias
 }
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 R_HAT = 1.01  # Vehtari et al. 2021
 WORST_R_HAT = 1.2  # Gelman and Rubin 1992; chains of fewer than 4.5 effective draws can't be judged
 FALSE_ALARM = 1e-3  # of one element of stationary chains, where there are more than four
+_TURNS = 4  # of ESS and variance in ess_within
 MIN_DRAWS = 4  # of a chain, below which ArviZ has no answer
 
 
@@ -36,7 +37,7 @@ def convergence(samples: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         samples: by site, draws ``(chains, draws, *site)``.
 
     Returns:
-        By site a dict with ``n_eff`` (draws, of all chains) and ``r_hat`` (1 at convergence), each ``(*site)``, float64.
+        By site a dict with ``n_eff`` (draws of all chains) and ``r_hat`` (1 at convergence), float64 ``(*site)`` each.
         The halves of a single chain are compared like two chains. NaN with fewer than 4 draws a chain, for non-finite
         draws, and (R-hat) for constant ones.
     """
@@ -57,17 +58,14 @@ def as_dataset(values: Mapping[str, np.ndarray]) -> xr.Dataset:
 @contextmanager
 def arviz_numerics() -> Iterator[Any]:
     """ArviZ, without the divisions by the variance of constant draws, and the log lines that our flags say in words."""
-    arviz = import_arviz()  # which sets its logger's level
-    loggers = [logging.getLogger(name) for name in ("arviz", "arviz_stats")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    arviz = import_arviz()
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # ArviZ's logger is in no registry, so it can't be asked for by name
     try:
         with np.errstate(divide="ignore", invalid="ignore"), quiet_arviz():
             yield arviz
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(level)
 
 
 def ess(data: xr.Dataset, method: str = "bulk") -> dict[str, np.ndarray]:
@@ -146,7 +144,7 @@ def ess_within(draws: np.ndarray) -> float:
     places = ndtri((np.arange(len(split)) + 0.5) / len(split))[:, None]
     places /= places.std(ddof=1)
     per_half = _ess_of(split) / len(split)
-    for _ in range(2):
+    for _ in range(_TURNS):
         spread = np.sqrt(split.var() / max(per_half - 1, 1.0))
         per_half = _ess_of(split + spread * places) / len(split)
     return 2 * per_half

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import ndtri
 
 from ebmppl.diagnostics.convergence import FALSE_ALARM, MIN_DRAWS, R_HAT, compare_chains, normal_ranks
+from ebmppl.diagnostics.quantities import Quantity
 
 LOW_ESS = 400  # in all, bulk and tail: 100 for each of four chains (Vehtari et al. 2021)
 LOW_BFMI = 0.3  # Betancourt 2016
@@ -16,13 +17,10 @@ MIN_ESS_PER_CHAIN = 5  # below which the mean of one chain is not near enough to
 
 
 class Run(NamedTuple):
-    """The draws of a run with ArviZ's figures, all quantities (scalar elements of the variables) in the table's order.
+    """A run with ArviZ's figures, all for the same quantities in the same order.
 
     Attributes:
-        names: of the quantities, such as ``theta[3]``.
-        draws: ``(chains, draws)`` of each.
-        discrete: whether a quantity has an integer or boolean dtype.
-        fixed: quantities that are constants of their matrix (a Cholesky factor's zeros), of which nothing is asked.
+        quantities: names and draws.
         r_hat: rank-normalised split R-hat.
         ess_bulk: bulk ESS of all chains.
         ess_tail: tail ESS of all chains.
@@ -30,10 +28,7 @@ class Run(NamedTuple):
         settings: of the kernel.
     """
 
-    names: list[str]
-    draws: list[np.ndarray]
-    discrete: np.ndarray
-    fixed: np.ndarray
+    quantities: list[Quantity]
     r_hat: np.ndarray
     ess_bulk: np.ndarray
     ess_tail: np.ndarray
@@ -43,7 +38,18 @@ class Run(NamedTuple):
     @property
     def shape(self) -> tuple[int, int]:
         """Chains and draws of each."""
-        return self.draws[0].shape[0], self.draws[0].shape[1]
+        chains, draws = self.quantities[0].draws.shape
+        return chains, draws
+
+    def names(self, which: Iterable[int]) -> str:
+        """The first few of some quantities, and how many there are."""
+        index = list(which)
+        return f"{few([self.quantities[i].name for i in index])} ({len(index)} of {len(self.quantities)})"
+
+    def chains(self, which: np.ndarray) -> str:
+        """The first few of the chains for which ``(chains,)`` is true, and how many there are."""
+        index = np.flatnonzero(which).tolist()
+        return f"chain{'s' * (len(index) > 1)} {few(index)} ({len(index)} of {self.shape[0]})"
 
 
 Check = Callable[[Run], list[str]]
@@ -54,7 +60,9 @@ def checks(run: Run) -> dict[str, Check]:
     found: dict[str, Check] = {"finite draws": not_finite}
     if run.shape[1] < MIN_DRAWS:
         return {**found, "number of draws": too_short}
-    found |= {"stuck chains": stuck, "R-hat": disagreement, "single chains apart": apart, "bulk and tail ESS": low_ess}
+    found |= {"stuck chains": stuck, "R-hat": disagreement, "bulk and tail ESS": low_ess}
+    if run.shape[0] > 1:
+        found["single chains apart"] = apart
     if "diverging" in run.stats:
         found["divergences"] = divergences
     if {"energy", "n_steps"} <= set(run.stats):  # the energy of these kernels is a Hamiltonian
@@ -70,37 +78,26 @@ def few(items: Sequence[Any], most: int = 4) -> str:
     return f"{shown} and {len(items) - most} more" if len(items) > most else shown
 
 
-def _chains(index: np.ndarray, chains: int) -> str:
-    return f"chain{'s' * (len(index) > 1)} {few(index.tolist())} ({len(index)} of {chains})"
-
-
 def not_finite(run: Run) -> list[str]:
     """Draws that are NaN or infinite."""
-    counts = np.array([(~np.isfinite(x)).sum(1) for x in run.draws])  # (quantities, chains)
+    counts = np.array([(~np.isfinite(q.draws)).sum(1) for q in run.quantities])  # (quantities, chains)
     if not counts.any():
         return []
-    names = [run.names[i] for i in np.flatnonzero(counts.any(1))]
-    where = _chains(np.flatnonzero(counts.any(0)), run.shape[0])
+    names = run.names(np.flatnonzero(counts.any(1)))
     return [
-        f"not finite: {counts.sum()} values of {few(names)} in {where}; no figure of these means anything: "
-        "look for overflow or an invalid transform in the energy"
+        f"not finite: {counts.sum()} draws of {names} in {run.chains(counts.any(0))}; "
+        "no figure of these means anything: look for overflow or an invalid transform in the energy"
     ]
 
 
 def too_short(run: Run) -> list[str]:
     """Fewer draws than any figure needs."""
-    return [
-        f"too short: {run.shape[1]} draws per chain, R-hat and ESS need {MIN_DRAWS}; nothing was judged: run longer"
-    ]
+    return [f"too short: {run.shape[1]} draws per chain, R-hat and ESS need {MIN_DRAWS}; nothing was judged: run on"]
 
 
 def _constant(run: Run) -> np.ndarray:
-    """``(quantities, chains)``: all draws of the chain are the same."""
-    return np.array([(x == x[:, :1]).all(1) for x in run.draws]) & ~run.fixed[:, None]
-
-
-def _variable(name: str) -> str:
-    return name.split("[", 1)[0]
+    """``(quantities, chains)``: all draws of the chain are the same, and not by their place in a matrix."""
+    return np.array([(q.draws == q.draws[:, :1]).all(1) & (not q.fixed) for q in run.quantities])
 
 
 def stuck(run: Run) -> list[str]:
@@ -108,44 +105,40 @@ def stuck(run: Run) -> list[str]:
     constant, flags = _constant(run), []
     never = constant.all(1)
     if never.any():
-        names = [run.names[i] for i in np.flatnonzero(never)]
         flags.append(
-            f"constant: {few(names)} ({len(names)} of {len(run.names)}) never change in any chain, so they have "
-            "no R-hat; right only for constants of the model: else try a smaller step or other initial points"
+            f"constant: {run.names(np.flatnonzero(never))} never change in any chain and have no R-hat; "
+            "right only for constants of the model: else try a smaller step or other initial points"
         )
     alone = constant & ~never[:, None]
-    for variable in {_variable(run.names[i]) for i in np.flatnonzero(run.discrete)}:
+    variables = np.array([q.variable for q in run.quantities])
+    for name in {q.variable for q in run.quantities if q.draws.dtype.kind != "f"}:
         # one discrete element may well keep its value; a whole discrete state should not
-        rows = np.array([_variable(name) == variable for name in run.names])
+        rows = variables == name
         alone[rows] &= constant[rows].all(0)
     if alone.any():
-        names = [run.names[i] for i in np.flatnonzero(alone.any(1))]
-        where = _chains(np.flatnonzero(alone.any(0)), run.shape[0])
         flags.append(
-            f"stuck: {where} never move in {few(names)}; try a smaller step or other initial points "
-            "before trusting the other chains"
+            f"stuck: every draw the same in {run.chains(alone.any(0))}, for {run.names(np.flatnonzero(alone.any(1)))}; "
+            "try a smaller step or other initial points before trusting the other chains"
         )
     return flags
 
 
 def disagreement(run: Run) -> list[str]:
     """Quantities whose chains disagree more than stationary ones would, and those without R-hat for no known reason."""
-    explained = _constant(run).all(1) | run.fixed | np.array([not np.isfinite(x).all() for x in run.draws])
+    explained = _constant(run).all(1) | [q.fixed or not np.isfinite(q.draws).all() for q in run.quantities]
     flags = []
-    unknown = np.isnan(run.r_hat) & ~explained
-    if unknown.any():
-        names = [run.names[i] for i in np.flatnonzero(unknown)]
-        flags.append(f"no R-hat: it can't be computed for {few(names)}; run longer")
-    compared = {int(i): compare_chains(run.draws[i]) for i in np.flatnonzero(run.r_hat > R_HAT)}
-    found = {i: c for i, c in compared.items() if not c.agrees}
+    unknown = np.flatnonzero(np.isnan(run.r_hat) & ~explained)
+    if len(unknown):
+        flags.append(f"no R-hat: it can't be computed for {run.names(unknown)}; run longer")
+    compared = {int(i): compare_chains(run.quantities[i].draws) for i in np.flatnonzero(run.r_hat > R_HAT)}
+    found = [i for i, c in compared.items() if not c.agrees]
     if found:
-        worst = max(found, key=lambda i: found[i].r_hat / found[i].threshold)
-        r_hat, threshold, ess = found[worst]
-        odd = np.flatnonzero(np.abs(_deviations(run.draws[worst], ess)) > _level(run))
-        where = f", {_chains(odd, run.shape[0])} lie apart" if 0 < len(odd) < run.shape[0] else ""
+        found.sort(key=lambda i: -compared[i].r_hat / compared[i].threshold)
+        worst = compared[found[0]]
+        odd = np.abs(_deviations(run.quantities[found[0]].draws, worst.ess_per_chain)) > _level(run)
         flags.append(
-            f"R-hat: too high in {few([run.names[i] for i in found])} ({len(found)} of {len(run.names)}); worst "
-            f"{run.names[worst]}, {r_hat:.3f} over {threshold:.3f}{where}; "
+            f"R-hat: too high in {run.names(found)}; worst {worst.r_hat:.3f}, over {worst.threshold:.3f}"
+            f"{f', apart: {run.chains(odd)}' if odd.any() else ''}; "
             "run longer, or reparametrise: chains see different parts of the density"
         )
     return flags
@@ -161,26 +154,21 @@ def _deviations(draws: np.ndarray, ess_per_chain: float) -> np.ndarray:
 
 def _level(run: Run) -> float:
     """Standard errors that one chain of a stationary run passes with the probability of a false alarm (Bonferroni)."""
-    return -float(ndtri(FALSE_ALARM / (2 * run.shape[0] * len(run.names))))
+    return -float(ndtri(FALSE_ALARM / (2 * run.shape[0] * len(run.quantities))))
 
 
 def apart(run: Run) -> list[str]:
     """Single chains that disagree with all others: among hundreds, one does not show in R-hat."""
-    chains, level = run.shape[0], _level(run)
-    ess = run.ess_bulk / chains
+    level, ess = _level(run), run.ess_bulk / run.shape[0]
     judged = (run.ess_bulk >= LOW_ESS) & (ess >= MIN_ESS_PER_CHAIN) & ~(run.r_hat > R_HAT)
-    worst: dict[int, np.ndarray] = {}
-    for i in np.flatnonzero(judged):
-        z = np.abs(_deviations(run.draws[i], ess[i]))
-        if z.max() > level:
-            worst[int(i)] = z
-    if chains == 1 or not worst:
+    away = {int(i): np.abs(_deviations(run.quantities[i].draws, ess[i])) for i in np.flatnonzero(judged)}
+    found = sorted((i for i in away if away[i].max() > level), key=lambda i: -away[i].max())
+    if not found:
         return []
-    most = np.max(list(worst.values()), axis=0)
-    where = _chains(np.flatnonzero(most > level), chains)
+    most = np.max([away[i] for i in found], axis=0)
     return [
-        f"apart: {where} from the others in {few([run.names[i] for i in worst])}, by {most.max():.1f} standard errors, "
-        "though R-hat passes; look at the trace: a longer warm-up, or a mode that the others miss"
+        f"apart: {run.chains(most > level)}, by up to {most.max():.1f} standard errors in {run.names(found)}, "
+        "though R-hat passes; look at the trace: warm up longer, or it is a mode that the others miss"
     ]
 
 
@@ -190,12 +178,11 @@ def low_ess(run: Run) -> list[str]:
     low = np.flatnonzero(least < LOW_ESS)
     if not len(low):
         return []
-    worst = low[np.argmin(least[low])]
-    names = [run.names[i] for i in low[np.argsort(least[low])]]
+    low = low[np.argsort(least[low], kind="stable")]
     return [
-        f"ESS: under {LOW_ESS} in {few(names)} ({len(low)} of {len(run.names)}); lowest {run.names[worst]}, bulk "
-        f"{run.ess_bulk[worst]:.0f}, tail {run.ess_tail[worst]:.0f}; "
-        f"take about {LOW_ESS / max(least[worst], 1.0):.2g} times as many draws, or more chains"
+        f"ESS: under {LOW_ESS} in {run.names(low)}; lowest bulk {np.nanmin(run.ess_bulk[low]):.0f}, "
+        f"tail {np.nanmin(run.ess_tail[low]):.0f}; "
+        f"take about {LOW_ESS / max(least[low[0]], 1.0):.2g} times as many draws, or more chains"
     ]
 
 
@@ -205,18 +192,17 @@ def divergences(run: Run) -> list[str]:
     total = int(by_chain.sum())
     if not total:
         return []
-    order = np.argsort(-by_chain, kind="stable")
-    worst = ", ".join(f"{c}: {by_chain[c]}" for c in order[:3] if by_chain[c])
+    order = np.argsort(-by_chain, kind="stable")[:3]
+    worst = ", ".join(f"{by_chain[c]} in chain {c}" for c in order if by_chain[c])
     advice = (
-        "raise target_accept_prob or reparametrise: the draws may miss where they end"
+        "raise target_accept_prob or reparametrise: the draws may miss the places where they end"
         if "n_steps" in run.stats
-        else "take a smaller step_size: there the chain does not move"
+        else "take a smaller step_size: the chain does not move there"
     )
-    share = total / run.stats["diverging"].size
-    return [
-        f"divergences: {total} ({share:.2g} of the draws) in {np.count_nonzero(by_chain)} of {run.shape[0]} chains, "
-        f"most in chain {worst}; {advice}"
-    ]
+    share = 100 * total / run.stats["diverging"].size
+    count = np.count_nonzero(by_chain)
+    where = f"in {count} of {run.shape[0]} chains (most: {worst})"
+    return [f"divergences: {total}, {share:.2g}% of the draws, {where}; {advice}"]
 
 
 def low_bfmi(run: Run) -> list[str]:
@@ -224,13 +210,10 @@ def low_bfmi(run: Run) -> list[str]:
     energy = run.stats["energy"].astype(float)
     with np.errstate(divide="ignore", invalid="ignore"):
         bfmi = np.square(np.diff(energy, axis=1)).mean(1) / energy.var(1)
-    low = np.flatnonzero(bfmi < LOW_BFMI)
-    if not len(low):
+    if not (bfmi < LOW_BFMI).any():
         return []
-    return [
-        f"E-BFMI: {np.nanmin(bfmi):.2f} at the lowest, under {LOW_BFMI} in {_chains(low, run.shape[0])}; "
-        "reparametrise: heavy tails or a funnel that draws cross slowly"
-    ]
+    return [f"E-BFMI: under {LOW_BFMI} in {run.chains(bfmi < LOW_BFMI)}, lowest {np.nanmin(bfmi):.2f}; "
+            "reparametrise: there are heavy tails or a funnel that draws cross slowly"]
 
 
 def _saturated(run: Run) -> np.ndarray | None:
@@ -247,8 +230,5 @@ def tree_depth(run: Run) -> list[str]:
     cut = _saturated(run)
     if cut is None or not cut.any():
         return []
-    where = _chains(np.flatnonzero(cut.any(1)), run.shape[0])
-    return [
-        f"tree depth: {cut.mean():.2g} of the draws end at the largest tree, in {where}; "
-        "raise max_tree_depth or reparametrise: draws are right but slow"
-    ]
+    return [f"tree depth: {100 * cut.mean():.2g}% of the draws end at the largest tree, in {run.chains(cut.any(1))}; "
+            "raise max_tree_depth or reparametrise: the draws are right but slow"]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ebmppl.diagnostics.convergence import arviz_numerics, rhat
 from ebmppl.diagnostics.flags import Run, checks
+from ebmppl.diagnostics.quantities import group_of, posterior_of, quantities
 from ebmppl.interop.arviz import installed_form
 
 if TYPE_CHECKING:
@@ -84,28 +82,12 @@ def summarize(data: Any, prob: float = 0.9) -> Summary:
     """
     if not 0 < prob < 1:
         raise ValueError(f"expected prob in (0, 1), got {prob}")
-    posterior, stats = group_of(data, "posterior"), group_of(data, "sample_stats")
-    if posterior is None:
-        raise ValueError("expected data with a group 'posterior', got none")
-    posterior = posterior.transpose("chain", "draw", ...)
+    posterior = posterior_of(data)
     table = _table(posterior, prob)
-    run = _run(posterior, stats, table)
+    run = _run(posterior, group_of(data, "sample_stats"), table)
     found = checks(run)
     flags = [flag for check in found.values() for flag in check(run)]
     return Summary(table, flags, list(found), posterior.sizes["chain"], posterior.sizes["draw"])
-
-
-def group_of(data: Any, name: str) -> xr.Dataset | None:
-    """One group of ``InferenceData``, ``DataTree`` or a netCDF file of either; None where it is missing."""
-    import xarray as xr
-
-    if isinstance(data, str | Path):
-        with xr.open_datatree(data) as tree:
-            return tree[name].to_dataset().load() if name in tree.children else None
-    if name not in data:
-        return None
-    group = data[name]
-    return group if isinstance(group, xr.Dataset) else group.to_dataset()
 
 
 def _table(posterior: xr.Dataset, prob: float) -> pd.DataFrame:
@@ -119,34 +101,15 @@ def _table(posterior: xr.Dataset, prob: float) -> pd.DataFrame:
 
 
 def _run(posterior: xr.Dataset, stats: xr.Dataset | None, table: pd.DataFrame) -> Run:
-    elements = [element for name in posterior.data_vars for element in _elements(posterior[name])]
-    if len(elements) != len(table):
-        raise ValueError(
-            f"expected a table of {len(elements)} rows, got {len(table)}: are labels of a dimension repeated?"
-        )
-    values = (
-        {} if stats is None else {str(n): v.transpose("chain", "draw", ...).values for n, v in stats.data_vars.items()}
-    )
+    found = quantities(posterior)
+    if len(found) != len(table):
+        raise ValueError(f"expected a table of {len(found)} rows, got {len(table)}: are labels of a dim repeated?")
+    kept = {} if stats is None else stats.transpose("chain", "draw", ...).data_vars
     return Run(
-        names=list(map(str, table.index)),
-        draws=[draws for draws, _ in elements],
-        discrete=np.array([draws.dtype.kind != "f" for draws, _ in elements]),
-        fixed=np.array([fixed for _, fixed in elements]),
+        quantities=found,
         r_hat=table["r_hat"].to_numpy(float),
         ess_bulk=table["ess_bulk"].to_numpy(float),
         ess_tail=table["ess_tail"].to_numpy(float),
-        stats={name: value for name, value in values.items() if value.ndim == 2},
+        stats={str(name): value.values for name, value in kept.items() if value.ndim == 2},
         settings=json.loads(posterior.attrs.get("kernel_settings", "{}")),
     )
-
-
-def _elements(variable: xr.DataArray) -> Iterator[tuple[np.ndarray, bool]]:
-    """Draws ``(chains, draws)`` of each element in the table's order, and whether it is fixed by its place in a matrix."""
-    values = variable.values
-    shape = values.shape[2:]
-    square = len(shape) >= 2 and shape[-1] == shape[-2] > 1
-    for index in product(*map(range, shape)):
-        draws = values[(slice(None), slice(None), *index)]
-        above = square and index[-1] > index[-2] and not draws.any()
-        corner = square and index[-1] == index[-2] and bool((draws == 1).all())
-        yield draws, above or corner

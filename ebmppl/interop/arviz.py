@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ebmppl.interop import pyro_predictive as predictive
-from ebmppl.interop.pyro_predictive import PyroModel
+from ebmppl.interop.pyro_sites import PyroModel, inspect_sites
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -72,10 +72,10 @@ def to_arviz(
 ) -> Any:
     """A run with its draws, statistics and settings for ArviZ; for a Pyro model also all that the model says of them.
 
-    Every group has attributes: kernel and its settings (JSON), versions, seed, backend, number of chains, warm-up steps,
-    thinning, sampling time in seconds, gradients spent. The predictive draws of a Pyro model use generators seeded by
-    the run's seed; torch's global one is left as it is. A group that a Pyro model can't have is missing, with the
-    reason in the attribute ``<group>_skipped``.
+    Every group has attributes: kernel and its settings (JSON), versions, seed, backend, number of chains, warm-up
+    steps, thinning, sampling time in seconds, gradients spent. The predictive draws of a Pyro model use generators of
+    their own, seeded by the run's seed; torch's global one is left as it is. A group that a Pyro model can't have is
+    missing, with the reason in the attribute ``<group>_skipped``.
 
     Args:
         mcmc: a run.
@@ -161,7 +161,7 @@ def _pyro_arrays(
     mcmc: MCMC, model: PyroModel, samples: dict[str, Tensor], options: Options
 ) -> tuple[Arrays, dict[str, str]]:
     seed, skipped = mcmc.seed, {}
-    sites = predictive.inspect_sites(model, seed)
+    sites = inspect_sites(model, seed)
     chains, kept = mcmc.num_chains, mcmc.kept
     flat = {name: value.flatten(0, 1) for name, value in _model_values(mcmc, samples).items()}
     groups: dict[str, dict[str, Tensor]] = {}
@@ -281,7 +281,7 @@ def _dataset(
     attrs: dict[str, Any],
     form: Form,
 ) -> xr.Dataset:
-    """One group, through the function by which ``from_dict`` makes each of them; statistics may share names with sites."""
+    """One group, by the function with which ``from_dict`` makes each; statistics may share their names with sites."""
     options: dict[str, Any] = {"attrs": attrs, "skip_event_dims": group == "log_likelihood"}
     options["dims"] = {name: dims[name] for name in values if name in dims}
     options["coords"] = {n: np.asarray(v) for n, v in coords.items() if any(n in d for d in options["dims"].values())}

@@ -1,135 +1,30 @@
-"""What a Pyro model says about posterior draws: log-likelihoods, deterministic sites, prior and posterior predictive draws."""
+"""What a Pyro model says of posterior draws: log-likelihoods, deterministic sites, prior and predictive draws.
+
+A model is run for many draws at once: by vmap, which is exact for any model, or, where torch can't vmap a sampler,
+under a plate of draws as ``pyro.infer.Predictive(parallel=True)`` does, once that was found to give the same; else
+draw by draw.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
-import numpy as np
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-Values = dict[str, Tensor]
+from ebmppl.interop.pyro_sites import (
+    PyroModel, Sites, Values, forked_rng, is_data, log_prob, sample_nodes, unmasked_log_prob,
+)
+
 Groups = dict[str, Values]  # ArviZ's group -> site -> (draws, *site)
 PointFn = Callable[[Values], Groups]
 
 _NUMBERS = 1 << 22  # values of sites that one batched run of the model may hold
-_STREAMS = {"draws": 3, "prior": 4, "posterior_predictive": 5}  # 0 to 2 are those of sampling.noise
 _PROBES = 3  # draws on which a model under a plate of draws is compared with itself run draw by draw
-
-
-class PyroModel(NamedTuple):
-    """A Pyro model with its arguments and one point at which it can be run.
-
-    Attributes:
-        model: the model, a callable.
-        args: its arguments.
-        kwargs: its keyword arguments.
-        point: a value ``(*site)`` for every continuous latent.
-    """
-
-    model: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    point: Values
-
-    def trace(self, values: Mapping[str, Tensor], *, observe: bool = True) -> poutine.Trace:
-        """Run with some sites fixed; ``observe=False`` draws observed sites anew."""
-        model = self.model if observe else _Replicate()(self.model)
-        with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
-            return poutine.trace(poutine.condition(model, dict(values))).get_trace(*self.args, **self.kwargs)
-
-
-class Sites(NamedTuple):
-    """The sites of a model by kind, with one trace of it."""
-
-    observed: list[str]
-    deterministic: list[str]
-    discrete: list[str]  # latents that the posterior draws do not hold
-    factors: list[str]
-    unnormalised: list[str]  # latents whose prior is masked out
-    trace: poutine.Trace
-
-    @property
-    def observed_data(self) -> Values:
-        """Data by site, in the shape of one replicate of them."""
-        return {name: _replicate_of(self.trace.nodes[name])[1] for name in self.observed}
-
-    @property
-    def why_no_prior(self) -> str:
-        """Why ancestral draws would not be draws of the prior; empty where they are."""
-        if self.unnormalised:
-            return f"improper prior: {', '.join(self.unnormalised)} masked out of the density"
-        return f"the factors {', '.join(self.factors)} are no part of draws from the prior" if self.factors else ""
-
-    @property
-    def numbers(self) -> int:
-        """Values of all sites of one run."""
-        return sum(n["value"].numel() for _, n in self.trace.nodes.items() if isinstance(n.get("value"), Tensor))
-
-
-class _Replicate(Messenger):
-    """Draw observed sites anew, in the shape of their data; deterministic sites and factors stay as they are."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] and _is_data(msg):
-            msg["fn"], _ = _replicate_of(msg)
-            msg["value"], msg["is_observed"], msg["done"] = None, False, False
-
-
-def _is_data(site: Mapping[str, Any]) -> bool:
-    return not site["infer"].get("_deterministic") and not isinstance(_innermost(site["fn"]), dist.Unit)
-
-
-def _innermost(fn: Any) -> Any:
-    while hasattr(fn, "base_dist") and not isinstance(fn, dist.TransformedDistribution):
-        fn = fn.base_dist
-    return fn
-
-
-def _replicate_of(site: Mapping[str, Any]) -> tuple[Any, Tensor]:
-    """The distribution and the data of an observed site in one shape: data may be wider (no plate), or narrower."""
-    fn, value = site["fn"], site["value"]
-    batch = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
-    return fn if batch == fn.batch_shape else fn.expand(batch), value.expand(batch + fn.event_shape)
-
-
-def inspect_sites(model: PyroModel, seed: int) -> Sites:
-    """Find out the kinds of a model's sites by one run at its point."""
-    with forked_rng(seed, "draws"):
-        trace = model.trace(model.point)
-    sites = Sites([], [], [], [], [], trace)
-    for name, node in trace.nodes.items():
-        if node["type"] != "sample" or isinstance(node["fn"], _Subsample):
-            continue
-        if name in model.point:
-            if node["mask"] is False:
-                sites.unnormalised.append(name)
-        elif not node["is_observed"]:
-            sites.discrete.append(name)
-        elif node["infer"].get("_deterministic"):
-            sites.deterministic.append(name)
-        else:
-            (sites.observed if _is_data(node) else sites.factors).append(name)
-    return sites
-
-
-@contextmanager
-def forked_rng(seed: int, stream: str) -> Iterator[None]:
-    """Torch's generators at a seed of their own; the user's are put back afterwards."""
-    own = int(np.random.SeedSequence([seed, _STREAMS[stream]]).generate_state(1, np.uint32)[0])
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(own)
-        yield
 
 
 def pointwise(model: PyroModel, sites: Sites, draws: Values, seed: int, *, log_likelihood: bool) -> Groups:
@@ -150,15 +45,11 @@ def pointwise(model: PyroModel, sites: Sites, draws: Values, seed: int, *, log_l
         nodes = model.trace(point).nodes
         groups = {"posterior": {name: nodes[name]["value"] for name in sites.deterministic}}
         if log_likelihood:
-            groups["log_likelihood"] = {name: _log_prob(nodes[name]) for name in sites.observed}
+            groups["log_likelihood"] = {name: log_prob(nodes[name]) for name in sites.observed}
         return groups
 
     with forked_rng(seed, "draws"):
         return _run(of_point, draws, _chunk(sites), "error")
-
-
-def _log_prob(node: Mapping[str, Any]) -> Tensor:
-    return scale_and_mask(_terms(node), node["scale"], node["mask"])
 
 
 def posterior_predictive(model: PyroModel, sites: Sites, draws: Values, seed: int) -> Groups:
@@ -243,7 +134,7 @@ def _join(parts: list[Groups], how: Callable[[list[Tensor]], Tensor]) -> Groups:
 
 
 class _Plated(NamedTuple):
-    """How to run a model for many draws at once under an outermost plate, as ``pyro.infer.Predictive(parallel=True)``."""
+    """How to run a model for many draws at once under a plate of draws, as ``pyro.infer.Predictive(parallel=True)``."""
 
     nesting: int  # plates of the model itself
     event_dims: dict[str, int]
@@ -257,8 +148,7 @@ class _Plated(NamedTuple):
         """
         rows = min(_PROBES, len(next(iter(draws.values()))))
         traces = [model.trace({k: v[i] for k, v in draws.items()}, observe=False) for i in range(rows)]
-        nodes = {name: node for name, node in traces[0].nodes.items() if node["type"] == "sample"}
-        nodes = {name: node for name, node in nodes.items() if not isinstance(node["fn"], _Subsample)}
+        nodes = sample_nodes(traces[0])
         dims = [f.dim for node in nodes.values() for f in node["cond_indep_stack"] if f.vectorized]
         plated = cls(
             nesting=-min(dims, default=0),
@@ -266,11 +156,11 @@ class _Plated(NamedTuple):
             shapes={name: node["value"].shape for name, node in nodes.items()},
         )
         values = {n: torch.stack([t.nodes[n]["value"] for t in traces]) for n in nodes}
-        terms = {n: torch.stack([_terms(t.nodes[n]).sum() for t in traces]) for n in nodes if _is_data(nodes[n])}
+        terms = {n: torch.stack([unmasked_log_prob(t.nodes[n]).sum() for t in traces]) for n in nodes if is_data(nodes[n])}
         try:
             run = plated._trace(model, {n: values[n] for n in terms}).nodes
             same = all(
-                _close(_terms(run[n]).reshape(rows, -1).sum(-1), terms[n])
+                _close(unmasked_log_prob(run[n]).reshape(rows, -1).sum(-1), terms[n])
                 if n in terms
                 else _close(plated._rows(n, run[n]["value"], rows), values[n])
                 for n in nodes
@@ -302,10 +192,6 @@ class _Plated(NamedTuple):
         # a deterministic site need not depend on the draw
         value = value if value.numel() == rows * shape.numel() else value.expand(rows, *shape)
         return value.reshape(rows, *shape)
-
-
-def _terms(node: Mapping[str, Any]) -> Tensor:
-    return node["fn"].log_prob(node["value"])
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

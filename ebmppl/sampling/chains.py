@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +20,35 @@ _WARMUP_TICKS = 8  # between two looks at whether a window ended
 _SAMPLE_TICKS = 64  # between two looks at whether all chains have their draws
 _LOG_NUMBERS = 1 << 24  # position numbers that may wait for their harvest
 
+_SMALL = 1 << 15  # position numbers under which a second thread costs more than it brings
+
 Report = Callable[[], None]
 Observe = Callable[[Any], None]
+
+
+@contextmanager
+def ticking(numbers: int) -> Iterator[None]:
+    """No gradients of parameters, and one intra-op thread for small states; the user's settings return afterwards."""
+    threads = torch.get_num_threads()
+    if numbers < _SMALL and threads > 1:
+        torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+
+
+def _ticks(method: Callable[..., None]) -> Callable[..., None]:
+    """Run a method of ``Chains`` under ``ticking``."""
+
+    @wraps(method)
+    def run(self: Chains, *args: Any, **kwargs: Any) -> None:
+        with ticking(self.numbers):
+            method(self, *args, **kwargs)
+
+    return run
 
 
 class Now(NamedTuple):
@@ -47,10 +76,11 @@ class Chains:
         self.dtype, self.device = x.dtype, x.device
         self.noise = NoiseSource(kernel.noise(), len(x), seed, x.dtype, x.device)
         self.adaptation = kernel.adaptation()
-        with torch.no_grad():
+        self.numbers = x.numel()
+        with ticking(self.numbers):
             state, tuning = kernel.init(x), kernel.init_tuning(x)
         self.now = Now(0, state, tuning, None, None, None)
-        most = max(1, _LOG_NUMBERS // max(1, x.numel()))
+        most = max(1, _LOG_NUMBERS // self.numbers)
         self._warmup_ticks, self._sample_ticks = min(_WARMUP_TICKS, most), min(_SAMPLE_TICKS, most)
         self._search: NoiseSource | None = None
 
@@ -70,7 +100,7 @@ class Chains:
         self.now = Now(now.tick + 1, state, tuning, own, now.counts, entry)
         return info
 
-    @torch.no_grad()
+    @_ticks
     def warm_up(self, steps: int, draws: Draws, report: Report) -> None:
         """Adapt over Stan's windows; a window ends at chains x window finished draws in all."""
         self.now = self.now._replace(counts=draws.counts(self.device))
@@ -87,7 +117,7 @@ class Chains:
             self.end_window(metric=metric)
         self.end_adaptation()
 
-    @torch.no_grad()
+    @_ticks
     def collect(self, num_samples: int, draws: Draws, report: Report) -> None:
         """Tick until every chain has its draws; a chain that has them goes on until all have theirs."""
         if self.now.counts is None:
@@ -125,7 +155,7 @@ class Chains:
         if entries:
             self.now = self.now._replace(counts=draws.extend(self._counts(), entries[::-1]), log=None)
 
-    @torch.no_grad()
+    @_ticks
     def advance(self, n: int, *, adapt: bool = False, observe: Observe | None = None) -> None:
         """Exactly n draws of every chain: a chain that has them stands still until the others have theirs.
 
@@ -149,7 +179,7 @@ class Chains:
 
     # Adaptation, outside the ticks.
 
-    @torch.no_grad()
+    @_ticks
     def begin_adaptation(self) -> None:
         """Find a first step size and begin to adapt."""
         now = self.now
@@ -158,7 +188,7 @@ class Chains:
             own, tuning = self.adaptation.begin(own, now.tuning, now.state, self._normal)
             self.now = now._replace(adaptation=own, tuning=tuning)
 
-    @torch.no_grad()
+    @_ticks
     def end_window(self, *, metric: bool) -> None:
         """Take the window's metric; chains drop what they have under way and begin again from their last draws."""
         now = self.now
@@ -171,7 +201,7 @@ class Chains:
             own, tuning = self.adaptation.begin(own, tuning, state, self._normal)
         self.now = now._replace(state=state, adaptation=own, tuning=tuning)
 
-    @torch.no_grad()
+    @_ticks
     def end_adaptation(self) -> None:
         """Freeze the tuning; no draw that began before is kept."""
         now = self.now
@@ -194,7 +224,7 @@ class Chains:
         """The chains' last draws ``(chains, *event)`` in the target's coordinates."""
         return self.kernel.position(self.now.state)
 
+    @_ticks
     def move(self, x: Tensor) -> None:
         """Put the chains at other points ``(chains, *event)``, keeping tuning and adaptation."""
-        with torch.no_grad():
-            self.now = self.now._replace(state=self.kernel.init(x))
+        self.now = self.now._replace(state=self.kernel.init(x))

@@ -40,22 +40,23 @@ class Spread(NamedTuple):
         return f"{self.median:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 
-def alternate(peers: Mapping[str, Work], *, rounds: int, seconds: float) -> dict[str, list[float]]:
+def alternate(peers: Mapping[str, Work], *, rounds: int, seconds: Mapping[str, float]) -> dict[str, list[float]]:
     """Microseconds per unit of work of every peer, one value for every round.
 
-    Every peer first does one unit untimed and is then sized so that one turn takes about ``seconds``. The peers take
-    turns, every second round in reverse order, so that a slow spell of the machine meets all of them. The garbage
+    Every peer first does one unit untimed and is then sized so that one turn takes about its ``seconds``. The peers
+    take turns, every second round in reverse order, so that a slow spell of the machine meets all of them. The garbage
     collector is off during a turn, as in ``timeit``.
 
     Args:
         peers: name -> work.
         rounds: turns of every peer.
-        seconds: length of one turn.
+        seconds: name -> length of one turn.
     """
-    units = {name: _size(work, seconds) for name, work in peers.items()}
+    units = {name: _size(work, seconds[name]) for name, work in peers.items()}
     times: dict[str, list[float]] = {name: [] for name in peers}
     order = list(peers)
     for _ in range(rounds):
+        gc.collect()
         for name in order:
             times[name].append(1e6 * _turn(peers[name], units[name]) / units[name])
         order.reverse()
@@ -71,7 +72,6 @@ def _size(work: Work, seconds: float) -> int:
 
 
 def _turn(work: Work, units: int) -> float:
-    gc.collect()
     gc.disable()
     try:
         start = time.perf_counter()
@@ -101,10 +101,11 @@ def machine(packages: Iterable[str]) -> dict[str, str]:
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    fields = dict((part.strip() for part in line.split(":", 1)) for line in lines if ":" in line)
+    pairs = (line.split(":", 1) for line in lines if ":" in line)
+    fields = {key.strip(): value.strip() for key, value in pairs}
     numbers = f" (family {fields['cpu family']}, model {fields['model']})" if "cpu family" in fields else ""
-    isa = torch.backends.cpu.get_cpu_capability()
-    return f"{fields.get('model name', platform.processor() or 'unknown')}{numbers}, {isa}"
+    name = fields.get("model name", platform.processor() or "unknown")
+    return f"{name}{numbers}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _version(name: str) -> str:

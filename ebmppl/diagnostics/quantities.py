@@ -1,0 +1,78 @@
+"""The scalar quantities of a run: every element of every variable, with its name, from either form of ArviZ's data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+class Quantity(NamedTuple):
+    """One element of a variable.
+
+    Attributes:
+        name: such as ``theta[3]``, or with the labels of its dims.
+        variable: such as ``theta``.
+        draws: ``(chains, draws)``.
+        fixed: a constant by its place in a square matrix: a zero above the diagonal, a one on it.
+    """
+
+    name: str
+    variable: str
+    draws: np.ndarray
+    fixed: bool
+
+
+def group_of(data: Any, name: str) -> xr.Dataset | None:
+    """One group of ``InferenceData``, of a ``DataTree`` or of a netCDF file of either; None where it is missing."""
+    import xarray as xr
+
+    if isinstance(data, str | Path):
+        with xr.open_datatree(data) as tree:
+            return tree[name].to_dataset().load() if name in tree.children else None
+    if name not in data:
+        return None
+    group = data[name]
+    return group if isinstance(group, xr.Dataset) else group.to_dataset()
+
+
+def posterior_of(data: Any, var_names: Sequence[str] | None = None) -> xr.Dataset:
+    """The posterior, or some variables of it, as ``(chain, draw, ...)``.
+
+    Raises:
+        ValueError: when there is none, or unknown variables are asked for.
+    """
+    posterior = group_of(data, "posterior")
+    if posterior is None:
+        raise ValueError("expected data with a group 'posterior', got none")
+    unknown = sorted(set(var_names or ()) - set(posterior.data_vars))
+    if unknown:
+        raise ValueError(f"expected var_names among {sorted(map(str, posterior.data_vars))}, got {unknown}")
+    posterior = posterior if var_names is None else posterior[list(var_names)]
+    return posterior.transpose("chain", "draw", ...)
+
+
+def quantities(posterior: xr.Dataset) -> list[Quantity]:
+    """All quantities of a posterior ``(chain, draw, ...)``, in the order of ArviZ's table."""
+    return [quantity for name in posterior.data_vars for quantity in _elements(posterior[name])]
+
+
+def _elements(variable: xr.DataArray) -> list[Quantity]:
+    values, name = variable.values, str(variable.name)
+    labels = [variable[dim].values.tolist() for dim in variable.dims[2:]]
+    shape = values.shape[2:]
+    square = len(shape) >= 2 and shape[-1] == shape[-2] > 1
+    found = []
+    for index in product(*map(range, shape)):
+        draws = values[(slice(None), slice(None), *index)]
+        above = square and index[-1] > index[-2] and not draws.any()
+        corner = square and index[-1] == index[-2] and bool((draws == 1).all())
+        label = ", ".join(str(axis[i]) for axis, i in zip(labels, index, strict=True))
+        found.append(Quantity(f"{name}[{label}]" if index else name, name, draws, above or corner))
+    return found
