@@ -175,18 +175,22 @@ def _pyro_arrays(
         try:
             groups |= predictive.posterior_predictive(model, sites, flat, seed)
         except NotImplementedError as error:  # a distribution without a sampler
-            skipped["posterior_predictive"] = str(error)
+            skipped["posterior_predictive"] = _first_line(error)
     arrays = {group: host_arrays(_by_chain(values, chains, kept)) for group, values in groups.items()}
     if options.prior_draws:
         improper = sites.why_no_prior
         try:
             prior = {} if improper else predictive.prior_predictive(model, sites, options.prior_draws, seed)
         except NotImplementedError as error:
-            improper, prior = str(error), {}
+            improper, prior = f"no draws from the prior: {_first_line(error)}", {}
         arrays |= {group: host_arrays(_by_chain(values, 1, options.prior_draws)) for group, values in prior.items()}
         skipped.update({"prior": improper} if improper else {})
     arrays["observed_data"] = host_arrays(sites.observed_data)
     return {group: values for group, values in arrays.items() if values}, skipped
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]  # Pyro appends the shapes of all sites
 
 
 def _by_chain(values: Mapping[str, Tensor], chains: int, draws: int) -> dict[str, Tensor]:

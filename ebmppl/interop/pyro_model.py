@@ -15,7 +15,7 @@ from pyro.infer.autoguide.initialization import InitMessenger, init_to_uniform
 from pyro.infer.mcmc.util import initialize_model
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import Transform
+from torch.distributions import Transform, biject_to
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ebmppl.energies.base import Energy, flatten_batch
@@ -155,7 +155,13 @@ def _cuda() -> list[int]:
 def _initial_value(site: dict[str, Any]) -> Tensor:
     """Any value of a site in its support; improper priors have no draws, discrete sites no uniform ones."""
     fn = site["fn"]
-    return fn.sample() if fn.support.is_discrete else init_to_uniform(site)
+    if fn.support.is_discrete:
+        return fn.sample()
+    try:
+        return init_to_uniform(site)
+    except NotImplementedError:
+        transform = biject_to(fn.support)
+        return transform(torch.empty(transform.inverse_shape(fn.shape())).uniform_(-2, 2))
 
 
 def _plate_nesting(trace: poutine.Trace) -> int:

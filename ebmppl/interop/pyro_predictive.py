@@ -156,7 +156,8 @@ class _Plated(NamedTuple):
             shapes={name: node["value"].shape for name, node in nodes.items()},
         )
         values = {n: torch.stack([t.nodes[n]["value"] for t in traces]) for n in nodes}
-        terms = {n: torch.stack([unmasked_log_prob(t.nodes[n]).sum() for t in traces]) for n in nodes if is_data(nodes[n])}
+        random = [n for n in nodes if is_data(nodes[n])]
+        terms = {n: torch.stack([unmasked_log_prob(t.nodes[n]).sum() for t in traces]) for n in random}
         try:
             run = plated._trace(model, {n: values[n] for n in terms}).nodes
             same = all(

@@ -38,9 +38,10 @@ class PyroModel(NamedTuple):
 
     def trace(self, values: Mapping[str, Tensor], *, observe: bool = True) -> poutine.Trace:
         """Run with some sites fixed; ``observe=False`` draws observed sites anew."""
-        model = self.model if observe else _Replicate()(self.model)
-        with torch.no_grad(), pyro.validation_enabled(False), poutine.block():
-            return poutine.trace(poutine.condition(model, dict(values))).get_trace(*self.args, **self.kwargs)
+        with torch.no_grad(), pyro.validation_enabled(False), poutine.block(), poutine.trace() as tracer:
+            with _At(values, observe=observe):
+                self.model(*self.args, **self.kwargs)
+        return tracer.get_trace()
 
 
 class Sites(NamedTuple):
@@ -71,13 +72,27 @@ class Sites(NamedTuple):
         return sum(n["value"].numel() for _, n in self.trace.nodes.items() if isinstance(n.get("value"), Tensor))
 
 
-class _Replicate(Messenger):
-    """Draw observed sites anew, in the shape of their data; deterministic sites and factors stay as they are."""
+class _At(Messenger):
+    """Fix some sites and draw the others; observed sites keep their data, or are drawn in the shape of their data."""
+
+    def __init__(self, values: Mapping[str, Tensor], *, observe: bool) -> None:
+        super().__init__()
+        self.values, self.observe = values, observe
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] and is_data(msg):
-            msg["fn"], _ = _replicate_of(msg)
-            msg["value"], msg["is_observed"], msg["done"] = None, False, False
+        if msg["name"] in self.values:
+            msg["value"], msg["is_observed"], msg["done"] = self.values[msg["name"]], True, True
+        elif msg["is_observed"]:
+            if not self.observe and is_data(msg):
+                msg["fn"], _ = _replicate_of(msg)
+                self._draw(msg)
+        elif not isinstance(msg["fn"], _Subsample):
+            self._draw(msg)
+
+    @staticmethod
+    def _draw(msg: Any) -> None:
+        # Pyro itself would call rsample where there is one, which torch.func.vmap can't batch
+        msg["value"], msg["is_observed"], msg["done"] = msg["fn"].sample(), False, True
 
 
 def sample_nodes(trace: poutine.Trace) -> dict[str, dict[str, Any]]:
@@ -88,13 +103,7 @@ def sample_nodes(trace: poutine.Trace) -> dict[str, dict[str, Any]]:
 
 def is_data(site: Mapping[str, Any]) -> bool:
     """Whether a site has values of its own: it is neither deterministic nor a factor."""
-    return not site["infer"].get("_deterministic") and not isinstance(_innermost(site["fn"]), dist.Unit)
-
-
-def _innermost(fn: Any) -> Any:
-    while hasattr(fn, "base_dist") and not isinstance(fn, dist.TransformedDistribution):
-        fn = fn.base_dist
-    return fn
+    return not site["infer"].get("_deterministic") and not isinstance(site["fn"], dist.Unit)
 
 
 def _replicate_of(site: Mapping[str, Any]) -> tuple[Any, Tensor]:
