@@ -190,7 +190,10 @@ def test_a_site_named_like_a_statistic_keeps_its_dims(form: str) -> None:
         ({"dims": {"b": ["row", "row"]}}, "expected different dims of site 'b'"),
         ({"dims": {"b": ["row", "chain"]}}, "expected different dims of site 'b'"),
         ({"coords": {"row": [1, 2]}}, r"expected coords for the dims \[\], got coords for \['row'\]"),
-        ({"dims": {"b": ["row", "column"]}, "coords": {"row": [1]}}, "expected 2 coords for dim 'row' of site 'b', got 1"),
+        (
+            {"dims": {"b": ["row", "column"]}, "coords": {"row": [1]}},
+            "expected 2 coords for dim 'row' of site 'b', got 1",
+        ),
         ({"dims": {"b": ["row", "column"]}, "coords": {"row": [1, 1]}}, "without repetitions"),
         ({"prior_draws": -1}, "expected prior_draws >= 0, got -1"),
     ],
@@ -233,8 +236,9 @@ def test_warmup_groups(form: str, schools: eb.MCMC) -> None:
 def test_warmup_that_was_not_kept_is_an_error_and_none_is_said_so() -> None:
     with pytest.raises(ValueError, match="save_warmup=True"):
         to_arviz(_run(), save_warmup=True)
-    mcmc = eb.MCMC(eb.Langevin(Gaussian(torch.zeros(2), torch.eye(2)), 0.1), 4, 0, seed=1, save_warmup=True,
-                   disable_progbar=True)
+    mcmc = eb.MCMC(
+        eb.Langevin(Gaussian(torch.zeros(2), torch.eye(2)), 0.1), 4, 0, seed=1, save_warmup=True, disable_progbar=True
+    )
     mcmc.run()
     posterior = _group(to_arviz(mcmc, save_warmup=True), "posterior")
     assert posterior.attrs["warmup_posterior_skipped"] == "the run had no warm-up draws"
@@ -285,12 +289,14 @@ def test_loo_and_compare_take_the_log_likelihood(schools: eb.MCMC) -> None:
     other = eb.MCMC(eb.HMC(pooled, num_steps=4), 250, 150, num_chains=4, seed=3, disable_progbar=True)
     other.run()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Estimated shape parameter of Pareto")  # of the model, not of the groups
+        # of the models, not of the groups
+        warnings.filterwarnings("ignore", message="Estimated shape parameter of Pareto")
+        # ArviZ 0.23 on pandas 3.1
+        warnings.filterwarnings("ignore", message="The inplace keyword in DataFrame.sort_values")
         loo = az.loo(to_arviz(schools))
         table = az.compare({"partial": to_arviz(schools), "pooled": to_arviz(other)})
-    # -30.7 +- 0.1: ArviZ's own data set "non_centered_eight" gives -30.69 (NumPyro, Stan and PyMC agree to 0.1);
-    # the Monte Carlo error of 3000 draws is about 0.05
-    assert float(loo.iloc[0]) == pytest.approx(-30.7, abs=0.2)
+    # ArviZ's own "non_centered_eight" (2000 draws of PyMC) gives -30.72; the Monte Carlo error is about 0.05 in each
+    assert float(loo.iloc[0]) == pytest.approx(-30.72, abs=0.2)
     assert set(table.index) == {"partial", "pooled"}
 
 

@@ -99,11 +99,19 @@ def halves(data: xr.Dataset) -> xr.Dataset:
 
 
 class Comparison(NamedTuple):
-    """How much the chains of one quantity disagree, and how much they may."""
+    """How much the chains of one quantity disagree, and how much they may.
 
+    Attributes:
+        values: what was compared, ``(chains, draws)``: the draws, or their distances from the median.
+        r_hat: rank-normalised split R-hat of these.
+        threshold: see ``r_hat_threshold``.
+        ess_per_chain: effective draws of these within a chain.
+    """
+
+    values: np.ndarray
     r_hat: float
     threshold: float
-    ess_per_chain: float  # effective draws within a chain
+    ess_per_chain: float
 
     @property
     def agrees(self) -> bool:
@@ -126,7 +134,7 @@ def compare_chains(draws: np.ndarray) -> Comparison:
 def _compare(draws: np.ndarray) -> Comparison:
     within = ess_within(draws)
     r_hat = float(rhat(as_dataset({"x": draws}), "z_scale")["x"])
-    return Comparison(r_hat, r_hat_threshold(within, len(draws)), within)
+    return Comparison(draws, r_hat, r_hat_threshold(within, len(draws)), within)
 
 
 def ess_within(draws: np.ndarray) -> float:

@@ -83,9 +83,9 @@ def not_finite(run: Run) -> list[str]:
     counts = np.array([(~np.isfinite(q.draws)).sum(1) for q in run.quantities])  # (quantities, chains)
     if not counts.any():
         return []
-    names = run.names(np.flatnonzero(counts.any(1)))
+    names = run.names(np.flatnonzero(np.any(counts, axis=1)))
     return [
-        f"not finite: {counts.sum()} draws of {names} in {run.chains(counts.any(0))}; "
+        f"not finite: {counts.sum()} draws of {names} in {run.chains(np.any(counts, axis=0))}; "
         "no figure of these means anything: look for overflow or an invalid transform in the energy"
     ]
 
@@ -103,7 +103,7 @@ def _constant(run: Run) -> np.ndarray:
 def stuck(run: Run) -> list[str]:
     """Chains whose draws never change; ArviZ gives these an ESS of all draws, and R-hat is NaN where all are so."""
     constant, flags = _constant(run), []
-    never = constant.all(1)
+    never = np.all(constant, axis=1)
     if never.any():
         flags.append(
             f"constant: {run.names(np.flatnonzero(never))} never change in any chain and have no R-hat; "
@@ -114,10 +114,11 @@ def stuck(run: Run) -> list[str]:
     for name in {q.variable for q in run.quantities if q.draws.dtype.kind != "f"}:
         # one discrete element may well keep its value; a whole discrete state should not
         rows = variables == name
-        alone[rows] &= constant[rows].all(0)
+        alone[rows] &= np.all(constant[rows], axis=0)
     if alone.any():
+        names = run.names(np.flatnonzero(np.any(alone, axis=1)))
         flags.append(
-            f"stuck: every draw the same in {run.chains(alone.any(0))}, for {run.names(np.flatnonzero(alone.any(1)))}; "
+            f"stuck: every draw the same in {run.chains(np.any(alone, axis=0))}, for {names}; "
             "try a smaller step or other initial points before trusting the other chains"
         )
     return flags
@@ -125,7 +126,8 @@ def stuck(run: Run) -> list[str]:
 
 def disagreement(run: Run) -> list[str]:
     """Quantities whose chains disagree more than stationary ones would, and those without R-hat for no known reason."""
-    explained = _constant(run).all(1) | [q.fixed or not np.isfinite(q.draws).all() for q in run.quantities]
+    explained = np.array([q.fixed or not np.isfinite(q.draws).all() for q in run.quantities])
+    explained |= np.all(_constant(run), axis=1)
     flags = []
     unknown = np.flatnonzero(np.isnan(run.r_hat) & ~explained)
     if len(unknown):
@@ -135,7 +137,7 @@ def disagreement(run: Run) -> list[str]:
     if found:
         found.sort(key=lambda i: -compared[i].r_hat / compared[i].threshold)
         worst = compared[found[0]]
-        odd = np.abs(_deviations(run.quantities[found[0]].draws, worst.ess_per_chain)) > _level(run)
+        odd = np.abs(_deviations(worst.values, worst.ess_per_chain)) > _level(run)
         flags.append(
             f"R-hat: too high in {run.names(found)}; worst {worst.r_hat:.3f}, over {worst.threshold:.3f}"
             f"{f', apart: {run.chains(odd)}' if odd.any() else ''}; "
@@ -145,11 +147,14 @@ def disagreement(run: Run) -> list[str]:
 
 
 def _deviations(draws: np.ndarray, ess_per_chain: float) -> np.ndarray:
-    """How many standard errors each chain lies from the others, ``(chains,)``, by its rank-normalised draws."""
+    """How many standard errors each chain lies from the middle one, ``(chains,)``, by its rank-normalised draws."""
     ranks = normal_ranks(draws)
     spread = np.sqrt(ranks.var(1).mean())
+    if not spread > 0:
+        return np.zeros(len(draws))
     ess = min(ess_per_chain, draws.shape[1])  # antithetic chains are judged like independent draws
-    return ranks.mean(1) * np.sqrt(ess) / spread if spread > 0 else np.zeros(len(draws))
+    means = ranks.mean(1)
+    return (means - np.median(means)) * np.sqrt(ess) / spread
 
 
 def _level(run: Run) -> float:
@@ -212,8 +217,10 @@ def low_bfmi(run: Run) -> list[str]:
         bfmi = np.square(np.diff(energy, axis=1)).mean(1) / energy.var(1)
     if not (bfmi < LOW_BFMI).any():
         return []
-    return [f"E-BFMI: under {LOW_BFMI} in {run.chains(bfmi < LOW_BFMI)}, lowest {np.nanmin(bfmi):.2f}; "
-            "reparametrise: there are heavy tails or a funnel that draws cross slowly"]
+    return [
+        f"E-BFMI: under {LOW_BFMI} in {run.chains(bfmi < LOW_BFMI)}, lowest {np.nanmin(bfmi):.2f}; "
+        "reparametrise: there are heavy tails or a funnel that draws cross slowly"
+    ]
 
 
 def _saturated(run: Run) -> np.ndarray | None:
@@ -230,5 +237,7 @@ def tree_depth(run: Run) -> list[str]:
     cut = _saturated(run)
     if cut is None or not cut.any():
         return []
-    return [f"tree depth: {100 * cut.mean():.2g}% of the draws end at the largest tree, in {run.chains(cut.any(1))}; "
-            "raise max_tree_depth or reparametrise: the draws are right but slow"]
+    return [
+        f"tree depth: {100 * cut.mean():.2g}% of the draws end at the largest tree, in {run.chains(np.any(cut, axis=1))}; "
+        "raise max_tree_depth or reparametrise: the draws are right but slow"
+    ]

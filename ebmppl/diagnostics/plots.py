@@ -132,8 +132,8 @@ def _draw_density(axis: Axes, draws: np.ndarray, styles: dict[int, dict[str, Any
 def _mark(axis: Axes, places: np.ndarray | None) -> None:
     axis.tick_params(labelsize=9)
     if places is not None:
-        low = {"transform": axis.get_xaxis_transform(), "zorder": 4}
-        axis.plot(places, np.full(len(places), 0.05), "|", color="k", alpha=0.5, markersize=7, **low)
+        (marks,) = axis.plot(places, np.full(len(places), 0.05), "|", color="k", alpha=0.5, markersize=7, zorder=4)
+        marks.set_transform(axis.get_xaxis_transform())
 
 
 def plot_rank(data: Any, path: str | Path | None = None, var_names: Sequence[str] | None = None) -> Figure:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ebmppl.interop import pyro_predictive as predictive
-from ebmppl.interop.pyro_sites import PyroModel, inspect_sites
+from ebmppl.interop.dims import Coords, Dims, checked_dims
+from ebmppl.interop.pyro_sites import PyroModel, Sites, inspect_sites
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -22,10 +23,7 @@ if TYPE_CHECKING:
     from ebmppl.sampling.mcmc import MCMC
 
 Form = Literal["inference_data", "datatree"]
-Dims = Mapping[str, Sequence[str]]
-Coords = Mapping[str, Sequence[Hashable]]
 Arrays = dict[str, dict[str, np.ndarray]]  # group -> variable -> values
-RESERVED = ("chain", "draw", "sample")
 
 
 @contextmanager
@@ -102,7 +100,7 @@ def to_arviz(
     arrays, skipped = _arrays(mcmc, Options(save_warmup, log_likelihood, prior_draws, posterior_predictive))
     sites = {n: v.shape[2:] for n, v in arrays["posterior"].items()}
     data = {n: v.shape for n, v in arrays.get("observed_data", {}).items()}
-    own_dims = _checked_dims({**data, **sites}, dims or {}, coords or {})
+    own_dims = checked_dims({**data, **sites}, dims or {}, coords or {})
     return _assemble(arrays, own_dims, coords or {}, _attributes(mcmc, skipped), form or installed_form())
 
 
@@ -178,15 +176,21 @@ def _pyro_arrays(
             skipped["posterior_predictive"] = _first_line(error)
     arrays = {group: host_arrays(_by_chain(values, chains, kept)) for group, values in groups.items()}
     if options.prior_draws:
-        improper = sites.why_no_prior
-        try:
-            prior = {} if improper else predictive.prior_predictive(model, sites, options.prior_draws, seed)
-        except NotImplementedError as error:
-            improper, prior = f"no draws from the prior: {_first_line(error)}", {}
+        prior, reason = _prior(model, sites, options.prior_draws, seed)
         arrays |= {group: host_arrays(_by_chain(values, 1, options.prior_draws)) for group, values in prior.items()}
-        skipped.update({"prior": improper} if improper else {})
+        skipped.update({"prior": reason} if reason else {})
     arrays["observed_data"] = host_arrays(sites.observed_data)
     return {group: values for group, values in arrays.items() if values}, skipped
+
+
+def _prior(model: PyroModel, sites: Sites, draws: int, seed: int) -> tuple[predictive.Groups, str]:
+    """The groups of the prior, or the reason why there are none."""
+    if sites.why_no_prior:
+        return {}, sites.why_no_prior
+    try:
+        return predictive.prior_predictive(model, sites, draws, seed), ""
+    except NotImplementedError as error:  # an improper prior
+        return {}, f"no draws from the prior: {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:
@@ -217,46 +221,6 @@ def _attributes(mcmc: MCMC, skipped: Mapping[str, str]) -> dict[str, str | int |
         "gradients": int(mcmc.gradients),
         **{f"{group}_skipped": reason for group, reason in skipped.items()},
     }
-
-
-# Names of axes.
-
-
-def _checked_dims(shapes: Mapping[str, tuple[int, ...]], dims: Dims, coords: Coords) -> dict[str, list[str]]:
-    """Dims as lists, once they are known to fit."""
-    reserved = sorted(set(shapes) & set(RESERVED))
-    if reserved:
-        raise ValueError(f"expected site names other than ArviZ's {list(RESERVED)}, got {reserved}")
-    unknown = sorted(set(dims) - set(shapes))
-    if unknown:
-        raise ValueError(f"expected dims for the sites {sorted(shapes)}, got dims for {unknown}")
-    sizes: dict[str, tuple[int, str]] = {}
-    for site, names in dims.items():
-        shape = shapes[site]
-        if isinstance(names, str) or len(names) != len(shape):
-            raise ValueError(f"expected {len(shape)} dims for site {site!r} of shape {tuple(shape)}, got {names!r}")
-        if len({*names, *RESERVED}) < len(names) + len(RESERVED):
-            raise ValueError(f"expected different dims of site {site!r}, none of {list(RESERVED)}, got {list(names)}")
-        for name, size in zip(names, shape, strict=True):
-            known, other = sizes.setdefault(name, (size, site))
-            if known != size:
-                raise ValueError(
-                    f"expected dim {name!r} of length {known} as in site {other!r}, got {size} in {site!r}"
-                )
-    _check_coords(coords, sizes)
-    return {site: list(names) for site, names in dims.items()}
-
-
-def _check_coords(coords: Coords, sizes: Mapping[str, tuple[int, str]]) -> None:
-    unknown = sorted(set(coords) - set(sizes))
-    if unknown:
-        raise ValueError(f"expected coords for the dims {sorted(sizes)}, got coords for {unknown}")
-    for name, labels in coords.items():
-        size, site = sizes[name]
-        if len(labels) != size:
-            raise ValueError(f"expected {size} coords for dim {name!r} of site {site!r}, got {len(labels)}")
-        if len(set(np.asarray(labels).tolist())) < size:
-            raise ValueError(f"expected coords for dim {name!r} without repetitions, got {list(labels)}")
 
 
 # What comes out.

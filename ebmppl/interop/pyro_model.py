@@ -68,7 +68,8 @@ class PyroEnergy(Energy):
                 args,
                 kwargs,
                 max_plate_nesting=_plate_nesting(prototype),
-                init_strategy=_initial_value,
+                # as without enumeration, where a latent doesn't take the axes of discrete ones that it depends on
+                init_strategy=lambda site: prototype.nodes[site["name"]]["value"],
                 initial_params={},  # anything but None: no search for starting points here
             )
             z = {name: maps[name](trace.nodes[name]["value"].detach()) for name in maps}

@@ -38,7 +38,7 @@ class PyroModel(NamedTuple):
 
     def trace(self, values: Mapping[str, Tensor], *, observe: bool = True) -> poutine.Trace:
         """Run with some sites fixed; ``observe=False`` draws observed sites anew."""
-        with torch.no_grad(), pyro.validation_enabled(False), poutine.block(), poutine.trace() as tracer:
+        with torch.no_grad(), pyro.validation_enabled(is_validate=False), poutine.block(), poutine.trace() as tracer:
             with _At(values, observe=observe):
                 self.model(*self.args, **self.kwargs)
         return tracer.get_trace()
@@ -91,7 +91,7 @@ class _At(Messenger):
 
     @staticmethod
     def _draw(msg: Any) -> None:
-        # Pyro itself would call rsample where there is one, which torch.func.vmap can't batch
+        # Pyro itself would call rsample where there is one, of which torch.func.vmap can batch fewer
         msg["value"], msg["is_observed"], msg["done"] = msg["fn"].sample(), False, True
 
 
@@ -143,9 +143,4 @@ def forked_rng(seed: int, stream: str) -> Iterator[None]:
 
 def log_prob(node: Mapping[str, Any]) -> Tensor:
     """Terms of a site in the model's log joint, in nats: masks and scales of ``poutine`` count."""
-    return scale_and_mask(unmasked_log_prob(node), node["scale"], node["mask"])
-
-
-def unmasked_log_prob(node: Mapping[str, Any]) -> Tensor:
-    """Terms of a site by its distribution alone, in nats."""
-    return node["fn"].log_prob(node["value"])
+    return scale_and_mask(node["fn"].log_prob(node["value"]), node["scale"], node["mask"])

@@ -91,7 +91,7 @@ class HMC(GradientKernel):
         require(step_size > 0, "step_size > 0", step_size)
         require(trajectory_length is None or num_steps is None, "trajectory_length or num_steps, not both", "both")
         require(trajectory_length is None or trajectory_length > 0, "trajectory_length > 0", trajectory_length)
-        require(num_steps is None or num_steps >= 1, "num_steps >= 1", num_steps)
+        require(num_steps is None or (num_steps >= 1 and num_steps % 1 == 0), "a whole num_steps >= 1", num_steps)
         require(max_num_steps >= (num_steps or 1), f"max_num_steps >= {num_steps or 1}", max_num_steps)
         require(0 <= jitter <= 1, "jitter in [0, 1]", jitter)
         require(0 < target_accept_prob < 1, "target_accept_prob in (0, 1)", target_accept_prob)

@@ -47,6 +47,7 @@ def save_run(mcmc: MCMC, path: str | Path) -> None:
             "save_params": None if mcmc.save_params is None else list(mcmc.save_params),
             "results": {name: getattr(mcmc, name) for name in _RESULTS},
             "tick": now.tick,
+            "position": chains.position(),
             "state": now.state._asdict(),
             "tuning": now.tuning._asdict(),
             "counts": now.counts._asdict(),
@@ -69,8 +70,7 @@ def load_run(cls: type[MCMC], path: str | Path, kernel: Kernel) -> MCMC:
     for name in _RESULTS:
         setattr(mcmc, name, saved["results"][name])
     mcmc.draws, mcmc.warmup_draws = (_restore(mcmc, saved[name]) for name in ("draws", "warmup_draws"))
-    position = saved["state"]["position"]
-    chains = mcmc.chains = Chains(kernel, position.reshape(len(position), *kernel.target.event_shape), mcmc.seed)
+    chains = mcmc.chains = Chains(kernel, saved["position"], mcmc.seed)
     blank = chains.now
     chains.now = Now(
         tick=saved["tick"],

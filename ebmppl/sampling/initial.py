@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ebmppl.energies.base import ONE_SITE, Energy
+from ebmppl.energies.base import Energy
 from ebmppl.energies.checks import check_energy
 from ebmppl.kernels.adaptation import BLOCK
 from ebmppl.sampling.noise import generators
@@ -55,16 +55,16 @@ def given_points(target: Energy, params: Tensor | Mapping[str, Tensor], chains: 
     Raises:
         ValueError: for unknown or missing sites, another shape, or integers.
     """
-    if not isinstance(params, Mapping):
-        params = target.unpack(params) if target.packed else {ONE_SITE: params}
-    x = target.pack(params)
+    for value in params.values() if isinstance(params, Mapping) else [params]:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"expected floating point tensors as initial_params, got {got}")
+    x = target.pack(params) if isinstance(params, Mapping) else params
     if x.shape == target.event_shape and chains == 1:
         x = x.unsqueeze(0)
     if x.shape != (chains, *target.event_shape):
         wanted = f"{(chains, *target.event_shape)} (unconstrained, chains first)"
         raise ValueError(f"expected initial_params of shape {wanted}, got {tuple(x.shape)}")
-    if not x.is_floating_point():
-        raise ValueError(f"expected floating point initial_params, got {x.dtype}")
     return x.detach().clone()
 
 

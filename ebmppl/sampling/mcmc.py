@@ -140,17 +140,17 @@ class MCMC:
 
         try:
             chains.warm_up(self.warmup_steps, self.warmup_draws, report)
+        except BaseException:
+            self.chains = None  # half warm: no draws may be added to it
+            raise
         finally:
             progress.close()
 
     def _sample(self) -> None:
         chains = self._chains()
         progress = Progress(self.num_samples * self.thinning, "Sample", disable=self.disable_progbar)
-
-        def report() -> None:
-            self._report(progress, "Sample", int(self._finished().min()))
-
         try:
+            report = lambda: self._report(progress, "Sample", int(self._finished().min()))
             chains.collect(self.num_samples, self.draws, report)
             self.kept = self.num_samples
         except KeyboardInterrupt:
@@ -217,6 +217,7 @@ class MCMC:
             ValueError: unless ``save_warmup=True``.
         """
         require(self.save_warmup, "MCMC(..., save_warmup=True) to have warm-up draws", "save_warmup=False")
+        require(self.warmup_kept > 0, "at least one warm-up draw of every chain", self.warmup_kept)
         fields = self.warmup_draws.select(0, self.warmup_kept)
         return self._values(fields), {n: v for n, v in fields.items() if n != "position"}
 
@@ -274,7 +275,7 @@ class MCMC:
         """
         from ebmppl.diagnostics.summary import summarize
 
-        summary = summarize(self.to_arviz(), prob)
+        summary = summarize(self.to_arviz(log_likelihood=False, prior_draws=0, posterior_predictive=False), prob)
         print(summary)
         return summary
 

@@ -77,20 +77,20 @@ class NoiseSource:
         """Noise ``(chains, *shape)`` by name for a tick; ticks come in order."""
         block, row = divmod(tick, self.ticks)
         if block != self._now.block:
-            self._now = self._draw(block)
+            self._draw(block)
         return self._now.rows[row]
 
-    def _draw(self, block: int) -> _Rows:
+    def _draw(self, block: int) -> None:
         before = [g.get_state() for g in self._generators]
         try:
-            drawn = {name: self._numbers(spec) for name, spec in self.specs.items()}
+            split = {name: self._numbers(spec).unbind(0) for name, spec in self.specs.items()}
+            rows = [{name: numbers[t] for name, numbers in split.items()} for t in range(self.ticks)]
+            self._now = _Rows(block, before, rows)
         except BaseException:
-            # an interrupt must not leave some generators ahead of the others
+            # an interrupt must not leave generators ahead of the rows, or of one another
             for g, state in zip(self._generators, before, strict=True):
                 g.set_state(state)
             raise
-        split = {name: numbers.unbind(0) for name, numbers in drawn.items()}
-        return _Rows(block, before, [{name: rows[t] for name, rows in split.items()} for t in range(self.ticks)])
 
     def _numbers(self, spec: NoiseSpec) -> Tensor:
         parts = []

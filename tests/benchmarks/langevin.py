@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that the scri
 
 import ebmppl as eb
 from ebmppl.kernels import GradientKernel
-from ebmppl.sampling.chains import Chains
+from ebmppl.sampling.chains import Chains, ticking
 from tests.benchmarks.timing import Spread, Work, alternate, machine, ratio, save, table
 
 SIZES = ((64, 8), (256, 32), (1024, 128))
@@ -72,10 +72,10 @@ def ticks(name: str, energy: eb.Energy, x: Tensor) -> Work:
     if kernel.synchronous:
         return chains.advance
 
-    @torch.no_grad()
     def work(n: int) -> None:
-        for _ in range(n * TICKS[name]):
-            chains._tick(adapt=False)
+        with ticking(chains.numbers):
+            for _ in range(n * TICKS[name]):
+                chains._tick(adapt=False)
 
     return work
 
