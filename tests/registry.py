@@ -6,8 +6,97 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from ebmppl.energies import Energy
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from ebmppl.energies import (
+    AnalyticEnergy,
+    Clamped,
+    DoubleWell,
+    Energy,
+    Funnel,
+    Gaussian,
+    GaussianMixture,
+    GeometricPath,
+    Mixture,
+    Quadratic,
+    Rosenbrock,
+    StudentT,
+    Sum,
+    Tempered,
+    Unconstrained,
+    as_energy,
+)
 from ebmppl.kernels import HMC, MALA, NUTS, Kernel, Langevin
+
+# Energies: name -> (dtype, device) -> energy
+
+
+def _tensor(*rows: object) -> Callable[[torch.dtype, torch.device], Tensor]:
+    return lambda dtype, device: torch.tensor(rows, dtype=dtype, device=device)
+
+
+_MEAN = _tensor(1.0, -2.0, 0.5)
+_COVARIANCE = _tensor((2.0, 0.6, -0.3), (0.6, 1.0, 0.2), (-0.3, 0.2, 0.5))
+_B = _tensor(1.0, 0.0, -1.0)
+_MEANS = _tensor((2.0, 0.0), (-2.0, 1.0), (0.0, -2.0))
+_SMALL = _tensor((1.0, 0.3), (0.3, 0.5))
+
+
+def _sites(s: dict[str, Tensor]) -> Tensor:
+    return s["rate"] - torch.log(s["rate"]) - s["share"].log().sum(-1) + 0.5 * s["mean"].square().sum((-2, -1))
+
+
+class Network(nn.Module):
+    """A small network that a quadratic term makes a density."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Linear(8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x).squeeze(-1) + 0.5 * x.square().sum(-1)
+
+
+Make = Callable[[torch.dtype, torch.device], Energy]
+ANALYTIC: dict[str, Callable[[torch.dtype, torch.device], AnalyticEnergy]] = {
+    "quadratic, 1-d": lambda t, d: Quadratic(_tensor((1.5,))(t, d), _tensor(0.7)(t, d), 0.3),
+    "quadratic": lambda t, d: Quadratic(_COVARIANCE(t, d), _B(t, d)),
+    "gaussian": lambda t, d: Gaussian(_MEAN(t, d), _COVARIANCE(t, d)),
+    "mixture of gaussians": lambda t, d: GaussianMixture(_MEANS(t, d), _SMALL(t, d), [1.0, 2.0, 1.0]),
+    "student-t": lambda t, d: StudentT(6.0, _MEAN(t, d), _COVARIANCE(t, d)),
+    "double well": lambda t, d: DoubleWell(2, height=1.0),
+    "funnel": lambda t, d: Funnel(3, scale=1.0),
+    "rosenbrock": lambda t, d: Rosenbrock(2, a=0.5, b=1.0),
+}
+ENERGIES: dict[str, Make] = ANALYTIC | {
+    "callable": lambda t, d: as_energy(lambda x: 0.5 * x.square().sum(-1) + torch.cos(x).sum(-1), (3,)),
+    "callable, one point": lambda t, d: as_energy(lambda x: 0.5 * (x**2).sum() + torch.cos(x[0, 1]), (2, 2)),
+    "callable, scalar": lambda t, d: as_energy(lambda x: 0.5 * x**2 + torch.sin(x), ()),
+    "named sites": lambda t, d: as_energy(
+        _sites,
+        {"rate": (), "share": (3,), "mean": (2, 2)},
+        {"rate": constraints.positive, "share": constraints.simplex},
+    ),
+    "network": lambda t, d: as_energy(Network().to(device=d, dtype=t), (3,)),
+    "sum": lambda t, d: Sum([Gaussian(_MEAN(t, d), _COVARIANCE(t, d)), StudentT(3.0, _B(t, d), _COVARIANCE(t, d))]),
+    "tempered": lambda t, d: Tempered(DoubleWell(2), 0.5),
+    "mixture": lambda t, d: Mixture(
+        [Gaussian(_MEAN(t, d), _COVARIANCE(t, d)), Quadratic(_COVARIANCE(t, d), _B(t, d))], [1, 2]
+    ),
+    "clamped": lambda t, d: Clamped(
+        Gaussian(_MEAN(t, d), _COVARIANCE(t, d)), torch.tensor([True, False, False]), _B(t, d)
+    ),
+    "path": lambda t, d: GeometricPath(
+        Gaussian(_MEAN(t, d), _COVARIANCE(t, d)), Quadratic(_COVARIANCE(t, d), _B(t, d)), 0.3
+    ),
+    "unconstrained gamma": lambda t, d: Unconstrained(
+        as_energy(lambda x: x - 2 * torch.log(x), (), constraints.positive)
+    ),
+}
 
 # Kernels
 

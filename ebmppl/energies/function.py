@@ -94,25 +94,32 @@ class FunctionEnergy(Energy):
             size += 1  # so that no axis of the event can be taken for the batch
         probe = rows[torch.arange(size, device=rows.device) % len(rows)]
         batch, failure = _attempt(self._rows, probe)
-        of_batch = isinstance(batch, Tensor) and batch.shape == (size,)
-        point, _ = _attempt(self._rows, probe[0])
-        of_point = isinstance(point, Tensor) and point.shape == ()
-        if of_batch:
-            alone = [_attempt(self._rows, probe[i : i + 1])[0] for i in range(min(len(rows), size))]
+        points = [_attempt(self._rows, row)[0] for row in probe]
+        of_point = all(isinstance(p, Tensor) and p.shape == () for p in points)
+        if isinstance(batch, Tensor) and batch.shape == (size,):
+            alone = [_attempt(self._rows, probe[i : i + 1])[0] for i in range(size)]
             if all(isinstance(a, Tensor) and a.shape == (1,) for a in alone):
-                if same_energy(torch.cat(alone), batch[: len(alone)]):
+                if same_energy(torch.cat(alone), batch):
                     return True
-                also = " (it also takes one point: then pass batched=False)" if of_point else ""
+                # over sites, a sum over everything in a function of one point takes scalar sites for a batch
+                if self.packed and of_point and same_energy(torch.cat(alone), torch.stack(points)):
+                    return False
+                also = " (it also takes one point: if it is written for one, pass batched=False)" if of_point else ""
                 raise EnergyError(
                     "the energy mixes the rows of a batch: the energy of a point changes with the points "
                     f"beside it{also}; chains must not depend on one another"
                 )
         if of_point:
             return False
+        self._refuse(rows, failure)
+        return True
+
+    def _refuse(self, rows: Tensor, failure: Exception | None) -> None:
+        """Say what a function gave that is neither for a batch nor for one point."""
         if failure is not None:
             raise EnergyError(
-                f"the energy failed on a batch of shape {(size, *self.event_shape)}, {rows.dtype} on "
-                f"{rows.device}: {type(failure).__name__}: {failure}"
+                f"the energy failed on a batch of shape {tuple(rows.shape)}, {rows.dtype} on {rows.device}: "
+                f"{type(failure).__name__}: {failure}"
             ) from failure
         full = self._rows(rows)
         got = f"{tuple(full.shape)}" if isinstance(full, Tensor) else type(full).__name__

@@ -109,10 +109,10 @@ class HMC(GradientKernel):
         steps = torch.zeros(len(x), dtype=torch.int32, device=x.device)
         return HMCState(
             position=position,
-            energy=energy,
-            grad=grad,
+            energy=energy.clone(),
+            grad=self.flat(grad),
             moving=position.clone(),
-            moving_grad=grad.clone(),
+            moving_grad=self.flat(grad),
             momentum=torch.zeros_like(position),
             hamiltonian=energy.clone(),
             step_size=torch.ones_like(energy),

@@ -66,7 +66,8 @@ class Langevin(GradientKernel):
     def init(self, x: Tensor) -> LangevinState:
         """State at points ``(chains, *event)``."""
         position = self.flat(x)
-        return LangevinState(position, *self.value_and_grad(position))
+        energy, grad = self.value_and_grad(position)
+        return LangevinState(position, energy.clone(), self.flat(grad))
 
     def init_tuning(self, x: Tensor) -> LangevinTuning:
         """The step size as a tensor."""

@@ -75,7 +75,8 @@ class MALA(GradientKernel):
     def init(self, x: Tensor) -> MALAState:
         """State at points ``(chains, *event)``."""
         position = self.flat(x)
-        return MALAState(position, *self.value_and_grad(position))
+        energy, grad = self.value_and_grad(position)
+        return MALAState(position, energy.clone(), self.flat(grad))
 
     def init_tuning(self, x: Tensor) -> Tuning:
         """The given step size and the identity metric."""
