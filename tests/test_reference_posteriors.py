@@ -32,6 +32,7 @@ class Setting(NamedTuple):
 DENSE = Setting(partial(eb.HMC, full_mass=True, trajectory_length=3.0, max_num_steps=100), 500, 500)
 HMC_SETTINGS = {name: DENSE for name in NAMES} | {
     "eight_schools_noncentered": Setting(eb.HMC, 300, 500),
+    "kidscore_interaction": DENSE._replace(warmup=800, draws=800),
     "gp_regr": Setting(partial(eb.HMC, target_accept_prob=0.9), 300, 500),
 }
 SLOW = ("kidscore_interaction", "logmesquite", "nes1980")  # minutes of warm-up for HMC from scale 2

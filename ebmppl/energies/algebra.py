@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
-from ebmppl.energies.base import Energy, register
+from ebmppl.energies.analytic import AnalyticEnergy
+from ebmppl.energies.base import Energy, like, register
 from ebmppl.energies.gaussian import Quadratic
 
 
 def add(*energies: Energy) -> Energy:
-    """The sum of energies; of quadratic ones without trainable parameters it is a ``Quadratic``."""
+    """The sum of energies; of quadratic ones with nothing to train or to temper it is a ``Quadratic``."""
     total = Sum(energies)
-    quadratic = None if any(True for _ in total.parameters()) else total.as_quadratic()
+    fixed = all(isinstance(e, AnalyticEnergy) for e in total.terms) and not any(True for _ in total.parameters())
+    quadratic = total.as_quadratic() if fixed else None
     return total if quadratic is None else quadratic
 
 
@@ -61,11 +63,12 @@ class Tempered(Energy):
 
     Args:
         energy: the energy.
-        beta: inverse temperature >= 0; a scalar, or one value per row of the batch. Kept as a tensor
-            (buffer or ``nn.Parameter``), so changing it in place retraces nothing.
+        beta: finite inverse temperature >= 0; a scalar, or one value per row of the batch. Kept as a tensor
+            (buffer or ``nn.Parameter``), so changing it in place retraces nothing; a Python number takes the
+            dtype of the energy's tensors.
 
     Raises:
-        ValueError: for a negative or NaN beta.
+        ValueError: for a beta that is negative, infinite or NaN.
     """
 
     beta: Tensor
@@ -73,7 +76,7 @@ class Tempered(Energy):
     def __init__(self, energy: Energy, beta: float | Tensor) -> None:
         super().__init__(*_space([energy]))
         self.energy = energy
-        register(self, "beta", _inverse_temperature(beta))
+        register(self, "beta", _inverse_temperature(beta, like(energy)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Energies ``(*batch)`` in nats."""
@@ -114,7 +117,7 @@ class GeometricPath(Energy):
     def __init__(self, start: Energy, end: Energy, beta: float | Tensor = 1.0) -> None:
         super().__init__(*_space([start, end]))
         self.start, self.end = start, end
-        beta = _inverse_temperature(beta)
+        beta = _inverse_temperature(beta, like(start, end))
         if bool((beta > 1).any()):
             raise ValueError(f"expected beta in [0, 1], got {beta.tolist()}")
         register(self, "beta", beta)
@@ -154,7 +157,7 @@ class Mixture(Energy):
 
     Args:
         energies: components over the same sites and support.
-        weights: positive weights ``(components,)``; equal when None.
+        weights: finite positive weights ``(components,)``, kept at the dtype of the energies' tensors; equal when None.
 
     Raises:
         ValueError: for weights that are not positive or of another number than the energies.
@@ -166,8 +169,9 @@ class Mixture(Energy):
     def __init__(self, energies: Sequence[Energy], weights: Sequence[float] | Tensor | None = None) -> None:
         super().__init__(*_space(energies))
         self.components = nn.ModuleList(energies)
-        w = torch.as_tensor([1.0] * len(energies) if weights is None else weights, dtype=torch.float64)
-        if w.shape != (len(energies),) or not bool((w > 0).all()):
+        given, as_these = [1.0] * len(energies) if weights is None else weights, like(*energies)
+        w = torch.as_tensor(given, dtype=as_these.dtype, device=as_these.device)
+        if w.shape != (len(energies),) or not bool(((w > 0) & torch.isfinite(w)).all()):
             raise ValueError(f"expected {len(energies)} positive weights, got {w.tolist()}")
         self.register_buffer("log_weights", w.log())
 
@@ -196,7 +200,7 @@ class Mixture(Energy):
         known = [part for part in parts if part is not None]
         if len(known) < len(parts):
             return None
-        return torch.logsumexp(self.log_weights + torch.stack(known).to(self.log_weights.dtype), 0)
+        return torch.logsumexp(self.log_weights + torch.stack([part.to(self.log_weights) for part in known]), 0)
 
 
 def _members(modules: nn.ModuleList) -> list[Energy]:
@@ -211,26 +215,39 @@ def _space(energies: Sequence[Energy]) -> tuple[dict[str, torch.Size] | torch.Si
     """Event shape and support that all energies share."""
     if not energies:
         raise ValueError("expected at least one energy, got none")
+    for energy in energies:
+        if not isinstance(energy, Energy):
+            hint = "; wrap a callable with as_energy(fn, event_shape)" if callable(energy) else ""
+            raise ValueError(f"expected an Energy, got {type(energy).__name__}{hint}")
     first = energies[0]
     for other in energies[1:]:
-        if other.sites != first.sites or other.packed != first.packed:
+        # in the same order, too: that of the packed coordinates
+        if list(other.sites.items()) != list(first.sites.items()) or other.packed != first.packed:
             raise ValueError(f"expected energies over the same sites, got {first.sites} and {other.sites}")
         for name in first.sites:
             mine, theirs = first.site_support(name), other.site_support(name)
-            if not _same_support(mine, theirs):
+            if not _same(mine, theirs):
                 raise ValueError(f"expected the same support at site {name!r}, got {mine} and {theirs}")
     return (first.sites if first.packed else first.event_shape), first.support
 
 
-def _same_support(a: Constraint, b: Constraint) -> bool:
-    # repr and attributes, because constraints such as interval(0, 1) compare by identity
-    return a is b or (type(a) is type(b) and str(vars(a)) == str(vars(b)))
+def _same(a: object, b: object) -> bool:
+    """Equality of constraints by what they hold, because those such as interval(0, 1) compare by identity."""
+    if isinstance(a, Constraint):
+        return type(a) is type(b) and _same(vars(a), vars(b))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(value, b[name]) for name, value in a.items())
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return torch.equal(torch.as_tensor(a, dtype=torch.float64), torch.as_tensor(b, dtype=torch.float64))
+    return a == b
 
 
-def _inverse_temperature(beta: float | Tensor) -> Tensor:
-    value = beta if isinstance(beta, Tensor) else torch.tensor(float(beta))
-    if not bool((value.detach() >= 0).all()):
-        raise ValueError(f"expected an inverse temperature beta >= 0, got {value.detach().tolist()}")
+def _inverse_temperature(beta: float | Tensor, as_this: Tensor) -> Tensor:
+    value = beta if isinstance(beta, Tensor) else as_this.new_tensor(float(beta))
+    if not bool(((value.detach() >= 0) & torch.isfinite(value.detach())).all()):
+        raise ValueError(f"expected an inverse temperature beta >= 0, got {value.detach().tolist()}; it must be finite")
     return value
 
 

@@ -50,7 +50,9 @@ def require_square(name: str, value: Tensor, size: int | None = None) -> None:
 
 
 def cholesky(name: str, matrix: Tensor) -> Tensor:
-    """Lower Cholesky factor; ``ValueError`` with the smallest eigenvalue when there is none."""
+    """Lower Cholesky factor; ``ValueError`` for a matrix that is not symmetric positive definite."""
+    if not torch.allclose(matrix, matrix.mT, equal_nan=True):
+        raise ValueError(f"expected a symmetric {name}, got one that differs from its transpose")
     factor, info = torch.linalg.cholesky_ex(matrix)
     if bool((info != 0).any()) or not bool(torch.isfinite(factor).all()):
         smallest = torch.linalg.eigvalsh(matrix).min().item() if bool(torch.isfinite(matrix).all()) else math.nan

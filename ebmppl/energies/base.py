@@ -55,6 +55,10 @@ class Energy(nn.Module):
             unknown = sorted(set(support) - set(self.sites))
             if unknown:
                 raise ValueError(f"support names unknown sites {unknown}; the sites are {sorted(self.sites)}")
+        for name in self.sites:
+            constraint = self.site_support(name)
+            if not isinstance(constraint, Constraint):
+                raise ValueError(f"expected a constraint as the support of site {name!r}, got {constraint!r}")
 
     def forward(self, x: Tensor) -> Tensor:
         """Energies ``(*batch)`` in nats of points ``(*batch, *event)``."""
@@ -160,7 +164,7 @@ class Energy(nn.Module):
     def extra_repr(self) -> str:
         """Shape and support, for ``repr``."""
         shape = {n: tuple(s) for n, s in self.sites.items()} if self.packed else tuple(self.event_shape)
-        support = "" if self.support is constraints.real else f", support={self.support}"
+        support = "" if type(self.support) is type(constraints.real) else f", support={self.support}"
         return f"event_shape={shape}{support}"
 
 
@@ -171,7 +175,10 @@ def _potential(target: Energy, params: Mapping[str, Tensor]) -> Tensor:
 def _as_size(name: str, shape: Shape) -> torch.Size:
     if isinstance(shape, int):
         raise ValueError(f"expected the shape of site {name!r} as a sequence such as ({shape},), got {shape}")
-    size = torch.Size(shape)
+    try:
+        size = torch.Size(shape)
+    except TypeError as error:
+        raise ValueError(f"expected the shape of site {name!r} as a sequence of integers, got {shape!r}") from error
     if any(n < 1 for n in size):
         raise ValueError(f"expected positive sizes in the shape of site {name!r}, got {tuple(size)}")
     return size
@@ -187,6 +194,12 @@ def register(module: nn.Module, name: str, value: Tensor) -> None:
         module.register_parameter(name, value)
     else:
         module.register_buffer(name, value)
+
+
+def like(*energies: nn.Module) -> Tensor:
+    """An empty tensor at the dtype and device of the energies' first floating tensor; torch's defaults without any."""
+    tensors = (t for energy in energies for t in (*energy.parameters(), *energy.buffers()))
+    return next((t.detach().new_empty(0) for t in tensors if t.is_floating_point()), torch.empty(0))
 
 
 def flatten_batch(x: Tensor, event_shape: torch.Size) -> tuple[Tensor, torch.Size]:

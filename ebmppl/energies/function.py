@@ -12,6 +12,11 @@ from torch.distributions import constraints
 from ebmppl.energies.base import Energy, Shape, Support, flatten_batch
 from ebmppl.errors import EnergyError
 
+RANDOM = (
+    "expected the same energy for the same points, got another at a second call: "
+    "an energy must be a function, without random numbers inside"
+)
+
 
 def as_energy(
     fn: Callable[..., Tensor],
@@ -65,6 +70,8 @@ class FunctionEnergy(Energy):
     def forward(self, x: Tensor) -> Tensor:
         """Energies ``(*batch)`` in nats of points ``(*batch, *event)``."""
         rows, batch = flatten_batch(x, self.event_shape)
+        if not len(rows):  # fn need not know what to do with nothing
+            return rows.reshape(0, self.event_shape.numel()).sum(1).reshape(batch)
         if self.batched is None:
             self.batched = self._find_out(rows.detach())
         out = self._rows(rows) if self.batched else self._vmapped(rows)
@@ -80,7 +87,7 @@ class FunctionEnergy(Energy):
     def _vmapped(self, rows: Tensor) -> Tensor:
         try:
             return torch.func.vmap(self._rows)(rows)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise EnergyError(
                 "the energy is written for one point and torch.func.vmap can't vectorise it; "
                 f"write it for a batch (data-dependent `if`, .item() and in-place changes stop vmap): {error}"
@@ -94,6 +101,8 @@ class FunctionEnergy(Energy):
             size += 1  # so that no axis of the event can be taken for the batch
         probe = rows[torch.arange(size, device=rows.device) % len(rows)]
         batch, failure = _attempt(self._rows, probe)
+        if failure is None and isinstance(batch, Tensor) and not same_energy(self._rows(probe), batch):
+            raise EnergyError(RANDOM)
         points = [_attempt(self._rows, row)[0] for row in probe]
         of_point = all(isinstance(p, Tensor) and p.shape == () for p in points)
         if isinstance(batch, Tensor) and batch.shape == (size,):
@@ -111,19 +120,21 @@ class FunctionEnergy(Energy):
                 )
         if of_point:
             return False
-        self._refuse(rows, failure)
+        for part in (rows, rows[:1], probe):  # the points of a run, one of them alone, and some together
+            self._explain(part)
         return True
 
-    def _refuse(self, rows: Tensor, failure: Exception | None) -> None:
-        """Say what a function gave that is neither for a batch nor for one point."""
+    def _explain(self, rows: Tensor) -> None:
+        """Raise what is wrong with fn's answer to a batch, if something is."""
+        answer, failure = _attempt(self._rows, rows)
         if failure is not None:
             raise EnergyError(
                 f"the energy failed on a batch of shape {tuple(rows.shape)}, {rows.dtype} on {rows.device}: "
                 f"{type(failure).__name__}: {failure}"
             ) from failure
-        full = self._rows(rows)
-        got = f"{tuple(full.shape)}" if isinstance(full, Tensor) else type(full).__name__
-        raise EnergyError(f"expected energy of shape ({len(rows)},), got {got}")
+        if not isinstance(answer, Tensor) or answer.shape != rows.shape[:1]:
+            got = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+            raise EnergyError(f"expected energy of shape ({len(rows)},), got {got}")
 
     def extra_repr(self) -> str:
         """Shape, support and what was found out about fn."""

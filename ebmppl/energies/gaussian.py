@@ -108,8 +108,6 @@ class Gaussian(AnalyticEnergy):
             require_vector("covariance", covariance, len(mean))
             covariance = torch.diag(covariance)
         require_square("covariance", covariance, len(mean))
-        if not torch.allclose(covariance, covariance.mT):
-            raise ValueError("expected a symmetric covariance, got one that differs from its transpose")
         super().__init__((len(mean),))
         factor = cholesky("covariance", covariance)
         self.register_buffer("_mean", mean)
@@ -178,11 +176,11 @@ class GaussianMixture(AnalyticEnergy):
         if means.dim() != 2:
             raise ValueError(f"expected means of shape (components, dimension), got {tuple(means.shape)}")
         k, d = means.shape
-        covariances = covariances.expand(k, d, d) if covariances.dim() == 2 else covariances
+        covariances = covariances.expand(k, d, d) if covariances.shape == (d, d) else covariances
         if covariances.shape != (k, d, d):
             raise ValueError(f"expected covariances of shape ({k}, {d}, {d}), got {tuple(covariances.shape)}")
         w = torch.ones(k).to(means) if weights is None else torch.as_tensor(weights).to(means)
-        if w.shape != (k,) or not bool((w > 0).all()):
+        if w.shape != (k,) or not bool(((w > 0) & torch.isfinite(w)).all()):
             raise ValueError(f"expected {k} positive weights, got {w.tolist()}")
         super().__init__((d,))
         factors = cholesky("covariances", covariances)

@@ -206,5 +206,5 @@ class Rosenbrock(AnalyticEnergy):
 
 def _require_positive(**values: float) -> None:
     for name, value in values.items():
-        if not value > 0:
+        if not 0 < value < math.inf:
             raise ValueError(f"expected {name} > 0, got {value}")

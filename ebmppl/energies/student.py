@@ -27,7 +27,7 @@ class StudentT(AnalyticEnergy):
     _factor: Tensor
 
     def __init__(self, df: float, loc: Tensor, scale: Tensor) -> None:
-        if not df > 0:
+        if not 0 < df < math.inf:
             raise ValueError(f"expected degrees of freedom > 0, got {df}")
         require_vector("loc", loc)
         require_square("scale", scale, len(loc))

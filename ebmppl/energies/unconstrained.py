@@ -90,7 +90,7 @@ def is_real(support: Constraint) -> bool:
     """Whether a constraint lets every real number pass (``real``, ``real_vector``, independent of these)."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
-    return support is constraints.real
+    return type(support) is type(constraints.real)  # a copy of an energy has a copy of its support
 
 
 def _bijection(name: str, shape: torch.Size, support: Constraint) -> Transform | None:

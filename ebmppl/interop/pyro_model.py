@@ -104,7 +104,8 @@ class PyroEnergy(Energy):
         run = self._traced.get(key)
         if run is None:
             run = self._traced[key] = self._trace_gradient(rows)
-        energy, grad = run(rows)
+        with torch.no_grad():  # of the model's parameters
+            energy, grad = run(rows)
         return energy.reshape(batch), grad.reshape(x.shape)
 
     def _gradient(self, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,118 @@
+"""The reference posteriors' energies against their Pyro models, and the form of both."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import constraints
+
+from tests.posteriors import NAMES, Posterior, load, reference
+
+pytestmark = pytest.mark.data
+ROWS = 16
+
+
+def typical_points(posterior: Posterior, folder: Path, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """Sites ``(ROWS, *site)``: normal with the reference's means and sds, reflected into the support."""
+    known, generator = reference(posterior.name, folder), torch.Generator().manual_seed(3)
+    points = {}
+    for site, shape in posterior.sites.items():
+        scalars = [f"{site}[{i + 1}]" for i in range(shape[0])] if shape else [site]
+        moments = [known.get(scalar, {"mean": 0.0, "sd": 1.0}) for scalar in scalars]  # theta_trans: its prior
+        mean, sd = (torch.tensor([m[k] for m in moments], dtype=torch.float64) for k in ("mean", "sd"))
+        noise = torch.randn(ROWS, len(scalars), dtype=torch.float64, generator=generator)
+        value = (mean + sd * noise).reshape(ROWS, *shape).to(dtype)
+        points[site] = value.abs() if site in posterior.support else value
+    return points
+
+
+def trace_at(posterior: Posterior, points: dict[str, Tensor], row: int) -> poutine.Trace:
+    at = {site: value[row] for site, value in points.items()}
+    return poutine.trace(pyro.poutine.condition(posterior.model, data=at)).get_trace()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_energy_and_gradient_are_finite_at_typical_points(name: str, shared_data: Path) -> None:
+    posterior = load(name, shared_data / "posteriors")
+    points = {k: v.requires_grad_() for k, v in typical_points(posterior, shared_data).items()}
+    energy = posterior.energy(points)
+    assert energy.shape == (ROWS,)
+    assert energy.isfinite().all()
+    for site, grad in zip(points, torch.autograd.grad(energy.sum(), points.values()), strict=True):
+        assert grad.shape == (ROWS, *posterior.sites[site])
+        assert grad.isfinite().all(), site
+        assert grad.ne(0).all(), site
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_energy_is_minus_the_log_joint_of_the_model_up_to_a_constant(name: str, shared_data: Path) -> None:
+    posterior = load(name, shared_data / "posteriors")
+    points = typical_points(posterior, shared_data)
+    energy = posterior.energy(points)
+    wanted = -torch.stack([trace_at(posterior, points, row).log_prob_sum() for row in range(ROWS)])
+    assert wanted.std() > 0.1  # so that the differences say something
+    torch.testing.assert_close(energy - energy[0], wanted - wanted[0], rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_model_and_energy_share_sites_supports_and_reported_scalars(name: str, shared_data: Path) -> None:
+    posterior = load(name, shared_data / "posteriors")
+    points = typical_points(posterior, shared_data)
+    trace = trace_at(posterior, points, 0)
+    latent = {k: v for k, v in trace.nodes.items() if k in posterior.sites}
+    assert {k: tuple(v["value"].shape) for k, v in latent.items()} == posterior.sites
+    positive = {k for k, v in latent.items() if not _is_real(v["fn"].support)}
+    assert positive == set(posterior.support)
+    reported = posterior.reported({k: v.reshape(2, -1, *posterior.sites[k]) for k, v in points.items()})
+    assert set(reported) == set(reference(name, shared_data))
+    assert all(v.shape == (2, ROWS // 2) for v in reported.values())
+    for site, node in trace.nodes.items():
+        if node["type"] == "sample" and node["infer"].get("_deterministic"):
+            values = [reported[f"{site}[{i + 1}]"][0, 0] for i in range(len(node["value"]))]
+            torch.testing.assert_close(torch.stack(values), node["value"])
+
+
+def _is_real(support: constraints.Constraint) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support is constraints.real
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float32_stays_and_is_close_to_float64(name: str, shared_data: Path) -> None:
+    posterior, wide = (load(name, shared_data / "posteriors", dtype) for dtype in (torch.float32, torch.float64))
+    points = typical_points(posterior, shared_data, torch.float32)
+    energy = posterior.energy(points)
+    assert energy.dtype == torch.float32
+    assert all(v.dtype == torch.float32 for v in posterior.reported(points).values())
+    torch.testing.assert_close(
+        energy.double(), wide.energy({k: v.double() for k, v in points.items()}), rtol=1e-4, atol=1e-3
+    )
+
+
+def test_covariance_without_a_factor_has_infinite_energy_alone_in_its_row(shared_data: Path) -> None:
+    posterior = load("gp_regr", shared_data / "posteriors")
+    rows = {"rho": [6.9, 1e6, 6.9], "alpha": [2.4, 1e6, 2.4], "sigma": [1.8, 1e-9, 1.8]}
+    energy = posterior.energy({k: torch.tensor(v, dtype=torch.float64) for k, v in rows.items()})
+    assert energy[1] == math.inf
+    assert energy[0].isfinite()
+    assert energy[0] == energy[2]
+
+
+def test_missing_observations_carry_no_information(shared_data: Path) -> None:
+    """The energy's Hessian is that of the walk plus 1 / r^2 where observed: not at t = 11 to 20."""
+    posterior = load("brownian_motion_missing", shared_data / "posteriors")
+    hessian = torch.autograd.functional.hessian(
+        lambda x: posterior.energy({"locs": x.unsqueeze(0)}).sum(), torch.zeros(30, dtype=torch.float64)
+    )
+    wanted = torch.full((30,), 2 / 0.1**2, dtype=torch.float64)
+    wanted[-1] -= 1 / 0.1**2
+    wanted[:10] += 1 / 0.15**2
+    wanted[20:] += 1 / 0.15**2
+    torch.testing.assert_close(hessian.diagonal(), wanted)
