@@ -1,6 +1,6 @@
 """The seven reference posteriors of the shared data, as energies and as Pyro models.
 
-SPECS.md beside the data states them. Sites are in their constrained space: energies have no log-Jacobians.
+SPECS.md beside the data states them. Energies are in the constrained space: no log-Jacobians.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ Sites = dict[str, Tensor]
 
 
 class Posterior(NamedTuple):
-    """A posterior with its data, whose dtype and device the sites share; B counts rows of a batch.
+    """A posterior with its data, whose dtype and device the sites share; B is the batch.
 
     Attributes:
         name: one of ``NAMES``.
         sites: shape of each site.
         support: constraints of the sites that are not real.
-        energy: minus the log density in nats up to a constant, from sites ``(B, *site)`` to ``(B,)``.
+        energy: minus log density in nats up to a constant, from sites ``(B, *site)`` to ``(B,)``.
         model: the same posterior as a Pyro model without arguments.
-        reported: the scalars of the reference ``(*)``, from sites ``(*, *site)`` with any leading axes.
+        reported: the scalars of the reference ``(*)``, from sites ``(*, *site)``, any leading axes.
     """
 
     name: str
@@ -47,7 +47,7 @@ def load(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> Posterior:
-    """One of ``NAMES`` with its data from the folder ``posteriors`` (or the data folder above it)."""
+    """One of ``NAMES``, from the folder ``posteriors`` or the data folder above it."""
     data = {
         key: torch.tensor(_numbers(value), dtype=dtype, device=device)
         for key, value in _read(folder, f"{name}.data.json").items()
@@ -56,14 +56,15 @@ def load(
 
 
 def reference(name: str, folder: Path) -> dict[str, dict[str, float]]:
-    """By scalar its mean, sd, quantiles and their Monte Carlo errors, 0 for those of a closed form."""
-    parameters = _read(folder, f"{name}.reference.json")["parameters"]
-    return {key: {"mcse_mean": 0.0, "mcse_sd": 0.0, **value} for key, value in parameters.items()}
+    """By scalar its mean, sd, quantiles and Monte Carlo errors, 0 for a closed form."""
+    found = _read(folder, f"{name}.reference.json")["parameters"]
+    return {key: {"mcse_mean": 0.0, "mcse_sd": 0.0, **value} for key, value in found.items()}
 
 
 def _read(folder: Path, file: str) -> dict[str, Any]:
     below = folder / "posteriors"
-    return json.loads(((below if below.is_dir() else folder) / file).read_text())
+    found: dict[str, Any] = json.loads(((below if below.is_dir() else folder) / file).read_text())
+    return found
 
 
 def _numbers(value: Any) -> Any:
@@ -93,7 +94,10 @@ def _half_cauchy(x: Tensor, scale: float) -> Tensor:
 
 def _numbered(**sites: Tensor) -> Sites:
     """Vectors ``(*, n)`` by scalar: theta becomes theta[1] to theta[n]."""
-    return {f"{name}[{i}]": scalar for name, value in sites.items() for i, scalar in enumerate(value.unbind(-1), 1)}
+    out = {}
+    for name, value in sites.items():
+        out.update({f"{name}[{i}]": scalar for i, scalar in enumerate(value.unbind(-1), 1)})
+    return out
 
 
 def _eight_schools(data: Sites) -> _Parts:
@@ -127,8 +131,8 @@ def _regression(x: Tensor, y: Tensor, sigma_scale: float | None = None) -> _Part
 
     def energy(s: Sites) -> Tensor:
         beta, sigma = s["beta"], s["sigma"]
-        likelihood = _half_square(y, beta @ x.T, sigma.unsqueeze(-1)).sum(-1) + len(y) * sigma.log()
-        return likelihood if sigma_scale is None else likelihood + _half_cauchy(sigma, sigma_scale)
+        total = _half_square(y, beta @ x.T, sigma.unsqueeze(-1)).sum(-1) + len(y) * sigma.log()
+        return total if sigma_scale is None else total + _half_cauchy(sigma, sigma_scale)
 
     def model() -> None:
         beta = pyro.sample("beta", dist.ImproperUniform(constraints.real, (), x.shape[1:]))
@@ -136,8 +140,9 @@ def _regression(x: Tensor, y: Tensor, sigma_scale: float | None = None) -> _Part
             sigma = pyro.sample("sigma", dist.ImproperUniform(constraints.positive, (), ()))
         else:
             sigma = pyro.sample("sigma", dist.HalfCauchy(y.new_tensor(sigma_scale)))
+        mean = beta.to(x) @ x.T  # starting values of an improper prior have the default dtype
         with pyro.plate("row", len(y)):
-            pyro.sample("y", dist.Normal(beta @ x.T, sigma), obs=y)
+            pyro.sample("y", dist.Normal(mean, sigma), obs=y)
 
     def reported(s: Sites) -> Sites:
         return _numbered(beta=s["beta"]) | {"sigma": s["sigma"]}
@@ -222,7 +227,7 @@ def _gp(data: Sites) -> _Parts:
         pyro.sample("y", dist.MultivariateNormal(torch.zeros_like(y), scale_tril=lower), obs=y)
 
     scalars = ("rho", "alpha", "sigma")
-    support = {k: constraints.positive for k in scalars}
+    support: dict[str, Constraint] = {k: constraints.positive for k in scalars}
     return {k: () for k in scalars}, support, energy, model, lambda s: {k: s[k] for k in scalars}
 
 

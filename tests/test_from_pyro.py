@@ -427,6 +427,41 @@ def test_a_loop_over_a_plate_works_and_says_that_it_runs_untraced() -> None:
         assert_same(value, wanted)
 
 
+RAISES = pytest.mark.xfail(strict=True, reason="one bad row raises for all: validation, or a matrix without a factor")
+
+
+@untraced
+@pytest.mark.parametrize(
+    "name",
+    [
+        "eight schools",
+        "supports",
+        "mixture",
+        pytest.param("PyroModule", marks=RAISES),
+        pytest.param("Gaussian process", marks=RAISES),
+    ],
+)
+def test_a_bad_point_has_no_finite_energy_and_leaves_its_neighbours_alone(name: str) -> None:
+    energy = ALL[name]().energy()
+    x = points(energy, 4)
+    wanted, wanted_grad = energy.value_and_grad(x)
+    x[1] = torch.nan
+    good = torch.tensor([0, 2, 3])
+    values, grads = energy.value_and_grad(x)
+    for found in (energy(x), values):
+        assert not bool(found[1].isfinite())
+        assert_same(found[good], wanted[good])
+    assert_same(grads[good], wanted_grad[good])
+
+
+@pytest.mark.xfail(strict=True, reason="a kernel matrix that isn't positive definite ends the run")
+def test_a_gaussian_process_is_sampled_although_its_matrix_has_no_factor_at_some_points() -> None:
+    energy = CONTINUOUS["Gaussian process"]().energy()
+    mcmc = eb.MCMC(eb.HMC(energy, num_steps=8), 50, 50, num_chains=16, seed=0, disable_progbar=True)
+    mcmc.run()
+    assert bool(torch.stack([v.isfinite().all() for v in mcmc.get_samples().values()]).all())
+
+
 # Parameters and dtypes
 
 

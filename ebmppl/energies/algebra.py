@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
 from ebmppl.energies.analytic import AnalyticEnergy
-from ebmppl.energies.base import Energy, like, register
+from ebmppl.energies.base import Energy, like, register, require_energy
 from ebmppl.energies.gaussian import Quadratic
 
 
@@ -216,9 +216,7 @@ def _space(energies: Sequence[Energy]) -> tuple[dict[str, torch.Size] | torch.Si
     if not energies:
         raise ValueError("expected at least one energy, got none")
     for energy in energies:
-        if not isinstance(energy, Energy):
-            hint = "; wrap a callable with as_energy(fn, event_shape)" if callable(energy) else ""
-            raise ValueError(f"expected an Energy, got {type(energy).__name__}{hint}")
+        require_energy(energy)
     first = energies[0]
     for other in energies[1:]:
         # in the same order, too: that of the packed coordinates

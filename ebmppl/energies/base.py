@@ -196,6 +196,13 @@ def register(module: nn.Module, name: str, value: Tensor) -> None:
         module.register_buffer(name, value)
 
 
+def require_energy(energy: object) -> None:
+    """Raise ``ValueError`` with a hint unless this is an ``Energy``."""
+    if not isinstance(energy, Energy):
+        hint = "; wrap a callable with as_energy(fn, event_shape)" if callable(energy) else ""
+        raise ValueError(f"expected an Energy, got {type(energy).__name__}{hint}")
+
+
 def like(*energies: nn.Module) -> Tensor:
     """An empty tensor at the dtype and device of the energies' first floating tensor; torch's defaults without any."""
     tensors = (t for energy in energies for t in (*energy.parameters(), *energy.buffers()))

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
 
-from ebmppl.energies.base import ONE_SITE, Energy
+from ebmppl.energies.base import ONE_SITE, Energy, like, require_energy
 
 
 class Clamped(Energy):
@@ -30,6 +32,7 @@ class Clamped(Energy):
         mask: Tensor | Sequence[str],
         values: Tensor | Mapping[str, Tensor],
     ) -> None:
+        require_energy(energy)
         flat_mask, full = _clamped_sites(energy, mask, values) if energy.packed else _clamped(energy, mask, values)
         if bool(flat_mask.all()) or not bool(flat_mask.any()):
             raise ValueError(f"expected some but not all coordinates clamped, got {int(flat_mask.sum())}")
@@ -40,7 +43,7 @@ class Clamped(Energy):
                 support = {n: c for n, c in support.items() if n in free_sites}
             super().__init__(free_sites, support)
         else:
-            super().__init__((int((~flat_mask).sum()),), support)
+            super().__init__((int((~flat_mask).sum()),), _elementwise(energy.site_support(ONE_SITE)))
         self.energy = energy
         self.register_buffer("values", full)
         self.register_buffer("free", (~flat_mask).nonzero().squeeze(1))
@@ -68,9 +71,16 @@ def _clamped(energy: Energy, mask: object, values: object) -> tuple[Tensor, Tens
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != energy.event_shape:
         got = f"{tuple(mask.shape)} {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"expected a bool mask of shape {tuple(energy.event_shape)}, got {got}")
-    if energy.site_support(ONE_SITE).event_dim:
-        raise ValueError(f"expected an elementwise support to clamp coordinates, got {energy.support}")
-    return mask.flatten(), torch.as_tensor(values).expand(energy.event_shape).flatten().clone()
+    return mask.flatten(), _value(energy, ONE_SITE, values).flatten().clone()
+
+
+def _elementwise(support: Constraint) -> Constraint:
+    base = support
+    while isinstance(base, constraints.independent):
+        base = base.base_constraint
+    if base.event_dim:
+        raise ValueError(f"expected an elementwise support to clamp coordinates, got {support}")
+    return base
 
 
 def _clamped_sites(energy: Energy, mask: object, values: object) -> tuple[Tensor, Tensor]:
@@ -80,7 +90,17 @@ def _clamped_sites(energy: Energy, mask: object, values: object) -> tuple[Tensor
             f"expected the names of sites to clamp, among {sorted(energy.sites)}, and a dict of their values; "
             f"got {mask} and {sorted(values) if isinstance(values, Mapping) else type(values).__name__}"
         )
-    value = {n: torch.as_tensor(values[n]) if n in names else torch.zeros(s) for n, s in energy.sites.items()}
-    full = energy.pack({n: v.expand(energy.sites[n]) for n, v in value.items()})
+    full = energy.pack({n: _value(energy, n, values.get(n, 0.0)) for n in energy.sites})
     flags = {n: torch.full(tuple(s), float(n in names)) for n, s in energy.sites.items()}
     return energy.pack(flags) > 0, full
+
+
+def _value(energy: Energy, name: str, value: object) -> Tensor:
+    """A value that is broadcast to its site; numbers at the dtype of the energy's tensors."""
+    shape, as_these = energy.sites[name], like(energy)
+    try:
+        value = value if isinstance(value, Tensor) else as_these.new_tensor(value)
+        return value.expand(shape)
+    except (TypeError, ValueError, RuntimeError) as error:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"expected a value of site {name!r} that broadcasts to {tuple(shape)}, got {got}") from error

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
 from torch.distributions.constraints import Constraint
 
-from ebmppl.energies.base import ONE_SITE, Energy, Shape
+from ebmppl.energies.base import ONE_SITE, Energy, Shape, require_energy
 
 
 def unconstrained(energy: Energy) -> Energy:
@@ -39,6 +39,7 @@ class Unconstrained(Energy):
     """
 
     def __init__(self, energy: Energy) -> None:
+        require_energy(energy)
         bijections = {name: _bijection(name, shape, energy.site_support(name)) for name, shape in energy.sites.items()}
         shapes: dict[str, Shape] = {
             name: shape if (t := bijections[name]) is None else t.inverse_shape(shape)
@@ -50,7 +51,21 @@ class Unconstrained(Energy):
 
     def forward(self, x: Tensor) -> Tensor:
         """Energies ``(*batch)`` in nats at unconstrained points ``(*batch, *event)``, log-Jacobian included."""
-        log_jacobian: Tensor | float = 0.0
+        inside, log_jacobian = self._inside(x)
+        return self.energy(inside) - log_jacobian
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The energy's own value and gradient, pulled back through the bijections."""
+        with torch.enable_grad():
+            z = x.detach().requires_grad_()
+            inside, log_jacobian = self._inside(z)
+            value, pull = self.energy.value_and_grad(inside)
+            (grad,) = torch.autograd.grad((inside * pull).sum() - log_jacobian.sum(), z)
+        return value - log_jacobian.detach(), grad
+
+    def _inside(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Points in the support ``(*batch, *event of the energy)`` and the log-Jacobian ``(*batch)`` there."""
+        log_jacobian = x.new_zeros(x.shape[: x.dim() - len(self.event_shape)])
         values = self.unpack(x)
         for name, transform in self.bijections.items():
             if transform is None:
@@ -60,7 +75,7 @@ class Unconstrained(Energy):
             term = transform.log_abs_det_jacobian(z, values[name])
             rest = len(self.sites[name]) - transform.domain.event_dim
             log_jacobian = log_jacobian + (term.flatten(-rest).sum(-1) if rest else term)
-        return self.energy(self.energy.pack(values)) - log_jacobian
+        return self.energy.pack(values), log_jacobian
 
     @property
     def log_z(self) -> Tensor | None:
@@ -96,7 +111,11 @@ def is_real(support: Constraint) -> bool:
 def _bijection(name: str, shape: torch.Size, support: Constraint) -> Transform | None:
     if is_real(support):
         return None
-    if support.is_discrete:
+    try:
+        discrete = support.is_discrete
+    except NotImplementedError as error:
+        raise ValueError(f"expected a definite support for site {name!r}, got {support}") from error
+    if discrete:
         raise ValueError(f"expected a continuous support for site {name!r}, got the discrete {support}")
     if support.event_dim > len(shape):
         raise ValueError(
@@ -105,10 +124,13 @@ def _bijection(name: str, shape: torch.Size, support: Constraint) -> Transform |
         )
     try:
         transform = biject_to(support)
-        z = torch.zeros(transform.inverse_shape(shape))
-        transform.log_abs_det_jacobian(z, transform(z))
-    except NotImplementedError as error:
+        z = torch.zeros(3 if 2 in shape else 2, *transform.inverse_shape(shape))  # a batch, so that its axis fits too
+        x = transform(z)
+        transform.log_abs_det_jacobian(z, x)
+    except (NotImplementedError, AssertionError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f"site {name!r}: no bijection with a log-Jacobian is registered for its support {support}"
+            f"site {name!r}: no bijection with a log-Jacobian for its support {support} and shape {tuple(shape)}: {error}"
         ) from error
+    if x.shape[1:] != shape:
+        raise ValueError(f"expected site {name!r} of shape {tuple(x.shape[1:])} for {support}, got {tuple(shape)}")
     return transform

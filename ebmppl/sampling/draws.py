@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ class Draws:
 
     def __init__(self, chains: int, thinning: int = 1, columns: Tensor | None = None) -> None:
         self.chains, self.thinning, self.columns = chains, thinning, columns
+        self._reserved = 0
         self.buffers: dict[str, Tensor] = {}  # "position" and the fields of the kernel's info
 
     def counts(self, device: torch.device) -> Counts:
@@ -40,44 +42,52 @@ class Draws:
         """
         done = torch.stack([info.done for _, info in log])  # (ticks, chains)
         nth = counts.finished + done.cumsum(0)  # transitions finished up to and with this tick
-        keep = done if self.thinning == 1 else done & (nth % self.thinning == 0)
-        tick, chain = keep.nonzero(as_tuple=True)
-        slot = nth[tick, chain] // self.thinning - 1
-        for name, values in self._columns(log).items():
-            self._write(name, values, (slot, chain), (tick, chain))
-        diverging = torch.stack([info.diverging for _, info in log]) & done
-        return Counts(nth[-1], counts.diverging + diverging.sum(0))
+        diverging = (torch.stack([info.diverging for _, info in log]) & done).sum(0)
+        if bool(done.all()) and bool((nth == nth[:, :1]).all()):
+            self._extend_in_step(int(counts.finished[0]), log)
+        else:
+            keep = done if self.thinning == 1 else done & (nth % self.thinning == 0)
+            at = keep.flatten().nonzero().squeeze(1)
+            to = (nth.flatten().index_select(0, at) // self.thinning - 1) * self.chains + at % self.chains
+            for name, values in self._columns(log):
+                rows = torch.stack(values).flatten(0, 1).index_select(0, at)
+                most = int(to.max()) // self.chains + 1 if len(to) else 0
+                self._buffer(name, values[0], most).flatten(0, 1).index_copy_(0, to, rows)
+        return Counts(nth[-1], counts.diverging + diverging)
 
-    def _columns(self, log: list[tuple[Tensor, Any]]) -> dict[str, Tensor]:
+    def _extend_in_step(self, finished: int, log: list[tuple[Tensor, Any]]) -> None:
+        """All chains finished a draw in every tick: whole slices are copied."""
+        kept = [entry for t, entry in enumerate(log, finished + 1) if t % self.thinning == 0]
+        first = finished // self.thinning
+        if kept:
+            for name, values in self._columns(kept):
+                buffer = self._buffer(name, values[0], first + len(kept))
+                torch.stack(values, out=buffer[first : first + len(kept)])
+
+    def _columns(self, log: list[tuple[Tensor, Any]]) -> Iterator[tuple[str, list[Tensor]]]:
+        """By field, its values ``(chains, ...)`` at each tick."""
         positions = [x.reshape(self.chains, -1) for x, _ in log]
         if self.columns is not None:
             positions = [x.index_select(1, self.columns) for x in positions]
-        fields = {
-            name: torch.stack(values)
-            for name, values in zip(type(log[0][1])._fields, zip(*(info for _, info in log), strict=True), strict=True)
-            if name != "done"
-        }
-        return {"position": torch.stack(positions), **fields}
+        yield "position", positions
+        for name in type(log[0][1])._fields:
+            if name != "done":
+                yield name, [getattr(info, name) for _, info in log]
 
-    def _write(self, name: str, values: Tensor, to: tuple[Tensor, Tensor], at: tuple[Tensor, Tensor]) -> None:
+    def _buffer(self, name: str, like: Tensor, draws: int) -> Tensor:
+        """The buffer of a field, with room for so many draws of every chain."""
         buffer = self.buffers.get(name)
-        if buffer is None:
-            buffer = values.new_zeros((0, *values.shape[1:]))
-        needed = int(to[0].max()) + 1 if len(to[0]) else 0
-        if needed > len(buffer):
-            grown = values.new_zeros((max(needed, len(buffer) * 3 // 2), *values.shape[1:]))
-            grown[: len(buffer)] = buffer
-            buffer = grown
-        buffer[to] = values[at]
-        self.buffers[name] = buffer
+        old = 0 if buffer is None else len(buffer)
+        if buffer is None or old < draws:
+            grown = like.new_zeros((max(draws, self._reserved, old * 3 // 2), *like.shape))
+            if buffer is not None:
+                grown[:old] = buffer
+            buffer = self.buffers[name] = grown
+        return buffer
 
     def reserve(self, draws: int) -> None:
         """Room for so many draws of every chain, so that growing need not copy."""
-        for name, buffer in self.buffers.items():
-            if len(buffer) < draws:
-                grown = buffer.new_zeros((draws, *buffer.shape[1:]))
-                grown[: len(buffer)] = buffer
-                self.buffers[name] = grown
+        self._reserved = draws
 
     def select(self, start: int, stop: int) -> dict[str, Tensor]:
         """Draws ``start`` to ``stop`` of every chain, each ``(chains, draws, ...)``."""
