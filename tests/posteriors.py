@@ -30,7 +30,7 @@ class Posterior(NamedTuple):
         support: constraints of the sites that are not real.
         energy: minus log density in nats up to a constant, from sites ``(B, *site)`` to ``(B,)``.
         model: the same posterior as a Pyro model without arguments.
-        reported: the scalars of the reference ``(*)``, from sites ``(*, *site)``, any leading axes.
+        reported: scalars of the reference ``(*)``, from sites ``(*, *site)``, any leading axes.
     """
 
     name: str

@@ -88,10 +88,17 @@ ENERGIES: dict[str, Make] = ANALYTIC | {
         [Gaussian(_MEAN(t, d), _COVARIANCE(t, d)), Quadratic(_COVARIANCE(t, d), _B(t, d))], [1, 2]
     ),
     "clamped": lambda t, d: Clamped(
-        Gaussian(_MEAN(t, d), _COVARIANCE(t, d)), torch.tensor([True, False, False]), _B(t, d)
+        Gaussian(_MEAN(t, d), _COVARIANCE(t, d)), torch.tensor([True, False, False], device=d), _B(t, d)
+    ),
+    "clamped sites": lambda t, d: Clamped(
+        ENERGIES["named sites"](t, d), ["mean"], {"mean": _tensor((0.5, -0.5), (0.25, 0.0))(t, d)}
     ),
     "path": lambda t, d: GeometricPath(
         Gaussian(_MEAN(t, d), _COVARIANCE(t, d)), Quadratic(_COVARIANCE(t, d), _B(t, d)), 0.3
+    ),
+    "nested": lambda t, d: (
+        0.7 * (GaussianMixture(_MEANS(t, d), _SMALL(t, d)) + 2.0 * DoubleWell(2, height=0.25))
+        + Mixture([Rosenbrock(2, a=0.5, b=1.0), 0.5 * Quadratic(_SMALL(t, d), _tensor(0.2, 0.0)(t, d))], [0.3, 0.7])
     ),
     "unconstrained gamma": lambda t, d: Unconstrained(
         as_energy(lambda x: x - 2 * torch.log(x), (), constraints.positive)

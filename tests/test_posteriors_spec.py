@@ -50,7 +50,8 @@ def test_energy_and_gradient_are_finite_at_typical_points(name: str, shared_data
     energy = posterior.energy(points)
     assert energy.shape == (ROWS,)
     assert energy.isfinite().all()
-    for site, grad in zip(points, torch.autograd.grad(energy.sum(), list(points.values())), strict=True):
+    grads = torch.autograd.grad(energy.sum(), list(points.values()))
+    for site, grad in zip(points, grads, strict=True):
         assert grad.shape == (ROWS, *posterior.sites[site])
         assert grad.isfinite().all(), site
         assert grad.ne(0).all(), site
@@ -83,6 +84,16 @@ def test_model_has_the_sites_supports_and_reported_scalars(name: str, shared_dat
         if node["type"] == "sample" and node["infer"].get("_deterministic"):
             values = [reported[f"{site}[{i + 1}]"][0, 0] for i in range(len(node["value"]))]
             torch.testing.assert_close(torch.stack(values), node["value"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_model_takes_starting_values_of_the_default_dtype(name: str, shared_data: Path) -> None:
+    """Those that Pyro makes for an improper prior are float32 even where the data are float64."""
+    posterior = load(name, shared_data / "posteriors")
+    points = typical_points(posterior, shared_data, torch.float32)
+    trace = trace_at(posterior, points, 0)
+    assert trace.log_prob_sum().isfinite()
+    assert trace.nodes["y"]["fn"].mean.dtype == torch.float64
 
 
 def _is_real(support: constraints.Constraint) -> bool:
