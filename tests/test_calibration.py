@@ -53,8 +53,9 @@ def _statistics(values: dict[str, Tensor]) -> Tensor:
     return torch.cat([v.reshape(len(v), -1) for v in values.values()], 1)
 
 
+@pytest.mark.long  # 60 runs, each with a trace of its own
 @pytest.mark.parametrize("name", MODELS)
-def test_simulation_based_calibration(name: str, request: pytest.FixtureRequest) -> None:
+def test_simulation_based_calibration(name: str) -> None:
     """Ranks of the truth among posterior draws are uniform (Talts et al. 2018, algorithm 1)."""
     model, datasets, draws = MODELS[name], 60, 15
     with torch.random.fork_rng(devices=[]):
@@ -111,7 +112,7 @@ def _geweke_z(model: Callable[..., Tensor], kernel_of: Callable[[Any], Any], ste
 @pytest.mark.parametrize("name", MODELS)
 def test_geweke_joint_distribution(name: str) -> None:
     """Parameters of the successive-conditional chain have their prior's moments (Geweke 2004)."""
-    z = _geweke_z(MODELS[name], lambda e: eb.NUTS(e, 0.3, False, False), 1500)
+    z = _geweke_z(MODELS[name], lambda e: eb.NUTS(e, 0.3, False, False), 1000)
     # 40 batch means: Student-t with about 39 degrees of freedom
     assert float(z.abs().max()) < stats.t.isf(FALSE_ALARM / 2 / len(z), 39)
 
@@ -123,6 +124,6 @@ def test_geweke_catches_a_wrong_kernel() -> None:
         tilted = energy + eb.as_energy(lambda z: z["tau"], dict(energy.sites))
         return eb.NUTS(tilted, 0.3, False, False)
 
-    z = _geweke_z(hierarchical, wrong, 1500)
+    z = _geweke_z(hierarchical, wrong, 1000)
     assert float(z.abs().max()) > stats.t.isf(FALSE_ALARM / 2 / len(z), 39) + 1
     assert math.isfinite(float(z.abs().max()))

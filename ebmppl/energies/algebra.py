@@ -65,7 +65,7 @@ class Tempered(Energy):
         energy: the energy.
         beta: finite inverse temperature >= 0; a scalar, or one value per row of the batch. Kept as a tensor
             (buffer or ``nn.Parameter``), so changing it in place retraces nothing; a Python number takes the
-            dtype of the energy's tensors.
+            dtype of the energy's tensors (torch's default where there are none).
 
     Raises:
         ValueError: for a beta that is negative, infinite or NaN.
@@ -157,7 +157,8 @@ class Mixture(Energy):
 
     Args:
         energies: components over the same sites and support.
-        weights: finite positive weights ``(components,)``, kept at the dtype of the energies' tensors; equal when None.
+        weights: finite positive weights ``(components,)``; equal when None. A tensor keeps its dtype, numbers
+            take that of the energies' tensors (torch's default where there are none).
 
     Raises:
         ValueError: for weights that are not positive or of another number than the energies.
@@ -169,8 +170,8 @@ class Mixture(Energy):
     def __init__(self, energies: Sequence[Energy], weights: Sequence[float] | Tensor | None = None) -> None:
         super().__init__(*_space(energies))
         self.components = nn.ModuleList(energies)
-        given, as_these = [1.0] * len(energies) if weights is None else weights, like(*energies)
-        w = torch.as_tensor(given, dtype=as_these.dtype, device=as_these.device)
+        w = [1.0] * len(energies) if weights is None else weights
+        w = w if isinstance(w, Tensor) else like(*energies).new_tensor(w)
         if w.shape != (len(energies),) or not bool(((w > 0) & torch.isfinite(w)).all()):
             raise ValueError(f"expected {len(energies)} positive weights, got {w.tolist()}")
         self.register_buffer("log_weights", w.log())

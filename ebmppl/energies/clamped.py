@@ -64,7 +64,7 @@ class Clamped(Energy):
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The energy's value, and its gradient at the free coordinates."""
         value, grad = self.energy.value_and_grad(self.fill(x))
-        return value, grad.reshape(*x.shape[:-1], -1).index_select(-1, self.free)
+        return value, grad.reshape(*x.shape[:-1], len(self.values)).index_select(-1, self.free)
 
 
 def _clamped(energy: Energy, mask: object, values: object) -> tuple[Tensor, Tensor]:

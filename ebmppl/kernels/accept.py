@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 DIVERGENCE = 1000.0  # nats of energy error, as in Stan and Pyro
+_LARGE = 1 << 14  # numbers from which copying rows beats a broadcast ``where`` on a CPU
+
+State = TypeVar("State", bound=tuple[Tensor, ...])
 
 
 class Acceptance(NamedTuple):
@@ -26,20 +30,45 @@ def metropolis(error: Tensor, uniform: Tensor) -> Acceptance:
             only a proposal of energy -inf (not a density) can give.
         uniform: uniform numbers in [0, 1).
     """
-    finite = torch.isfinite(error)
-    rate = torch.exp(-error.clamp_min(0.0))
-    rate = torch.where(finite, rate, 0.0)
-    return Acceptance(uniform < rate, rate, ~(error <= DIVERGENCE) | ~finite)
+    error = error + (error - error)  # NaN where it is not finite
+    rate = error.clamp_min(0.0).neg_().exp_().nan_to_num_(0.0)
+    return Acceptance(uniform < rate, rate, ~(error <= DIVERGENCE))
+
+
+def choose(mask: Tensor, a: State, b: State) -> State:
+    """``select`` in every field of two states of one kind."""
+    if _on_host(mask) and bool(mask.all()):
+        return a
+    rows = _Rows(mask)
+    return type(a)(*(rows.select(new, old) for new, old in zip(a, b, strict=True)))
 
 
 def select(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Rows of ``a`` where ``mask`` ``(chains,)`` is True, else rows of ``b``; NaN in the other does not leak.
+    """Rows of ``a`` where ``mask`` ``(chains,)`` is True, else rows of ``b``; NaN in the other does not leak."""
+    return _Rows(mask).select(a, b)
 
-    On a CPU a broadcast ``where`` runs one number at a time; for large rows, picking whole rows is twice as fast.
-    """
-    if a.dim() == 1:
-        return torch.where(mask, a, b)
-    if a.is_cpu and a.numel() > 1 << 15 and not torch.compiler.is_compiling():
-        rows = torch.arange(len(mask), device=mask.device)
-        return torch.cat([a, b]).index_select(0, torch.where(mask, rows, rows + len(mask)))
-    return torch.where(mask.unsqueeze(-1) if a.dim() == 2 else mask.view(-1, *[1] * (a.dim() - 1)), a, b)
+
+class _Rows:
+    """A choice of rows. On a CPU a broadcast ``where`` runs one number at a time; large rows are copied, those that are fewer."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+        self.rows: Tensor | None = None  # of the fewer kind
+        self.few = False  # whether these are the True ones
+
+    def select(self, a: Tensor, b: Tensor) -> Tensor:
+        if a.dim() == 1:
+            return torch.where(self.mask, a, b)
+        if a.numel() < _LARGE or not _on_host(self.mask):
+            return torch.where(self.mask.view(-1, *[1] * (a.dim() - 1)), a, b)
+        if self.rows is None:
+            chosen = self.mask.nonzero().squeeze(1)
+            self.few = 2 * len(chosen) <= len(self.mask)
+            self.rows = chosen if self.few else self.mask.logical_not().nonzero().squeeze(1)
+        to, source = (b, a) if self.few else (a, b)
+        return to.index_copy(0, self.rows, source.index_select(0, self.rows))
+
+
+def _on_host(mask: Tensor) -> bool:
+    """Whether looking at a value costs nothing: eager on a CPU, not on a device and not in a trace."""
+    return mask.is_cpu and not torch.compiler.is_compiling() and not is_in_torch_dispatch_mode()

@@ -12,7 +12,7 @@ from ebmppl.energies.base import Energy
 from ebmppl.kernels.accept import metropolis, select
 from ebmppl.kernels.adaptation import HamiltonianAdaptation, Tuning
 from ebmppl.kernels.base import GradientKernel, Noise, NoiseSpec, require
-from ebmppl.kernels.integrators import Phase, kinetic, leapfrog
+from ebmppl.kernels.integrators import Phase, hamiltonian, leapfrog
 
 
 class HMCState(NamedTuple):
@@ -153,13 +153,13 @@ class HMC(GradientKernel):
         step_size = torch.where(begin, tuning.step_size, state.step_size)
         num_steps = torch.where(begin, self._length(tuning.step_size, noise["length"]), state.num_steps)
         momentum = select(begin, noise["momentum"], state.momentum)
-        hamiltonian = torch.where(begin, state.energy + kinetic(noise["momentum"]), state.hamiltonian)
+        at_start = torch.where(begin, hamiltonian(state.energy, noise["momentum"]), state.hamiltonian)
 
         start = Phase(state.moving, momentum, state.energy, state.moving_grad)
         end = leapfrog(self.value_and_grad, start, step_size, tuning.factor)
         steps_left = torch.where(begin, num_steps, state.steps_left) - 1
-        energy = end.energy + kinetic(end.momentum)
-        error = energy - hamiltonian
+        energy = hamiltonian(end.energy, end.momentum)
+        error = energy - at_start
         done = (steps_left == 0) | ~torch.isfinite(error)
         accepted, rate, diverging = metropolis(error, noise["accept"])
         accept, reject = done & accepted, done & ~accepted
@@ -172,7 +172,7 @@ class HMC(GradientKernel):
             moving=select(reject, state.position, end.position),
             moving_grad=select(reject, state.grad, end.grad),
             momentum=end.momentum,
-            hamiltonian=hamiltonian,
+            hamiltonian=at_start,
             step_size=step_size,
             num_steps=num_steps,
             steps_left=steps_left.masked_fill(done, 0),
@@ -180,7 +180,7 @@ class HMC(GradientKernel):
         return new, HMCInfo(
             done=done,
             lp=-potential,
-            energy=torch.where(accept, energy, hamiltonian),
+            energy=torch.where(accept, energy, at_start),
             acceptance_rate=rate,
             energy_error=error,
             diverging=diverging,

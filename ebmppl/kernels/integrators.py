@@ -48,3 +48,9 @@ def leapfrog(value_and_grad: ValueAndGrad, at: Phase, step_size: Tensor, factor:
 def kinetic(momentum: Tensor) -> Tensor:
     """Kinetic energy ``(chains,)`` in nats of whitened momenta ``(chains, dimension)``."""
     return torch.linalg.vector_norm(momentum, dim=-1).square_().mul_(0.5)
+
+
+def hamiltonian(energy: Tensor, momentum: Tensor) -> Tensor:
+    """Potential plus kinetic energy ``(chains,)`` in nats."""
+    norm = torch.linalg.vector_norm(momentum, dim=-1)
+    return torch.addcmul(energy, norm, norm, value=0.5)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ebmppl.energies.base import Energy
-from ebmppl.kernels.accept import metropolis, select
+from ebmppl.kernels.accept import choose, metropolis
 from ebmppl.kernels.adaptation import HamiltonianAdaptation, Tuning
 from ebmppl.kernels.base import GradientKernel, Noise, NoiseSpec, require
-from ebmppl.kernels.integrators import Phase, kinetic, leapfrog
+from ebmppl.kernels.integrators import Phase, hamiltonian, leapfrog
 
 
 class MALAState(NamedTuple):
@@ -96,13 +96,9 @@ class MALA(GradientKernel):
         step = tuning.step_size.sqrt().expand_as(state.energy)
         start = Phase(state.position, momentum, state.energy, state.grad)
         end = leapfrog(self.value_and_grad, start, step, tuning.factor)
-        error = end.energy + kinetic(end.momentum) - state.energy - kinetic(momentum)
+        error = hamiltonian(end.energy, end.momentum) - hamiltonian(state.energy, momentum)
         accept, rate, diverging = metropolis(error, noise["accept"])
-        new = MALAState(
-            select(accept, end.position, state.position),
-            select(accept, end.energy, state.energy),
-            select(accept, end.grad, state.grad),
-        )
+        new = choose(accept, MALAState(end.position, end.energy, end.grad), state)
         return new, MALAInfo(
             done=torch.ones_like(accept),
             lp=-new.energy,

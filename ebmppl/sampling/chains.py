@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ebmppl.kernels.accept import select
+from ebmppl.kernels.accept import choose
 from ebmppl.kernels.base import Kernel, NoiseSpec
 from ebmppl.sampling.draws import Counts, Draws
 from ebmppl.sampling.noise import NoiseSource
@@ -92,7 +92,7 @@ class Chains:
         state, info = self.kernel.tick(now.state, now.tuning, self.noise.row(now.tick))
         if active is not None:
             info = info._replace(done=info.done & active)
-            state = type(state)(*(select(active, new, old) for new, old in zip(state, now.state, strict=True)))
+            state = choose(active, state, now.state)
         own, tuning = now.adaptation, now.tuning
         if adapt and own is not None and self.adaptation is not None:
             own, tuning = self.adaptation.update(own, tuning, state, info)
