@@ -126,7 +126,9 @@ def _bijection(name: str, shape: torch.Size, support: Constraint) -> Transform |
         transform = biject_to(support)
         z = torch.zeros(3 if 2 in shape else 2, *transform.inverse_shape(shape))  # a batch, so that its axis fits too
         x = transform(z)
-        transform.log_abs_det_jacobian(z, x)
+        term = transform.log_abs_det_jacobian(z, x)
+        if term.dim() != z.dim() - transform.domain.event_dim:  # torch's stack along an axis of the event
+            raise ValueError(f"its log-Jacobian has shape {tuple(term.shape[1:])}")
     except (NotImplementedError, AssertionError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"site {name!r}: no bijection with a log-Jacobian for its support {support} and shape {tuple(shape)}: {error}"

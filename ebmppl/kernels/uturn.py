@@ -28,7 +28,7 @@ class Tables(NamedTuple):
 
     level: Tensor  # (leaves, 2) where the leaf's two rows are kept; odd leaves are kept in the last level, never read
     ignore: Tensor  # (leaves, 2 * levels) False at levels to compare with, as first leaf and as last of a left half
-    sums: Tensor  # (36, 9) from scalar products of six vectors to the sums of ``Products``
+    sums: Tensor  # (36, 8) from scalar products of six vectors to the sums of ``Products``
     rows: Tensor  # (2 * chains,) first row of each chain and side among all checkpoints
     one: Tensor  # (chains, 1)
 
@@ -88,7 +88,6 @@ def _sums() -> Tensor:
         [(BEFORE, SUB, 1.0), (BEFORE, LEAF, -1.0), (BEFORE, BEFORE, -1.0)],
         [(LEAF, SUB, 1.0)],
         [(LEAF, LEAF, 0.5)],
-        [(BEFORE, BEFORE, 0.5)],
     ]
     matrix = torch.zeros(6, 6, len(columns), dtype=torch.float64)
     for column, terms in enumerate(columns):
@@ -99,10 +98,12 @@ def _sums() -> Tensor:
 
 def products(vectors: Tensor, tables: Tables) -> Products:
     """From ``vectors`` ``(chains, 6, dimension)`` in the order LEAF, BEFORE, JOINT, FAR, SUB, TREE."""
-    sums = torch.bmm(vectors, vectors.mT).flatten(1) @ tables.sums
-    ends, leaf_rest, before_rest, leaf_sum, kinetics = sums.split([4, 1, 1, 1, 2], 1)
+    dots = torch.bmm(vectors, vectors.mT)
+    ends, leaf_rest, before_rest, leaf_sum, kinetic = (dots.flatten(1) @ tables.sums).split([4, 1, 1, 1, 1], 1)
     straight, across = (ends.unflatten(1, (2, 2)).amin(2) > 0).unbind(1)
-    return Products(straight, across, leaf_rest, before_rest, leaf_sum, *kinetics.unbind(1))
+    # not from the sums, where a leaf that is NaN leaks into all: it is the kinetic energy at the tree's beginning
+    kinetic_before = 0.5 * dots[:, BEFORE, BEFORE]
+    return Products(straight, across, leaf_rest, before_rest, leaf_sum, kinetic.squeeze(1), kinetic_before)
 
 
 def keep(
