@@ -180,8 +180,7 @@ class MCMC:
         return self.chains
 
     def _finished(self) -> Tensor:
-        counts = self._chains().now.counts
-        return torch.zeros(self.num_chains) if counts is None else counts.finished
+        return torch.zeros(self.num_chains) if self.now.counts is None else self.now.counts.finished
 
     # Results.
 
@@ -252,8 +251,7 @@ class MCMC:
         """By site ``n_eff`` and ``r_hat`` (ArviZ's bulk ESS and rank-normalised R-hat), divergences and acceptance by chain."""
         from ebmppl.diagnostics.convergence import convergence
 
-        rate = self.stats()["acceptance_rate"].mean(1)
-        diverging = self._chains().now.counts
+        rate, diverging = self.stats()["acceptance_rate"].mean(1), self.now.counts
         assert diverging is not None  # a run with draws has counts
         return {
             **convergence(self.get_samples(group_by_chain=True)),
