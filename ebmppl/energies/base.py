@@ -72,7 +72,7 @@ class Energy(nn.Module):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             energy = self(x)
-            (grad,) = torch.autograd.grad(energy.sum(), x)
+            (grad,) = torch.autograd.grad(energy, x, torch.ones_like(energy))
         return energy.detach(), grad
 
     @property

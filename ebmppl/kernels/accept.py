@@ -22,6 +22,20 @@ class Acceptance(NamedTuple):
     diverging: Tensor  # error over 1000 nats, or not finite
 
 
+def finite(x: Tensor) -> Tensor:
+    """Whether numbers are finite: ``x - x`` is 0 or NaN, in two operations where ``isfinite`` takes four."""
+    zero = x - x
+    return zero == zero
+
+
+def some(mask: Tensor) -> bool:
+    """Whether any chain is True, where asking costs nothing (eager on a CPU); elsewhere, and in a trace, True.
+
+    For leaving out work that would change nothing: the numbers are the same either way.
+    """
+    return not _on_host(mask) or bool(mask.any())
+
+
 def metropolis(error: Tensor, uniform: Tensor) -> Acceptance:
     """Accept a proposal with probability min(1, exp(-error)) (Metropolis et al. 1953).
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ebmppl.errors import SamplingError
-from ebmppl.kernels.accept import DIVERGENCE
+from ebmppl.kernels.accept import DIVERGENCE, some
 from ebmppl.kernels.integrators import Phase, ValueAndGrad, kinetic, leapfrog
 
 BLOCK = 64  # chains of one noise generator and of one pooled partial sum
@@ -93,6 +93,8 @@ def dual_averaging_update(
     rate_sum = da.rate_sum + pooled_sum(rate * done)
     waiting = da.waiting + pooled_sum(done.to(rate.dtype))
     full = waiting >= len(done)
+    if not some(full):
+        return da._replace(rate_sum=rate_sum, waiting=waiting), step_size
     count = da.updates + 1
     weight = 1 / (count + t0)
     error = (1 - weight) * da.error + weight * (target - rate_sum / waiting.clamp_min(1.0))
@@ -115,15 +117,21 @@ class Welford(NamedTuple):
     """Running count, mean and sum of squared deviations of the finished draws (Chan, Golub and LeVeque 1979)."""
 
     total: Tensor  # scalar, number of draws
-    mean: Tensor  # (dimension,)
+    origin: Tensor  # (dimension,), where the chains began: float32 keeps few digits far from zero
+    mean: Tensor  # (dimension,), from the origin
     scatter: Tensor  # (dimension,) or (dimension, dimension)
+
+    @classmethod
+    def empty(cls, origin: Tensor, scatter: Tensor) -> Welford:
+        """Nothing seen yet; ``scatter`` gives the shape."""
+        return cls(origin.new_zeros(()), origin, torch.zeros_like(origin), torch.zeros_like(scatter))
 
 
 def welford_update(w: Welford, x: Tensor, done: Tensor) -> Welford:
     """Merge the points ``(chains, dimension)`` of the chains that finished a draw."""
     weight = done.to(x.dtype)
     new = pooled_sum(weight)
-    delta = x - w.mean  # against the running mean, so that large offsets don't cancel
+    delta = (x - w.origin) - w.mean  # against the running mean, so that large offsets don't cancel
     weighted = delta * weight.unsqueeze(-1)
     shift = pooled_sum(weighted) / new.clamp_min(1.0)
     count = w.total + new
@@ -135,7 +143,7 @@ def welford_update(w: Welford, x: Tensor, done: Tensor) -> Welford:
         outer = shift.unsqueeze(-1) * shift
         blocks = zip(weighted.split(BLOCK), delta.split(BLOCK), strict=True)
         scatter = w.scatter + sum(a.mT @ b for a, b in blocks) + (spread - new) * outer
-    return Welford(count, w.mean + shift * (new / count.clamp_min(1.0)), scatter)
+    return Welford(count, w.origin, w.mean + shift * (new / count.clamp_min(1.0)), scatter)
 
 
 def regularised(w: Welford) -> Tensor:
@@ -190,13 +198,13 @@ class HamiltonianAdaptation:
 
     def init(self, tuning: Tuning, state: Any) -> AdaptationState:
         """Nothing seen yet."""
-        return AdaptationState(dual_averaging(tuning.step_size), self._empty(tuning, state.position))
-
-    def _empty(self, tuning: Tuning, x: Tensor) -> Welford:
-        return Welford(x.new_zeros(()), x.mean(0), torch.zeros_like(tuning.inverse_mass))
+        welford = Welford.empty(state.position.mean(0), tuning.inverse_mass)
+        return AdaptationState(dual_averaging(tuning.step_size), welford)
 
     def update(self, own: AdaptationState, tuning: Tuning, state: Any, info: Any) -> tuple[AdaptationState, Tuning]:
         """After each tick."""
+        if not some(info.done):
+            return own, tuning
         averaging, step_size, welford = own.averaging, tuning.step_size, own.welford
         if self.step_size:
             averaging, step_size = dual_averaging_update(
@@ -217,7 +225,7 @@ class HamiltonianAdaptation:
 
     def end_window(self, own: AdaptationState, tuning: Tuning, *, metric: bool) -> tuple[AdaptationState, Tuning]:
         """Metric from the window's draws."""
-        empty = Welford(torch.zeros_like(own.welford.total), own.welford.mean, torch.zeros_like(own.welford.scatter))
+        empty = Welford.empty(own.welford.origin + own.welford.mean, tuning.inverse_mass)
         if self.mass and metric:
             inverse_mass = regularised(own.welford)
             tuning = tuning._replace(inverse_mass=inverse_mass, factor=factorise(inverse_mass))
@@ -247,16 +255,18 @@ def find_step_size(
         SamplingError: when the step size runs away to 0 or infinity.
     """
     step = tuning.step_size
+    lowest = math.sqrt(torch.finfo(step.dtype).tiny)  # so that its square is still a number
     direction = 0.0
-    for _ in range(100):
+    while True:
         start = Phase(state.position, normal(), state.energy, state.grad)
         end = leapfrog(value_and_grad, start, step.pow(power).expand(len(state.energy)), tuning.factor)
         error = end.energy + kinetic(end.momentum) - start.energy - kinetic(start.momentum)
         rate = torch.where(torch.isfinite(error) & (error < DIVERGENCE), torch.exp(-error.clamp_min(0.0)), 0.0)
         up = 1.0 if float(pooled_sum(rate)) > 0.8 * len(rate) else -1.0
-        if direction == 0.0:
-            direction = up
-        elif up != direction:
+        direction = direction or up
+        if not lowest < float(step) < 1 / lowest or (direction < 0 and bool((end.position == start.position).all())):
+            break  # a step that moves nothing keeps the energy, but is no step
+        if up != direction:
             return step
         step = step * 2.0 ** (direction / power)
     where, why = (

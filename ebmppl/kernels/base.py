@@ -213,10 +213,8 @@ class GradientKernel(Kernel):
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies ``(chains,)`` and gradients ``(chains, dimension)`` at flat points."""
         shape = self.target.event_shape
-        if len(shape) == 1:
-            return self.target.value_and_grad(x)
-        value, grad = self.target.value_and_grad(x.view(len(x), *shape))
-        return value, grad.reshape(x.shape)
+        value, grad = self.target.value_and_grad(x if len(shape) == 1 else x.view(len(x), *shape))
+        return value, grad.reshape(x.shape).contiguous()  # states keep one memory format
 
     def flat(self, x: Tensor) -> Tensor:
         """Own contiguous copy ``(chains, dimension)`` of points ``(chains, *event)``."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ebmppl.energies.base import Energy
-from ebmppl.kernels.accept import metropolis, select
+from ebmppl.kernels.accept import finite, metropolis, select, some
 from ebmppl.kernels.adaptation import HamiltonianAdaptation, Tuning
 from ebmppl.kernels.base import GradientKernel, Noise, NoiseSpec, require
 from ebmppl.kernels.integrators import Phase, hamiltonian, leapfrog
@@ -149,41 +149,53 @@ class HMC(GradientKernel):
 
     def tick(self, state: HMCState, tuning: Tuning, noise: Noise) -> tuple[HMCState, HMCInfo]:
         """Begin a trajectory where the last one ended, one leapfrog step, and the decision where it is complete."""
-        begin = state.steps_left == 0
-        step_size = torch.where(begin, tuning.step_size, state.step_size)
-        num_steps = torch.where(begin, self._length(tuning.step_size, noise["length"]), state.num_steps)
-        momentum = select(begin, noise["momentum"], state.momentum)
-        at_start = torch.where(begin, hamiltonian(state.energy, noise["momentum"]), state.hamiltonian)
-
-        start = Phase(state.moving, momentum, state.energy, state.moving_grad)
-        end = leapfrog(self.value_and_grad, start, step_size, tuning.factor)
-        steps_left = torch.where(begin, num_steps, state.steps_left) - 1
+        begin = state.steps_left.logical_not()
+        if some(begin):
+            state = self._begin(begin, state, tuning, noise)
+        start = Phase(state.moving, state.momentum, state.energy, state.moving_grad)
+        end = leapfrog(self.value_and_grad, start, state.step_size, tuning.factor)
+        steps_left = state.steps_left - 1
         energy = hamiltonian(end.energy, end.momentum)
-        error = energy - at_start
-        done = (steps_left == 0) | ~torch.isfinite(error)
+        error = energy - state.hamiltonian
+        done = steps_left.logical_not() | ~finite(error)
+        state = state._replace(moving=end.position, moving_grad=end.grad, momentum=end.momentum, steps_left=steps_left)
         accepted, rate, diverging = metropolis(error, noise["accept"])
-        accept, reject = done & accepted, done & ~accepted
-
-        potential = torch.where(accept, end.energy, state.energy)
-        new = HMCState(
-            position=select(accept, end.position, state.position),
-            energy=potential,
-            grad=select(accept, end.grad, state.grad),
-            moving=select(reject, state.position, end.position),
-            moving_grad=select(reject, state.grad, end.grad),
-            momentum=end.momentum,
-            hamiltonian=at_start,
-            step_size=step_size,
-            num_steps=num_steps,
-            steps_left=steps_left.masked_fill(done, 0),
-        )
-        return new, HMCInfo(
+        accept = done & accepted
+        if some(done):
+            state = self._end(accept, done, end.energy, state)
+        return state, HMCInfo(
             done=done,
-            lp=-potential,
-            energy=torch.where(accept, energy, at_start),
+            lp=-state.energy,
+            energy=torch.where(accept, energy, state.hamiltonian),
             acceptance_rate=rate,
             energy_error=error,
             diverging=diverging,
-            step_size=step_size,
-            n_steps=num_steps - steps_left,
+            step_size=state.step_size,
+            n_steps=state.num_steps - steps_left,
+        )
+
+    def _begin(self, begin: Tensor, state: HMCState, tuning: Tuning, noise: Noise) -> HMCState:
+        """New trajectories where the last ones ended."""
+        length = self._length(tuning.step_size, noise["length"])
+        return state._replace(
+            momentum=select(begin, noise["momentum"], state.momentum),
+            hamiltonian=torch.where(begin, hamiltonian(state.energy, noise["momentum"]), state.hamiltonian),
+            step_size=torch.where(begin, tuning.step_size, state.step_size),
+            num_steps=torch.where(begin, length, state.num_steps),
+            steps_left=torch.where(begin, length, state.steps_left),
+        )
+
+    def _end(self, accept: Tensor, done: Tensor, energy: Tensor, at: HMCState) -> HMCState:
+        """Accepted chains keep where they are as their draw, rejected ones go back to the last one."""
+        reject = done & ~accept
+        moving, moving_grad = at.moving, at.moving_grad
+        if some(reject):
+            moving, moving_grad = select(reject, at.position, moving), select(reject, at.grad, moving_grad)
+        return at._replace(
+            position=select(accept, at.moving, at.position),
+            energy=torch.where(accept, energy, at.energy),
+            grad=select(accept, at.moving_grad, at.grad),
+            moving=moving,
+            moving_grad=moving_grad,
+            steps_left=at.steps_left.masked_fill(done, 0),
         )

@@ -29,7 +29,7 @@ def leapfrog(value_and_grad: ValueAndGrad, at: Phase, step_size: Tensor, factor:
     Args:
         value_and_grad: energies ``(chains,)`` and gradients ``(chains, dimension)`` at positions.
         at: where to start.
-        step_size: ``(chains,)``, negative to go back in time.
+        step_size: ``(chains,)`` or one for all, negative to go back in time.
         factor: F, ``(dimension,)`` for a diagonal inverse mass matrix or ``(dimension, dimension)``.
     """
     step = step_size.unsqueeze(-1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ebmppl.energies.base import Energy
-from ebmppl.kernels.accept import choose
+from ebmppl.kernels.accept import choose, finite
 from ebmppl.kernels.base import GradientKernel, Noise, NoiseSpec, require
 
 
@@ -82,7 +82,7 @@ class Langevin(GradientKernel):
         eta = tuning.step_size
         proposal = torch.addcmul(state.position, noise["normal"], eta.sqrt()).addcmul_(state.grad, eta, value=-0.5)
         energy, grad = self.value_and_grad(proposal)
-        ok = torch.isfinite(energy + grad.sum(-1))
+        ok = finite(energy + grad.sum(-1))
         new = choose(ok, LangevinState(proposal, energy, grad), state)
         return new, LangevinInfo(
             done=torch.ones_like(ok),

@@ -93,7 +93,7 @@ class MALA(GradientKernel):
     def tick(self, state: MALAState, tuning: Tuning, noise: Noise) -> tuple[MALAState, MALAInfo]:
         """One proposal of every chain, accepted or not."""
         momentum = noise["normal"]
-        step = tuning.step_size.sqrt().expand_as(state.energy)
+        step = tuning.step_size.sqrt()
         start = Phase(state.position, momentum, state.energy, state.grad)
         end = leapfrog(self.value_and_grad, start, step, tuning.factor)
         error = hamiltonian(end.energy, end.momentum) - hamiltonian(state.energy, momentum)
