@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -16,13 +14,10 @@ from pyro.infer.mcmc.util import initialize_model
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import Transform, biject_to
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from ebmppl.energies.base import Energy, flatten_batch
-from ebmppl.energies.function import same_energy
 from ebmppl.interop.enumeration import vmappable_enumeration
 
-logger = logging.getLogger(__name__)
 RESERVED = ("chain", "draw", "sample")  # dimensions of ArviZ
 
 
@@ -57,6 +52,8 @@ def from_pyro(model: Callable[..., Any], *args: Any, **kwargs: Any) -> PyroEnerg
 class PyroEnergy(Energy):
     """The energy that ``from_pyro`` makes; see there. ``trace`` is a prototype trace of the model."""
 
+    traced_from: ClassVar[int] = 20  # Pyro's own Python takes most of the time
+
     def __init__(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not callable(model):
             raise ValueError(f"expected a Pyro model (a callable), got {type(model).__name__}")
@@ -83,7 +80,6 @@ class PyroEnergy(Energy):
             dtype = torch.promote_types(dtype, value.dtype)
         # the run's dtype and device, unless initial_params say otherwise
         self.register_buffer("like", torch.zeros((), dtype=dtype, device=energy.device), persistent=False)
-        self._traced: dict[tuple[Any, ...], Callable[[Tensor], tuple[Tensor, Tensor]]] = {}
 
     def _potential(self, z: Tensor) -> Tensor:
         """Pyro's potential at one packed point ``(dimension,)``."""
@@ -98,40 +94,11 @@ class PyroEnergy(Energy):
         return energy if len(batch) == 1 else energy.reshape(batch)
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies and gradients by one batched gradient, traced at the first call of a shape."""
+        """Energies and gradients by one batched gradient."""
         rows, batch = flatten_batch(x.detach(), self.event_shape)
-        key = (rows.shape, rows.dtype, rows.device)
-        run = self._traced.get(key)
-        if run is None:
-            run = self._traced[key] = self._trace_gradient(rows)
-        with torch.no_grad():  # of the model's parameters
-            energy, grad = run(rows)
-        return energy.reshape(batch), grad.reshape(x.shape)
-
-    def _gradient(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        with _quiet(), vmappable_enumeration():
+        with _quiet(), vmappable_enumeration(), torch.no_grad():  # of the model's parameters
             grad, energy = torch.func.vmap(torch.func.grad_and_value(self._potential))(rows)
-        return energy, grad
-
-    def _trace_gradient(self, rows: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """The gradient without Python (three times faster); the eager one when tracing fails or differs."""
-        energy, grad = self._gradient(rows)
-        try:
-            with torch.no_grad():
-                traced = make_fx(lambda x: self._gradient(x))(rows)
-                other_energy, other_grad = traced(rows)
-        except (RuntimeError, TypeError, NotImplementedError) as error:
-            reason = f"{type(error).__name__}: {error}"
-        else:
-            if same_energy(other_energy, energy) and same_energy(other_grad, grad):
-                logger.debug("gradient of %s traced: %d nodes", self._name(), len(traced.graph.nodes))
-                return traced
-            reason = "the traced gradient differs from the eager one"
-        warnings.warn(f"the gradient of {self._name()} runs untraced, slower: {reason}", stacklevel=2)
-        return self._gradient
-
-    def _name(self) -> str:
-        return f"the Pyro model {getattr(self.model, '__name__', type(self.model).__name__)!r}"
+        return energy.reshape(batch), grad.reshape(x.shape)
 
     def constrain(self, x: Tensor) -> dict[str, Tensor]:
         """Values of the latent sites in their support, ``(*batch, *site)``."""

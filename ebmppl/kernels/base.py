@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ebmppl.energies.base import Energy
 from ebmppl.energies.unconstrained import unconstrained
+from ebmppl.kernels.gradients import Gradient
 
 if TYPE_CHECKING:
     from torch.distributions import Transform
@@ -79,6 +80,14 @@ class Kernel(MCMCKernel):
     @abstractmethod
     def position(self, state: Any) -> Tensor:
         """The chains' last draws ``(chains, *event)`` in the coordinates of ``target``."""
+
+    def prepare(self, state: Any, *, values: bool) -> None:
+        """Before many ticks of states of this shape: get ready for them, or look whether what was got ready still holds.
+
+        Args:
+            state: of the chains.
+            values: compare values, too, at the price of some evaluations.
+        """
 
     def restart(self, state: Any) -> Any:
         """The state with every draw in progress dropped; a synchronous kernel has none."""
@@ -209,12 +218,17 @@ class GradientKernel(Kernel):
         super().__init__(energy)
         self.target = unconstrained(energy)
         self.dimension = self.target.event_shape.numel()
+        self._gradient = Gradient(self.target)
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies ``(chains,)`` and gradients ``(chains, dimension)`` at flat points."""
         shape = self.target.event_shape
-        value, grad = self.target.value_and_grad(x if len(shape) == 1 else x.view(len(x), *shape))
+        value, grad = self._gradient(x if len(shape) == 1 else x.view(len(x), *shape))
         return value, grad.reshape(x.shape).contiguous()  # states keep one memory format
+
+    def prepare(self, state: Any, *, values: bool) -> None:
+        """Trace the gradient."""
+        self._gradient.prepare(self.position(state), values=values)
 
     def flat(self, x: Tensor) -> Tensor:
         """Own contiguous copy ``(chains, dimension)`` of points ``(chains, *event)``."""

@@ -83,6 +83,7 @@ class Chains:
         most = max(1, _LOG_NUMBERS // self.numbers)
         self._warmup_ticks, self._sample_ticks = min(_WARMUP_TICKS, most), min(_SAMPLE_TICKS, most)
         self._search: NoiseSource | None = None
+        self._planned = 0  # draws so far
 
     # One tick, and the three ways to ask for many.
 
@@ -100,10 +101,17 @@ class Chains:
         self.now = Now(now.tick + 1, state, tuning, own, now.counts, entry)
         return info
 
+    def prepare(self, draws: int, *, values: bool = True) -> None:
+        """Get the kernel ready for so many draws more, once there are enough of them to be worth it."""
+        self._planned += draws
+        if self._planned >= self.kernel.target.traced_from:
+            self.kernel.prepare(self.now.state, values=values)
+
     @_ticks
     def warm_up(self, steps: int, draws: Draws, report: Report) -> None:
         """Adapt over Stan's windows; a window ends at chains x window finished draws in all."""
         self.now = self.now._replace(counts=draws.counts(self.device))
+        self.prepare(steps)
         self.begin_adaptation()
         end = 0
         for length, metric in stan_windows(steps):
@@ -127,6 +135,7 @@ class Chains:
             # no chain finishes more than one draw in a tick
             return min(self._sample_ticks, num_samples * draws.thinning - int(counts.finished.min()))
 
+        self.prepare(num_samples)
         draws.reserve(num_samples)
         self._run(draws, ticks, report, adapt=False)
 
@@ -164,6 +173,7 @@ class Chains:
             adapt: let the adaptation see the draws.
             observe: called with the info of every tick.
         """
+        self.prepare(n, values=False)
         left = torch.full((self.num_chains,), n, device=self.device)
         ticks = n if self.kernel.synchronous else None
         while ticks is None or ticks > 0:

@@ -51,7 +51,6 @@ def save_run(mcmc: MCMC, path: str | Path) -> None:
             "state": now.state._asdict(),
             "tuning": now.tuning._asdict(),
             "counts": now.counts._asdict(),
-            "generators": chains.noise.state(now.tick),
             "draws": _draws(mcmc.draws),
             "warmup_draws": _draws(mcmc.warmup_draws),
         },
@@ -80,7 +79,6 @@ def load_run(cls: type[MCMC], path: str | Path, kernel: Kernel) -> MCMC:
         counts=Counts(**saved["counts"]),
         log=None,
     )
-    chains.noise.restore(saved["generators"])
     return mcmc
 
 

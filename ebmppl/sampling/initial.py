@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ebmppl.energies.base import Energy
 from ebmppl.energies.checks import check_energy
-from ebmppl.kernels.adaptation import BLOCK
-from ebmppl.sampling.noise import generators
+from ebmppl.kernels.base import NoiseSpec
+from ebmppl.sampling.noise import NoiseSource
 
 RETRIES = 100
 
@@ -28,23 +28,20 @@ def initial_points(target: Energy, chains: int, seed: int, radius: float = 2.0) 
         EnergyError: when the energy breaks its contract, or some chains found no finite point in 100 attempts.
     """
     dtype, device = dtype_and_device(target)
-    sources = generators(seed, "initial", chains, device)
+    specs = {"point": NoiseSpec("uniform", tuple(target.event_shape))}
+    source = NoiseSource(specs, chains, seed, dtype, device, "initial")
 
-    def draw() -> Tensor:
-        blocks = [
-            torch.empty((min(BLOCK, chains - b * BLOCK), *target.event_shape), dtype=dtype, device=device)
-            for b in range(len(sources))
-        ]
-        return torch.cat([x.uniform_(-radius, radius, generator=g) for x, g in zip(blocks, sources, strict=True)])
+    def draw(attempt: int) -> Tensor:
+        return (2 * source.row(attempt)["point"] - 1) * radius
 
-    x = draw()
+    x = draw(0)
     check_energy(target, x, finite=False)
-    for _ in range(RETRIES):
+    for attempt in range(1, RETRIES + 1):
         energy, grad = target.value_and_grad(x)
         good = torch.isfinite(energy) & torch.isfinite(grad.reshape(chains, -1).sum(1))
         if bool(good.all()):
             return x
-        x = torch.where(good.view(-1, *[1] * (x.dim() - 1)), x, draw())
+        x = torch.where(good.view(-1, *[1] * (x.dim() - 1)), x, draw(attempt))
     check_energy(target, x)
     return x
 

@@ -280,7 +280,7 @@ class MCMC:
     # Keeping.
 
     def save(self, path: str | Path) -> None:
-        """Write the run (draws, state, tuning, generators) to a file that ``MCMC.load`` continues from."""
+        """Write the run (draws, state, tuning, seed) to a file that ``MCMC.load`` continues from."""
         save_run(self, path)
 
     @classmethod

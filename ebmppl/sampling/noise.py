@@ -1,9 +1,9 @@
-"""Random numbers for ticks: one generator per block of 64 chains, row t for tick t, and never the global generator."""
+"""Random numbers for ticks: a function of (seed, name, tick, block of 64 chains), and never the global generator."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +14,10 @@ from ebmppl.kernels.adaptation import BLOCK
 from ebmppl.kernels.base import NoiseSpec
 
 STREAMS = {"ticks": 0, "initial": 1, "step_size": 2}
-_NUMBERS_PER_BLOCK = 1 << 16  # of one generator at a time; its memory stays in cache
-_MAX_TICKS = 64
+_MOST_TICKS = 32  # of one draw
+_CALL = 1 << 12  # numbers that make a call of the generator worth while on a CPU
+_MOST_NUMBERS = 1 << 14  # of one call on a CPU; they stay in cache
+_ON_DEVICE = 1 << 17  # numbers of one call on a device, where a call costs more than they
 
 
 def fresh_seed() -> int:
@@ -23,28 +25,18 @@ def fresh_seed() -> int:
     return secrets.randbits(31)
 
 
-def generators(seed: int, stream: str, chains: int, device: torch.device) -> list[torch.Generator]:
-    """One generator for each block of 64 chains, seeded by (seed, stream, block) alone.
-
-    The CPU's Mersenne twister takes 32 bits of seed, so block seeds step by an odd constant: blocks of one stream
-    never share a seed.
-    """
-    start = int(np.random.SeedSequence([seed, STREAMS[stream]]).generate_state(1, np.uint32)[0])
-    seeds = ((start + block * 0x9E3779B1) % 2**32 for block in range(-(-chains // BLOCK)))
-    return [torch.Generator(device).manual_seed(s) for s in seeds]
-
-
-class _Rows(NamedTuple):
-    block: int  # index of this block of ticks
-    before: list[Tensor]  # the generators' states before it was drawn
-    rows: list[dict[str, Tensor]]  # one dict of (chains, *shape) for each tick
+class _Drawn(NamedTuple):
+    chunk: int  # which ticks: chunk * ticks ... (chunk + 1) * ticks - 1
+    rows: tuple[Tensor, ...]  # (chains, *shape) for each tick
 
 
 class NoiseSource:
-    """The noise of every tick of a run, drawn some ticks at a time.
+    """The noise of every tick of a run, drawn some ticks at a time, when it is asked for.
 
-    How many ticks are drawn at once depends on the kernel's needs alone, so the numbers of a chain change neither
-    with the number of blocks nor with where a run was stopped and continued.
+    A generator is seeded anew for every block of 64 chains and every few ticks. So the numbers of a chain change
+    neither with the number of blocks nor with where a run was stopped and continued nor with what was asked for
+    before, and numbers that nobody looks at are not drawn. How many ticks are drawn at once depends on the spec and
+    the kind of device alone.
 
     Args:
         specs: what one tick of one chain needs.
@@ -68,46 +60,73 @@ class NoiseSource:
         if unknown:
             raise ValueError(f"expected noise of kind 'normal' or 'uniform', got {sorted(unknown)}")
         self.specs, self.chains, self.dtype, self.device = dict(specs), chains, dtype, device
-        self._generators = generators(seed, stream, chains, device)
-        numbers = sum(torch.Size(spec.shape).numel() for spec in self.specs.values())
-        self.ticks = max(1, min(_MAX_TICKS, _NUMBERS_PER_BLOCK // max(1, BLOCK * numbers)))
-        self._now = _Rows(-1, [], [])
+        self._generator = torch.Generator(device)
+        starts = np.random.SeedSequence([seed, STREAMS[stream]]).generate_state(len(self.specs), np.uint32)
+        self._starts = dict(zip(self.specs, starts.tolist(), strict=True))
+        self._ticks = {name: _at_once(spec, device) for name, spec in self.specs.items()}
+        self.blocks = -(-chains // BLOCK)
+        self._drawn: dict[str, _Drawn] = {}
 
-    def row(self, tick: int) -> dict[str, Tensor]:
-        """Noise ``(chains, *shape)`` by name for a tick; ticks come in order."""
-        block, row = divmod(tick, self.ticks)
-        if block != self._now.block:
-            self._draw(block)
-        return self._now.rows[row]
+    def row(self, tick: int) -> Mapping[str, Tensor]:
+        """Noise ``(chains, *shape)`` by name for a tick. Ticks one after another share draws."""
+        return _Row(self, tick)
 
-    def _draw(self, block: int) -> None:
-        before = [g.get_state() for g in self._generators]
-        try:
-            split = {name: self._numbers(spec).unbind(0) for name, spec in self.specs.items()}
-            rows = [{name: numbers[t] for name, numbers in split.items()} for t in range(self.ticks)]
-            self._now = _Rows(block, before, rows)
-        except BaseException:
-            # an interrupt must not leave generators ahead of the rows, or of one another
-            for g, state in zip(self._generators, before, strict=True):
-                g.set_state(state)
-            raise
+    def numbers(self, name: str, tick: int) -> Tensor:
+        """One of the row's values."""
+        chunk, row = divmod(tick, self._ticks[name])
+        drawn = self._drawn.get(name)
+        if drawn is None or drawn.chunk != chunk:
+            drawn = self._drawn[name] = _Drawn(chunk, self._draw(name, chunk).unbind(0))
+        return drawn.rows[row]
 
-    def _numbers(self, spec: NoiseSpec) -> Tensor:
-        parts = []
-        for block, generator in enumerate(self._generators):
-            size = min(BLOCK, self.chains - block * BLOCK)
-            part = torch.empty((self.ticks, size, *spec.shape), dtype=self.dtype, device=self.device)
-            draw = part.normal_ if spec.kind == "normal" else part.uniform_
-            parts.append(draw(generator=generator))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    def _draw(self, name: str, chunk: int) -> Tensor:
+        """Numbers ``(ticks, chains, *shape)``."""
+        ticks, shape = self._ticks[name], self.specs[name].shape
+        whole = torch.empty((ticks, self.chains, *shape), dtype=self.dtype, device=self.device)
+        # a block's numbers need a contiguous place
+        if ticks == 1:
+            places = list(whole[0].split(BLOCK))
+        elif self.blocks == 1:
+            places = [whole]
+        else:
+            places = [torch.empty_like(part, memory_format=torch.contiguous_format) for part in whole.split(BLOCK, 1)]
+        draw = Tensor.normal_ if self.specs[name].kind == "normal" else Tensor.uniform_
+        for place, seed in zip(places, block_seeds(self._starts[name], chunk, self.blocks), strict=True):
+            draw(place, generator=self._generator.manual_seed(seed))
+        return whole if ticks == 1 or self.blocks == 1 else torch.cat(places, 1, out=whole)
 
-    def state(self, tick: int) -> list[Tensor]:
-        """The generators' states before the block of a tick, to continue from there."""
-        drawn = tick // self.ticks == self._now.block
-        return self._now.before if drawn else [g.get_state() for g in self._generators]
 
-    def restore(self, states: list[Tensor]) -> None:
-        """Continue from ``state(tick)``: the next call of ``row`` is for that tick."""
-        for generator, state in zip(self._generators, states, strict=True):
-            generator.set_state(state)
-        self._now = _Rows(-1, [], [])
+class _Row(Mapping[str, Tensor]):
+    """The noise of one tick, drawn at the first look."""
+
+    def __init__(self, source: NoiseSource, tick: int) -> None:
+        self.source, self.tick = source, tick
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.source.numbers(name, self.tick)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.source.specs)
+
+    def __len__(self) -> int:
+        return len(self.source.specs)
+
+
+def _at_once(spec: NoiseSpec, device: torch.device) -> int:
+    """Ticks of one draw."""
+    row = BLOCK * max(1, torch.Size(spec.shape).numel())
+    most = _ON_DEVICE if device.type != "cpu" else _MOST_NUMBERS if row < _CALL else row
+    return max(1, min(_MOST_TICKS, most // row))
+
+
+def block_seeds(start: int, chunk: int, blocks: int) -> list[int]:
+    """Seeds of 32 bits (a CPU's Mersenne twister takes no more) for every block at a chunk of ticks.
+
+    Blocks are the golden section of 2^32 apart and chunks one, so that no two of up to 4096 blocks and 2^18 chunks
+    meet (three-distance theorem); then MurmurHash3's finalizer, a bijection, scatters them.
+    """
+    x = (start + chunk + np.arange(blocks, dtype=np.uint64) * 0x9E3779B1) & 0xFFFFFFFF
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x = ((x ^ (x >> np.uint64(shift))) * np.uint64(factor)) & np.uint64(0xFFFFFFFF)
+    seeds: list[int] = (x ^ (x >> np.uint64(16))).tolist()
+    return seeds

@@ -1,0 +1,221 @@
+"""A traced gradient is the eager one, sees every change that the eager one would, or is not used and says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ebmppl as eb
+from ebmppl.energies.base import Energy
+from ebmppl.errors import SamplingWarning
+from ebmppl.kernels.gradients import Gradient, _form
+from tests.targets import TARGETS
+
+
+def points(chains: int, size: int) -> Tensor:
+    return torch.randn(chains, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Linear(8, 1)).double()
+
+
+class Net(Energy):
+    """A module energy with everything that may change: weights, a buffer, a mode, an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__((3,))
+        self.layers = network()
+        self.register_buffer("shift", torch.ones(3, dtype=torch.float64))
+        self.power = 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = 0.1 if self.training else 0.5
+        return self.layers(x).squeeze(-1) + scale * ((x - self.shift).abs() ** self.power).sum(-1)
+
+
+def traced(gradient: Gradient, x: Tensor) -> bool:
+    return gradient._traced[x.shape, x.dtype, x.device].run is not None
+
+
+def assert_eager(gradient: Gradient, x: Tensor) -> None:
+    for found, wanted in zip(gradient(x), gradient.energy.value_and_grad(x), strict=True):
+        assert not found.requires_grad
+        assert torch.allclose(found, wanted, rtol=1e-12, atol=1e-12, equal_nan=True)  # the same operations
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_energy_is_traced_and_equals_the_eager_gradient(name: str) -> None:
+    """No warning comes: warnings are errors here."""
+    target = eb.HMC(TARGETS[name].energy).target  # unconstrained
+    z = points(12, target.event_shape.numel()).reshape(12, *target.event_shape)
+    gradient = Gradient(target)
+    gradient.prepare(z[:6])
+    assert traced(gradient, z[:6])
+    assert_eager(gradient, z[6:])
+
+
+def test_a_bad_point_stays_a_row_of_its_own() -> None:
+    gradient = Gradient(TARGETS["mixture"].energy)
+    x = points(5, 2)
+    gradient.prepare(x)
+    x[3] = torch.nan
+    value, grad = gradient(x)
+    assert not bool(value[3].isfinite())
+    assert bool(value[[0, 1, 2, 4]].isfinite().all())
+    assert bool(grad[[0, 1, 2, 4]].isfinite().all())
+
+
+@pytest.mark.parametrize("change", ["weight in place", "optimiser", "buffer in place"])
+def test_changes_in_place_are_seen_at_once(change: str) -> None:
+    energy = Net()
+    gradient, x = Gradient(energy), points(6, 3)
+    gradient.prepare(x)
+    assert traced(gradient, x)
+    before, _ = gradient(x)
+    with torch.no_grad():
+        if change == "weight in place":
+            energy.layers[0].weight.mul_(2.0)
+        elif change == "buffer in place":
+            energy.shift.add_(1.0)
+    if change == "optimiser":
+        optimiser = torch.optim.SGD(energy.parameters(), lr=0.5)
+        energy(x).sum().backward()
+        optimiser.step()
+    assert not torch.allclose(gradient(x)[0], before)
+    assert_eager(gradient, x)
+
+
+CHANGES: dict[str, Callable[[Net], object]] = {
+    "mode": lambda net: net.eval(),
+    "attribute": lambda net: setattr(net, "power", 4),
+    "another weight": lambda net: setattr(net.layers[0], "weight", nn.Parameter(2 * net.layers[0].weight.detach())),
+    "another buffer": lambda net: setattr(net, "shift", torch.zeros(3, dtype=torch.float64)),
+    "loaded": lambda net: net.load_state_dict({k: 2 * v for k, v in net.state_dict().items()}, assign=True),
+    "another layer": lambda net: net.layers.__setitem__(1, nn.Softplus()),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_changes_are_seen_by_the_next_run(change: str) -> None:
+    energy = Net()
+    gradient, x = Gradient(energy), points(6, 3)
+    gradient.prepare(x)
+    before, _ = gradient(x)
+    CHANGES[change](energy)
+    gradient.prepare(x, values=change == "another layer")
+    assert traced(gradient, x)
+    assert not torch.allclose(gradient(x)[0], before)
+    assert_eager(gradient, x)
+
+
+def test_captured_numbers_that_changed_are_seen_by_their_values() -> None:
+    scale = [1.0]
+    energy = eb.as_energy(lambda x: scale[0] * (x**2).sum(-1), (2,))
+    gradient, x = Gradient(energy), points(6, 2)
+    gradient.prepare(x)
+    scale[0] = 3.0
+    gradient.prepare(x)
+    assert_eager(gradient, x)
+
+
+def test_it_is_traced_once_while_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    energy = Net()
+    gradient, x = Gradient(energy), points(6, 3)
+    gradient.prepare(x)
+    run = gradient._traced[x.shape, x.dtype, x.device].run
+    gradient.prepare(x + 1)
+    monkeypatch.setattr(Net, "value_and_grad", None)  # without values nothing is evaluated
+    gradient.prepare(x, values=False)
+    assert gradient._traced[x.shape, x.dtype, x.device].run is run
+
+
+def looks_at_values(x: Tensor) -> Tensor:
+    return (x**2).sum(-1) if float(x.detach().sum()) > 0 else 2 * (x**2).sum(-1)
+
+
+def fresh_numbers(x: Tensor) -> Tensor:
+    return ((x - torch.randn(2, dtype=x.dtype)) ** 2).sum(-1)
+
+
+@pytest.mark.parametrize(
+    ("forward", "reason"), [(looks_at_values, "RuntimeError"), (fresh_numbers, "the traced gradient differs")]
+)
+def test_what_cannot_be_traced_runs_eagerly_and_says_so_once(forward: Callable[[Tensor], Tensor], reason: str) -> None:
+    class Odd(Energy):
+        def forward(self, x: Tensor) -> Tensor:
+            return forward(x)
+
+    torch.manual_seed(0)
+    gradient, x = Gradient(Odd((2,))), points(6, 2)
+    with pytest.warns(SamplingWarning, match=rf"the gradient of Odd runs untraced, slower: {reason}"):
+        gradient.prepare(x)
+    assert not traced(gradient, x)
+    gradient.prepare(x)  # no second warning
+    if forward is looks_at_values:
+        assert_eager(gradient, x)
+
+
+def test_results_belong_to_the_caller() -> None:
+    """Neither a folded constant nor the points themselves come out, and what is written into is not folded."""
+    linear = Gradient(eb.as_energy(lambda x: x.sum(-1), (2,)))  # its gradient is a constant
+
+    class Writes(Energy):
+        def forward(self, x: Tensor) -> Tensor:
+            total = torch.zeros(len(x), dtype=x.dtype)
+            total += (x**2).sum(-1)
+            return total
+
+    for gradient in (linear, Gradient(Writes((2,)))):
+        x = points(6, 2)
+        gradient.prepare(x)
+        assert traced(gradient, x)
+        for result in gradient(x):
+            result.zero_()
+        assert_eager(gradient, x)
+        assert_eager(gradient, x)
+
+
+def test_runs_of_many_draws_trace_and_short_ones_do_not() -> None:
+    calls = 0
+
+    def counted(x: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return 0.5 * (x**2).sum(-1)
+
+    def calls_of(draws: int) -> int:
+        nonlocal calls
+        kernel = eb.Langevin(eb.as_energy(counted, (2,)), step_size=0.3)
+        calls = 0
+        mcmc = eb.MCMC(kernel, draws, 0, num_chains=4, seed=0, disable_progbar=True)
+        mcmc.run()
+        return calls
+
+    assert calls_of(900) > 900
+    assert calls_of(1100) < 50  # the form of fn, the trace and its checks
+    draws = {}
+    for least in (0, 10**9):  # the same draws either way
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Energy, "traced_from", least)
+            kernel = eb.Langevin(eb.as_energy(counted, (2,)), step_size=0.3)
+            mcmc = eb.MCMC(kernel, 50, 0, num_chains=4, seed=0, disable_progbar=True)
+            mcmc.run()
+            draws[least] = mcmc.get_samples()["x"]
+    assert torch.equal(*draws.values())
+
+
+def test_the_form_of_a_module_names_what_a_trace_takes_for_granted() -> None:
+    energy = Net()
+    before = _form(energy)
+    assert before == _form(energy)
+    for change in ("mode", "attribute", "another weight", "another buffer"):
+        other = Net()
+        form = _form(other)
+        CHANGES[change](other)
+        assert form != _form(other), change

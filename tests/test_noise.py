@@ -1,0 +1,88 @@
+"""The noise of a run is a function of (seed, name, tick, block of chains), whatever was asked for before."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ebmppl.kernels.base import NoiseSpec
+from ebmppl.sampling.noise import NoiseSource, block_seeds
+
+CPU = torch.device("cpu")
+SPECS = {
+    "few": NoiseSpec("normal", ()),
+    "many": NoiseSpec("uniform", (100,)),  # a row is a call of its own
+    "some": NoiseSpec("normal", (5, 2)),
+}
+
+
+def source(chains: int = 130, seed: int = 3, stream: str = "ticks") -> NoiseSource:
+    return NoiseSource(SPECS, chains, seed, torch.float64, CPU, stream)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_any_order_of_ticks_gives_the_same_numbers(name: str) -> None:
+    in_order = source()
+    wanted = [in_order.row(tick)[name] for tick in range(80)]
+    assert len({float(row.flatten()[0]) for row in wanted}) == 80
+    jumps = source()
+    for tick in np.random.default_rng(0).integers(0, 80, 60).tolist():
+        assert torch.equal(jumps.row(tick)[name], wanted[tick])
+
+
+def test_a_chain_has_the_same_numbers_in_any_larger_run() -> None:
+    """Full blocks of 64 do not depend on the blocks after them."""
+    small, large = source(128), source(300)
+    for tick in (0, 1, 63):
+        for name in SPECS:
+            assert torch.equal(small.row(tick)[name], large.row(tick)[name][:128])
+
+
+def test_what_nobody_looks_at_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    draw = NoiseSource._draw
+    monkeypatch.setattr(NoiseSource, "_draw", lambda self, *args: (drawn.append(args), draw(self, *args))[1])
+    noise = source()
+    rows = [noise.row(tick) for tick in range(8)]
+    assert drawn == []
+    for row in rows:
+        assert row["few"].shape == (130,)
+    assert drawn == [("few", 0)]  # and neighbours share a call
+
+
+def test_seeds_streams_names_and_blocks_differ() -> None:
+    a = source().row(0)
+    others = [source(seed=4).row(0), source(stream="initial").row(0), source(stream="step_size").row(0)]
+    for other in others:
+        for name in SPECS:
+            assert not bool((a[name] == other[name]).any())
+    blocks = a["some"].split(64)
+    assert not bool((blocks[0] == blocks[1]).any())
+    assert not bool((a["some"].flatten()[:130] == a["few"]).any())
+
+
+def test_seeds_of_blocks_and_ticks_never_meet() -> None:
+    """4096 blocks at the first, some middle and the last of 2^18 chunks, from a start that wraps around."""
+    chunks = [*range(40), 12345, *range(2**18 - 40, 2**18)]
+    seeds = [seed for chunk in chunks for seed in block_seeds(2**32 - 5, chunk, 4096)]
+    assert len(set(seeds)) == len(chunks) * 4096
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    # scattered: mean of 331,776 uniforms, six standard errors of 2^32 / sqrt(12 * 331776)
+    assert abs(np.mean(seeds) / 2**32 - 0.5) < 6 / np.sqrt(12 * len(seeds))
+
+
+def test_neighbouring_generators_are_not_correlated() -> None:
+    """The first numbers of 4096 generators in a row, along ticks and along blocks; 5 standard errors."""
+    noise = NoiseSource({"n": NoiseSpec("normal", (64,))}, 64 * 16, 0, torch.float64, CPU)
+    first = torch.stack([noise.row(tick)["n"][::64, 0] for tick in range(256)])  # one generator each
+    n = first.numel()
+    assert abs(float(first.mean())) < 5 / n**0.5
+    assert abs(float(first.var()) - 1) < 5 * (2 / n) ** 0.5
+    for a, b in ((first[1:], first[:-1]), (first[:, 1:], first[:, :-1]), (first[1:, 1:], first[:-1, :-1])):
+        assert abs(float((a * b).mean())) < 5 / a.numel() ** 0.5
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected noise of kind 'normal' or 'uniform', got \['cauchy'\]"):
+        NoiseSource({"x": NoiseSpec("cauchy", ())}, 4, 0, torch.float64, CPU)
