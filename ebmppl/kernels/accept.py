@@ -22,10 +22,9 @@ class Acceptance(NamedTuple):
     diverging: Tensor  # error over 1000 nats, or not finite
 
 
-def finite(x: Tensor) -> Tensor:
-    """Whether numbers are finite: ``x - x`` is 0 or NaN, in two operations where ``isfinite`` takes four."""
-    zero = x - x
-    return zero == zero
+def not_finite(x: Tensor) -> Tensor:
+    """Where numbers are NaN or infinite: ``x - x`` is 0 or NaN, in two operations where ``~isfinite`` takes five."""
+    return (x - x) != 0
 
 
 def some(mask: Tensor) -> bool:

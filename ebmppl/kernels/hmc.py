@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ebmppl.energies.base import Energy
-from ebmppl.kernels.accept import finite, metropolis, select, some
+from ebmppl.kernels.accept import metropolis, not_finite, select, some
 from ebmppl.kernels.adaptation import HamiltonianAdaptation, Tuning
 from ebmppl.kernels.base import GradientKernel, Noise, NoiseSpec, require
 from ebmppl.kernels.integrators import Phase, hamiltonian, leapfrog
@@ -157,16 +157,18 @@ class HMC(GradientKernel):
         steps_left = state.steps_left - 1
         energy = hamiltonian(end.energy, end.momentum)
         error = energy - state.hamiltonian
-        done = steps_left.logical_not() | ~finite(error)
+        done = steps_left.logical_not() | not_finite(error)
         state = state._replace(moving=end.position, moving_grad=end.grad, momentum=end.momentum, steps_left=steps_left)
         accepted, rate, diverging = metropolis(error, noise["accept"])
-        accept = done & accepted
+        drawn = state.hamiltonian
         if some(done):
+            accept = done & accepted
+            drawn = torch.where(accept, energy, drawn)
             state = self._end(accept, done, end.energy, state)
         return state, HMCInfo(
             done=done,
             lp=-state.energy,
-            energy=torch.where(accept, energy, state.hamiltonian),
+            energy=drawn,
             acceptance_rate=rate,
             energy_error=error,
             diverging=diverging,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ebmppl.energies.base import Energy
-from ebmppl.kernels.accept import choose, finite
+from ebmppl.kernels.accept import choose, not_finite
 from ebmppl.kernels.base import GradientKernel, Noise, NoiseSpec, require
 
 
@@ -82,7 +82,8 @@ class Langevin(GradientKernel):
         eta = tuning.step_size
         proposal = torch.addcmul(state.position, noise["normal"], eta.sqrt()).addcmul_(state.grad, eta, value=-0.5)
         energy, grad = self.value_and_grad(proposal)
-        ok = finite(energy + grad.sum(-1))
+        bad = not_finite(energy + grad.sum(-1))
+        ok = ~bad
         new = choose(ok, LangevinState(proposal, energy, grad), state)
         return new, LangevinInfo(
             done=torch.ones_like(ok),
@@ -90,6 +91,6 @@ class Langevin(GradientKernel):
             energy=new.energy,
             acceptance_rate=ok.to(energy.dtype),
             energy_error=energy - state.energy,
-            diverging=~ok,
+            diverging=bad,
             step_size=eta.expand_as(energy),
         )

@@ -69,7 +69,7 @@ def ticks(name: str, energy: eb.Energy, x: Tensor) -> Work:
     """The engine going on with a long run. HMC needs no freezing of chains here: all of them finish together."""
     kernel = KERNELS[name](energy)
     chains = Chains(kernel, x, SEED)
-    chains.prepare(energy.traced_from)  # its gradient is traced
+    chains.prepare(1000)  # the gradient of the network is traced
     if kernel.synchronous:
         return chains.advance
 
