@@ -352,7 +352,6 @@ def test_hidden_markov_model_of_ten_steps_equals_the_sum_over_its_paths() -> Non
         assert_same(found, wanted)
 
 
-@pytest.mark.xfail(strict=True, reason="pyro.distributions.hmm has its own name for the log that vmap can't batch")
 @pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")  # of vmap, at Pyro's clamp_
 def test_hidden_markov_model_as_a_distribution() -> None:
     def model(y: Tensor) -> None:
@@ -380,12 +379,7 @@ def test_improper_prior_adds_only_its_jacobian() -> None:
     assert_same(energy(x), -x.sum(-1))
 
 
-VALIDATING = pytest.mark.xfail(
-    strict=True, reason="distributions made outside the model keep their validation: a branch that stops the tracer"
-)
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=VALIDATING if n == "PyroModule" else ()) for n in ALL])
+@pytest.mark.parametrize("name", ALL)
 def test_traced_equals_untraced(name: str) -> None:
     """No warning comes (warnings are errors here), so what runs is traced; and other points take the same path."""
     energy = ALL[name]().energy()
@@ -425,19 +419,7 @@ def test_a_loop_over_a_plate_works_and_says_that_it_runs_untraced() -> None:
         assert_same(value, wanted)
 
 
-RAISES = pytest.mark.xfail(strict=True, reason="one bad row raises for all: validation, or a matrix without a factor")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "eight schools",
-        "supports",
-        "mixture",
-        pytest.param("PyroModule", marks=RAISES),
-        pytest.param("Gaussian process", marks=RAISES),
-    ],
-)
+@pytest.mark.parametrize("name", ["eight schools", "supports", "mixture", "PyroModule", "Gaussian process"])
 def test_a_bad_point_has_no_finite_energy_and_leaves_its_neighbours_alone(name: str) -> None:
     energy = ALL[name]().energy()
     x = points(energy, 4)
@@ -451,7 +433,6 @@ def test_a_bad_point_has_no_finite_energy_and_leaves_its_neighbours_alone(name: 
     assert_same(grads[good], wanted_grad[good])
 
 
-@pytest.mark.xfail(strict=True, reason="a kernel matrix that isn't positive definite ends the run")
 def test_a_gaussian_process_is_sampled_although_its_matrix_has_no_factor_at_some_points() -> None:
     energy = CONTINUOUS["Gaussian process"]().energy()
     mcmc = eb.MCMC(eb.HMC(energy, num_steps=8), 50, 50, num_chains=16, seed=0, disable_progbar=True)
@@ -615,8 +596,7 @@ def test_an_error_inside_the_model_leaves_no_setting_behind() -> None:
 
 def _branch() -> None:
     x = pyro.sample("x", dist.Normal(0.0, 1.0))
-    if x > 0:
-        pyro.factor("f", -x)
+    pyro.factor("f", -x if x > 0 else x)
 
 
 def _item() -> None:
@@ -630,7 +610,7 @@ def _random() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "reason"), [(_branch, "data-dependent control flow"), (_item, "item"), (_random, "random operation")]
+    ("model", "reason"), [(_branch, "data-dependent control flow"), (_item, "item"), (_random, "must be a function, without random")]
 )
 def test_what_vmap_refuses_is_an_error_of_the_run_that_says_why(model: Callable[[], None], reason: str) -> None:
     mcmc = eb.MCMC(eb.HMC(eb.from_pyro(model)), 2, 2, num_chains=3, seed=0, disable_progbar=True)
@@ -677,7 +657,6 @@ def test_wrong_models_are_refused_at_construction(model: Any, message: str) -> N
         eb.from_pyro(model)
 
 
-@pytest.mark.xfail(strict=True, reason="Pyro's rule: the support of the first call, and -inf beyond it")
 def test_a_support_that_depends_on_another_site_is_refused() -> None:
     def model() -> None:
         upper = pyro.sample("upper", dist.Uniform(0.0, 1.0))
@@ -687,12 +666,29 @@ def test_a_support_that_depends_on_another_site_is_refused() -> None:
         eb.from_pyro(model)
 
 
-@pytest.mark.xfail(strict=True, raises=NotImplementedError, reason="torch's NotImplementedError, which names no site")
 def test_a_support_without_a_bijection_is_refused() -> None:
     def model() -> None:
         pyro.sample("precision", dist.Wishart(torch.tensor(5.0), torch.eye(3)))
 
-    with pytest.warns(UserWarning, match="Singular sample"), pytest.raises(ValueError, match="site 'precision'"):
+    with pytest.raises(ValueError, match="got site 'precision' with Wishart, whose support .* has none"):
+        eb.from_pyro(model)
+
+
+def branching() -> None:
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    if float(x) > 0:
+        pyro.sample("extra", dist.Normal(x, 1.0))
+
+
+def growing() -> None:
+    n = int(torch.randint(1, 40, ()))
+    pyro.sample("x", dist.Normal(torch.zeros(n), 1.0).to_event(1))
+
+
+@pytest.mark.parametrize(("model", "site"), [(branching, "extra"), (growing, "x")])
+def test_a_model_whose_structure_changes_from_call_to_call_is_refused(model: Callable[[], None], site: str) -> None:
+    torch.manual_seed(1)  # four calls: both branches are met, and two sizes
+    with pytest.raises(ValueError, match=f"the same sites in every call, got at site '{site}'"):
         eb.from_pyro(model)
 
 

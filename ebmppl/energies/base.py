@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
+from ebmppl.energies.linalg import rowwise
+
 if TYPE_CHECKING:
     from torch.distributions import Transform
 
@@ -74,7 +76,7 @@ class Energy(nn.Module):
         """
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            energy = self(x)
+            energy = rowwise(self, x)
             (grad,) = torch.autograd.grad(energy, x, torch.ones_like(energy))
         return energy.detach(), grad
 

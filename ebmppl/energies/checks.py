@@ -43,6 +43,8 @@ def _call(energy: Energy, x: Tensor) -> Tensor:
     except EnergyError:
         raise
     except (RuntimeError, TypeError, IndexError, ValueError) as error:
+        if "called random operation" in str(error):  # vmap's own words
+            raise EnergyError(RANDOM) from error
         raise EnergyError(
             f"the energy failed at points of shape {tuple(x.shape)}, {x.dtype} on {x.device} (the dtype and device "
             f"of the initial points): {type(error).__name__}: {error}"

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ebmppl.energies.base import Energy, Shape, Support, flatten_batch
+from ebmppl.energies.linalg import rowwise
 from ebmppl.errors import EnergyError
 
 RANDOM = (
@@ -82,6 +83,9 @@ class FunctionEnergy(Energy):
         return out if len(batch) == 1 else out.reshape(batch)
 
     def _rows(self, x: Tensor) -> Any:
+        return rowwise(self._call_fn, x)
+
+    def _call_fn(self, x: Tensor) -> Any:
         return self.fn(self.unpack(x) if self.packed else x)
 
     def _vmapped(self, rows: Tensor) -> Tensor:

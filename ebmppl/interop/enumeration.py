@@ -1,4 +1,4 @@
-"""The one function of Pyro 1.9 that keeps enumerated models from being vectorised, replaced while they are called."""
+"""The one function of Pyro 1.9 that keeps enumerated models and HMMs from being vectorised, replaced while they are called."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from pyro.distributions import hmm
 from pyro.ops.einsum import torch_log
 from torch import Tensor
 
@@ -34,8 +35,8 @@ class _SafeLog(torch.autograd.Function):
 def vmappable_enumeration() -> Iterator[None]:
     """Let Pyro's parallel enumeration run under ``torch.func.vmap`` and ``make_fx``."""
     original = torch_log.safe_log
-    torch_log.safe_log = _SafeLog.apply
+    torch_log.safe_log = hmm.safe_log = _SafeLog.apply
     try:
         yield
     finally:
-        torch_log.safe_log = original
+        torch_log.safe_log = hmm.safe_log = original

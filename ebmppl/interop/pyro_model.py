@@ -9,16 +9,14 @@ from typing import Any, ClassVar
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.autoguide.initialization import InitMessenger, init_to_uniform
 from pyro.infer.mcmc.util import initialize_model
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import Transform, biject_to
+from torch.distributions import Distribution, Transform
 
 from ebmppl.energies.base import Energy, flatten_batch
+from ebmppl.energies.linalg import rowwise
 from ebmppl.interop.enumeration import vmappable_enumeration
-
-RESERVED = ("chain", "draw", "sample")  # dimensions of ArviZ
+from ebmppl.interop.pyro_checks import check_model, plate_nesting
 
 
 def from_pyro(model: Callable[..., Any], *args: Any, **kwargs: Any) -> PyroEnergy:
@@ -35,7 +33,7 @@ def from_pyro(model: Callable[..., Any], *args: Any, **kwargs: Any) -> PyroEnerg
 
     Raises:
         ValueError: for a model without continuous latents, with discrete ones that can't be enumerated, with
-            subsampled plates, or with reserved site names.
+            subsampled plates, with sites or supports that change from call to call, or with reserved site names.
 
     Example:
         >>> import pyro.distributions as dist
@@ -58,13 +56,12 @@ class PyroEnergy(Energy):
         if not callable(model):
             raise ValueError(f"expected a Pyro model (a callable), got {type(model).__name__}")
         with _quiet(), torch.random.fork_rng(_cuda()):  # the global generator is the user's
-            prototype = poutine.trace(InitMessenger(_initial_value)(model)).get_trace(*args, **kwargs)
-            _check_sites(prototype)
+            prototype = check_model(model, args, kwargs)
             _, potential, maps, trace = initialize_model(
                 model,
                 args,
                 kwargs,
-                max_plate_nesting=_plate_nesting(prototype),
+                max_plate_nesting=plate_nesting(prototype),
                 # as without enumeration, where a latent doesn't take the axes of discrete ones that it depends on
                 init_strategy=lambda site: prototype.nodes[site["name"]]["value"],
                 initial_params={},  # anything but None: no search for starting points here
@@ -83,7 +80,7 @@ class PyroEnergy(Energy):
 
     def _potential(self, z: Tensor) -> Tensor:
         """Pyro's potential at one packed point ``(dimension,)``."""
-        return self._potential_fn(self.unpack(z))
+        return rowwise(lambda point: self._potential_fn(self.unpack(point)), z)
 
     def forward(self, x: Tensor) -> Tensor:
         """Energies ``(*batch)`` in nats at unconstrained points ``(*batch, dimension)``, log-Jacobian included."""
@@ -112,57 +109,18 @@ class PyroEnergy(Energy):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Pyro's own setting for HMC: no validation (a bad point is NaN, not an exception), unseen by outer handlers."""
-    with pyro.validation_enabled(is_validate=False), poutine.block():
-        yield
+    """Pyro's own setting for HMC: no validation (a bad point is NaN, not an exception), unseen by outer handlers.
+
+    Distributions that were made outside the model keep a switch of their own, so what it turns on does nothing here.
+    """
+    validate = Distribution._validate_sample
+    Distribution._validate_sample = lambda self, value: None  # type: ignore[method-assign]
+    try:
+        with pyro.validation_enabled(is_validate=False), poutine.block():
+            yield
+    finally:
+        Distribution._validate_sample = validate  # type: ignore[method-assign]
 
 
 def _cuda() -> list[int]:
     return [torch.cuda.current_device()] if torch.cuda.is_available() else []
-
-
-def _initial_value(site: dict[str, Any]) -> Tensor:
-    """Any value of a site in its support; improper priors have no draws, discrete sites no uniform ones."""
-    fn = site["fn"]
-    if fn.support.is_discrete:
-        return fn.sample()
-    try:
-        return init_to_uniform(site)
-    except NotImplementedError:
-        transform = biject_to(fn.support)
-        return transform(torch.empty(transform.inverse_shape(fn.shape())).uniform_(-2, 2))
-
-
-def _plate_nesting(trace: poutine.Trace) -> int:
-    dims = [
-        f.dim
-        for _, node in trace.nodes.items()
-        if node["type"] == "sample"
-        for f in node["cond_indep_stack"]
-        if f.vectorized
-    ]
-    return -min(dims) if dims else 0
-
-
-def _check_sites(trace: poutine.Trace) -> None:
-    latent = {}
-    for name, node in trace.iter_stochastic_nodes():
-        fn = node["fn"]
-        if not isinstance(fn, _Subsample):
-            latent[name] = fn
-        elif fn.subsample_size is not None and fn.subsample_size < fn.size:
-            raise ValueError(
-                f"expected a model without subsampling, got plate {name!r} with {fn.subsample_size} of {fn.size} rows: "
-                "every call would be another energy; give the plate no subsample_size"
-            )
-    reserved = sorted(set(latent) & set(RESERVED))
-    if reserved:
-        raise ValueError(f"expected site names other than ArviZ's {list(RESERVED)}, got {reserved}")
-    for name, fn in latent.items():
-        if fn.support.is_discrete and not fn.has_enumerate_support:
-            raise ValueError(
-                f"expected continuous latents or discrete ones that can be enumerated, got site {name!r} with "
-                f"{type(fn).__name__}, whose values can't be listed; marginalise it by hand or observe it"
-            )
-    if all(fn.support.is_discrete for fn in latent.values()):
-        raise ValueError(f"expected a Pyro model with continuous latent sites, got {list(latent) or 'none'}")

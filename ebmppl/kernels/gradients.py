@@ -13,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ebmppl.energies.base import Energy
 from ebmppl.energies.function import same_energy
+from ebmppl.energies.linalg import RowwiseLinalg
 from ebmppl.errors import SamplingWarning
 
 logger = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ def _form(energy: Energy) -> tuple[Any, ...]:
 
 
 def _trace(value_and_grad: Run, x: Tensor) -> Run:
-    with torch.no_grad():
+    with torch.no_grad(), RowwiseLinalg():
         traced = make_fx(lambda points: value_and_grad(points))(x)
         _fold(traced)
         _call_directly(traced, x)
