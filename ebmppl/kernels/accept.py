@@ -27,6 +27,11 @@ def not_finite(x: Tensor) -> Tensor:
     return (x - x) != 0
 
 
+def but_not(a: Tensor, b: Tensor) -> Tensor:
+    """``a & ~b`` of masks in one operation."""
+    return a > b
+
+
 def some(mask: Tensor) -> bool:
     """Whether any chain is True, where asking costs nothing (eager on a CPU); elsewhere, and in a trace, True.
 
@@ -58,6 +63,8 @@ def choose(mask: Tensor, a: State, b: State) -> State:
 
 def select(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Rows of ``a`` where ``mask`` ``(chains,)`` is True, else rows of ``b``; NaN in the other does not leak."""
+    if a.dim() > 1 and a.numel() < _LARGE:
+        return torch.where(mask.view(-1, *[1] * (a.dim() - 1)), a, b)
     return _Rows(mask).select(a, b)
 
 

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 aten = torch.ops.aten
 
 Run = Callable[[Tensor], tuple[Tensor, Tensor]]
+_MOST_NUMBERS = 1 << 22  # of a constant
 _NEW = {aten.ones_like.default: 1.0, aten.zeros_like.default: 0.0}
 
 
@@ -116,25 +117,37 @@ def _trace(value_and_grad: Run, x: Tensor) -> Run:
 
 
 def _fold(traced: fx.GraphModule) -> None:
-    """Take views of captured tensors, and tensors of ones and zeros, once; views share later changes in place."""
+    """Take once what is the same in every call: what is made of ones and zeros alone, and views of captured tensors.
+
+    Views share later changes in place.
+    """
     graph = traced.graph
     if any(isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable for n in graph.nodes):
         return  # something is written into: these may be what it is written into
+    constant: set[fx.Node] = set()
     for node in list(graph.nodes):
-        if node.target is aten.detach.default:  # there is no graph
-            node.replace_all_uses_with(node.args[0])
+        if node.target is aten.detach.default or (node.target is aten.pow.Tensor_Scalar and node.args[1] == 1):
+            node.replace_all_uses_with(node.args[0])  # there is no graph; x^1 is the derivative of x^2
+            continue
+        inputs = node.all_input_nodes
+        ours = node.target in _NEW or (_is_pure(node) and bool(inputs) and constant.issuperset(inputs))
+        if not ours and not (_is_view(node) and inputs[0].op == "get_attr"):
             continue
         if node.target in _NEW:
             meta = node.meta["tensor_meta"]
             value = torch.full(meta.shape, _NEW[node.target], dtype=meta.dtype, device=node.kwargs.get("device"))
-        elif _is_view(node) and node.args[0].op == "get_attr":
-            value = node.target(getattr(traced, node.args[0].target), *node.args[1:], **node.kwargs)
         else:
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: getattr(traced, n.target))
+            value = node.target(*args, **kwargs)
+        if not isinstance(value, Tensor) or (ours and value.numel() > _MOST_NUMBERS):
             continue
         name = f"_folded{node.name}"
         traced.register_buffer(name, value, persistent=False)
         with graph.inserting_before(node):
-            node.replace_all_uses_with(graph.get_attr(name))
+            folded = graph.get_attr(name)
+        node.replace_all_uses_with(folded)
+        if ours:
+            constant.add(folded)
     output = graph.output_node()
     for node in set(output.all_input_nodes):
         if _base(node).op in ("get_attr", "placeholder"):  # results are the caller's own
@@ -190,6 +203,11 @@ def _base(node: fx.Node) -> fx.Node:
     while _is_view(node):
         (node,) = node.all_input_nodes
     return node
+
+
+def _is_pure(node: fx.Node) -> bool:
+    """Whether the same inputs give the same value."""
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded not in node.target.tags
 
 
 def _is_view(node: fx.Node) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ebmppl.energies.base import Energy
-from ebmppl.kernels.accept import DIVERGENCE, select
+from ebmppl.kernels.accept import but_not, select
 from ebmppl.kernels.adaptation import HamiltonianAdaptation, Tuning
 from ebmppl.kernels.base import GradientKernel, Noise, NoiseSpec, require
 from ebmppl.kernels.integrators import Phase, leapfrog
@@ -27,11 +27,12 @@ class NUTSState(NamedTuple):
     hamiltonian: Tensor  # (chains,) at its beginning
     step: Tensor  # (chains,) step size taken at its beginning, negative where it grows backward in time
     log_weight: Tensor  # (chains,) log sum of exp(H0 - H) of its leaves
-    size: Tensor  # (chains,) int64 leaves of the tree, which are also those of the next sub-tree
+    depth: Tensor  # (chains,) int64: it has 2^depth leaves, which are also those of the next sub-tree
     n_steps: Tensor  # (chains,) int64 leapfrog steps so far; 0: the next tick begins a tree
     rate_sum: Tensor  # (chains,) of the leaves' acceptance rates
     momentum_sum: Tensor  # (chains, dimension) of its leaves
-    ends: Tensor  # (chains, 6 * dimension) position, gradient, momentum of the end that moves; of the other end
+    near: Tensor  # (chains, 3 * dimension) position, gradient and momentum of the end that moves
+    far: Tensor  # (chains, 3 * dimension) of the other end
     # the sub-tree
     leaf: Tensor  # (chains,) int64 number of the next leaf; 0: the next tick begins a sub-tree
     joint: Tensor  # (chains, dimension) momentum of the tree's end where it began
@@ -119,7 +120,8 @@ class NUTS(GradientKernel):
         """State at points ``(chains, *event)``, with no tree under way."""
         position = self.flat(x)
         energy, grad = self.value_and_grad(position)
-        draw, zero, zeros = torch.cat([position, grad], 1), torch.zeros_like(energy), torch.zeros_like(position)
+        zero, zeros = torch.zeros_like(energy), torch.zeros_like(position)
+        draw, end = torch.cat([position, grad], 1), torch.cat([position, grad, zeros], 1)
         none = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         return NUTSState(
             draw=draw,
@@ -128,11 +130,12 @@ class NUTS(GradientKernel):
             hamiltonian=energy.clone(),
             step=torch.ones_like(energy),
             log_weight=zero.clone(),
-            size=none + 1,
-            n_steps=none,
+            depth=none,
+            n_steps=none.clone(),
             rate_sum=zero.clone(),
             momentum_sum=zeros,
-            ends=torch.cat([draw, zeros, draw, zeros], 1),
+            near=end,
+            far=end.clone(),
             leaf=none.clone(),
             joint=zeros.clone(),
             joint_turns=none.bool(),
@@ -162,7 +165,7 @@ class NUTS(GradientKernel):
     def restart(self, state: NUTSState) -> NUTSState:
         """Drop the trees under way; the next tick begins new ones at what was drawn from them."""
         none, zero = torch.zeros_like(state.leaf), torch.zeros_like(state.error)
-        return state._replace(error=zero, log_weight=zero.clone(), size=none + 1, n_steps=none, leaf=none.clone())
+        return state._replace(error=zero, log_weight=zero.clone(), depth=none, n_steps=none.clone(), leaf=none.clone())
 
     def noise(self) -> dict[str, NoiseSpec]:
         """A momentum, and uniforms for the direction, the draw from the sub-tree and the draw from the tree."""
@@ -177,10 +180,10 @@ class NUTS(GradientKernel):
 
     def tick(self, state: NUTSState, tuning: Tuning, noise: Noise) -> tuple[NUTSState, NUTSInfo]:
         """Begin what is to begin, one leapfrog step, and what its leaf completes."""
-        new_tree, new_sub = state.n_steps == 0, state.leaf == 0
+        new_tree, new_sub = state.n_steps.logical_not(), state.leaf.logical_not()
         state = self._begin(state, tuning, noise, new_tree, new_sub)
-        position, grad, before, _, _, far = state.ends.view(len(new_tree), 6, -1).unbind(1)
-        tables = self._tables(position)
+        position, grad, before = state.near.split(self.dimension, 1)
+        tables, far = self._tables(position), state.far[:, 2 * self.dimension :]
         start = Phase(position, before, state.energy, grad)
         end = leapfrog(self.value_and_grad, start, state.step, tuning.factor)
         leaf = end.momentum
@@ -190,46 +193,47 @@ class NUTS(GradientKernel):
         points = keep(state.checkpoints, tables, state.leaf, leaf, before, leaf - total, p)
         goes_on = straight(points, tables, state.leaf, leaf, total, p)
         # at a sub-tree's first leaf, the criterion over all is the one across the joint, from the tree's side
-        joint_turns = torch.where(new_sub, torch.logical_not(p.straight), state.joint_turns)
-        tree_goes_on = p.straight & p.across & ~joint_turns
+        joint_turns = torch.where(new_sub, p.straight.logical_not(), state.joint_turns)
+        tree_goes_on = but_not(p.straight & p.across, joint_turns)
         state = state._replace(sub_sum=total, joint_turns=joint_turns, checkpoints=points)
         state, weight = self._add_leaf(state, end, p, noise["leaf"], new_tree, new_sub)
-        return self._finish(state, goes_on, tree_goes_on, weight < -DIVERGENCE, noise["tree"])
+        return self._finish(state, goes_on, tree_goes_on, weight < tables.unlikely, noise["tree"])
 
     def _begin(self, state: NUTSState, tuning: Tuning, noise: Noise, new_tree: Tensor, new_sub: Tensor) -> NUTSState:
         """A new tree where the last one was complete; a sub-tree in a random direction where none is under way."""
         momentum = noise["momentum"]
-        flip = new_sub & (noise["direction"] < 0.5)
+        flip = new_sub & (noise["direction"] < self._tables(momentum).half)
         step = torch.where(new_tree, tuning.step_size, state.step)
-        near, far = state.ends.chunk(2, 1)
-        ends = select(flip, torch.cat([far, near], 1), state.ends)
-        ends = select(new_tree, torch.cat([state.draw, momentum, state.draw, momentum], 1), ends)
-        before = ends[:, 2 * self.dimension : 3 * self.dimension]
+        near, far = select(flip, state.far, state.near), select(flip, state.near, state.far)
+        root = torch.cat([state.draw, momentum], 1)
+        near, far = select(new_tree, root, near), select(new_tree, root, far)
         return state._replace(
             step=torch.where(flip, -step, step),
             momentum_sum=select(new_tree, momentum, state.momentum_sum),
-            ends=ends,
-            joint=select(new_sub, before, state.joint),
+            near=near,
+            far=far,
+            joint=select(new_sub, near[:, 2 * self.dimension :], state.joint),
         )
 
     def _add_leaf(
         self, state: NUTSState, end: Phase, p: Products, uniform: Tensor, new_tree: Tensor, new_sub: Tensor
     ) -> tuple[NUTSState, Tensor]:
         """The sub-tree with one leaf more, drawn with the share of its weight exp(H0 - H); log weight of the leaf."""
+        tables = self._tables(uniform)
         hamiltonian = torch.where(new_tree, state.energy + p.kinetic_before, state.hamiltonian)
         error = end.energy + p.kinetic - hamiltonian
         log_weight = torch.nan_to_num(-error, nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
         total = torch.where(new_sub, log_weight, torch.logaddexp(state.sub_log_weight, log_weight))
         take = uniform < torch.exp(log_weight - total)  # NaN while all weights are 0: nothing is taken
         rate = torch.exp(log_weight.clamp_max(0.0))
-        leaf = torch.cat([end.position, end.grad], 1)
+        near = torch.cat([end.position, end.grad, end.momentum], 1)
         grown = state._replace(
             hamiltonian=hamiltonian,
-            n_steps=state.n_steps + 1,
+            n_steps=state.n_steps + tables.one_step,
             rate_sum=torch.where(new_tree, rate, state.rate_sum + rate),
-            ends=torch.cat([leaf, end.momentum, state.ends[:, 3 * self.dimension :]], 1),
-            leaf=state.leaf + 1,
-            sub_draw=select(take, leaf, state.sub_draw),
+            near=near,
+            leaf=state.leaf + tables.one_step,
+            sub_draw=select(take, near[:, : 2 * self.dimension], state.sub_draw),
             sub_energy=torch.where(take, end.energy, state.sub_energy),
             sub_error=torch.where(take, error, state.sub_error),
             sub_log_weight=total,
@@ -240,24 +244,25 @@ class NUTS(GradientKernel):
         self, state: NUTSState, goes_on: Tensor, tree_goes_on: Tensor, diverging: Tensor, uniform: Tensor
     ) -> tuple[NUTSState, NUTSInfo]:
         """Join a complete sub-tree to its tree, and end the tree that turns, diverges or is as deep as allowed."""
-        goes_on = goes_on & ~diverging
-        join = goes_on & (state.leaf == state.size)
+        tables = self._tables(uniform)
+        goes_on = but_not(goes_on, diverging)
+        join = goes_on & (state.leaf == tables.one_step << state.depth)
         take = join & (uniform < torch.exp(state.sub_log_weight - state.log_weight))
-        size = torch.where(join, 2 * state.size, state.size)
-        full = size == 1 << self.max_tree_depth
-        on = goes_on & (tree_goes_on & ~full | ~join)
+        depth = state.depth + join
+        full = depth == tables.deepest
+        on = but_not(goes_on, but_not(join, but_not(tree_goes_on, full)))
         energy = torch.where(take, state.sub_energy, state.energy)
         error = torch.where(take, state.sub_error, state.error)
         log_weight = torch.where(join, torch.logaddexp(state.log_weight, state.sub_log_weight), state.log_weight)
         new = state._replace(
             draw=select(take, state.sub_draw, state.draw),
             energy=energy,
-            error=error * on,
-            log_weight=log_weight * on,
-            size=torch.where(on, size, 1),
-            n_steps=state.n_steps * on,
+            error=torch.where(on, error, tables.zero),
+            log_weight=torch.where(on, log_weight, tables.zero),
+            depth=torch.where(on, depth, tables.no_step),
+            n_steps=torch.where(on, state.n_steps, tables.no_step),
             momentum_sum=select(join, state.momentum_sum + state.sub_sum, state.momentum_sum),
-            leaf=state.leaf * (on & ~join),
+            leaf=torch.where(but_not(on, join), state.leaf, tables.no_step),
         )
         return new, NUTSInfo(
             done=~on,
@@ -268,6 +273,6 @@ class NUTS(GradientKernel):
             diverging=diverging,
             step_size=state.step.abs(),
             n_steps=state.n_steps,
-            tree_depth=size.log2().round().long(),
+            tree_depth=depth,
             reached_max_treedepth=full & tree_goes_on,
         )

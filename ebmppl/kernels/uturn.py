@@ -22,6 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ebmppl.kernels.accept import DIVERGENCE
+
 
 class Tables(NamedTuple):
     """Constants of a run: look-ups by number of the leaf in its sub-tree, and sums of scalar products."""
@@ -31,6 +33,14 @@ class Tables(NamedTuple):
     sums: Tensor  # (36, 8) from scalar products of six vectors to the sums of ``Products``
     rows: Tensor  # (2 * chains,) first row of each chain and side among all checkpoints
     one: Tensor  # (chains, 1)
+    minus_one: Tensor  # (chains, 1)
+    # scalars: an operation with a number of Python's takes twice as long
+    zero: Tensor
+    half: Tensor
+    unlikely: Tensor  # log weight under which a leaf counts as divergent
+    no_step: Tensor  # int64
+    one_step: Tensor  # int64
+    deepest: Tensor  # int64 depth
 
     @classmethod
     def build(cls, max_tree_depth: int, like: Tensor) -> Tables:
@@ -49,7 +59,10 @@ class Tables(NamedTuple):
             ignore[n, top - completed + 1 : top + 1, 0] = False
             ignore[n, top - completed + 2 : top + 1, 1] = False
         rows = torch.arange(0, 2 * len(like) * levels, levels)
-        constants = (level, ignore.flatten(1), _sums().to(like.dtype), rows, torch.ones(len(like), 1, dtype=like.dtype))
+        one = torch.ones(len(like), 1, dtype=like.dtype)
+        numbers = torch.tensor([0.0, 0.5, -DIVERGENCE], dtype=like.dtype).unbind()
+        counts = torch.tensor([0, 1, max_tree_depth]).unbind()
+        constants = (level, ignore.flatten(1), _sums().to(like.dtype), rows, one, -one, *numbers, *counts)
         return cls(*(constant.to(like.device) for constant in constants))
 
 
@@ -102,7 +115,7 @@ def products(vectors: Tensor, tables: Tables) -> Products:
     ends, leaf_rest, before_rest, leaf_sum, kinetic = (dots.flatten(1) @ tables.sums).split([4, 1, 1, 1, 1], 1)
     straight, across = (ends.unflatten(1, (2, 2)).amin(2) > 0).unbind(1)
     # not from the sums, where a leaf that is NaN leaks into all: it is the kinetic energy at the tree's beginning
-    kinetic_before = 0.5 * dots[:, BEFORE, BEFORE]
+    kinetic_before = dots[:, BEFORE, BEFORE] * tables.half
     return Products(straight, across, leaf_rest, before_rest, leaf_sum, kinetic.squeeze(1), kinetic_before)
 
 
@@ -120,6 +133,7 @@ def keep(
 def straight(points: Tensor, tables: Tables, leaf_number: Tensor, leaf: Tensor, total: Tensor, p: Products) -> Tensor:
     """Whether no sub-tree that the newest leaf completes (nor a half with its neighbour) makes a U-turn, ``(chains,)``."""
     chains, _, levels, width = points.shape
-    probe = torch.cat([total, -tables.one, leaf, p.leaf_sum], 1).view(2 * chains, width // 2, 1)
-    product = torch.bmm(points.view(2 * chains, 2 * levels, width // 2), probe).view(chains, 2, 2 * levels)
+    probe = torch.cat([total, tables.minus_one, leaf, p.leaf_sum], 1).view(2 * chains, 1, width // 2)
+    # a row times a matrix: the other way round a CPU takes six times as long
+    product = torch.bmm(probe, points.view(2 * chains, 2 * levels, width // 2).mT).view(chains, 2, 2 * levels)
     return (product.amin(1) > 0).logical_or_(tables.ignore.index_select(0, leaf_number)).all(1)
