@@ -137,7 +137,7 @@ def _fold(traced: fx.GraphModule) -> None:
             meta = node.meta["tensor_meta"]
             value = torch.full(meta.shape, _NEW[node.target], dtype=meta.dtype, device=node.kwargs.get("device"))
         else:
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: getattr(traced, n.target))
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: getattr(traced, str(n.target)))
             value = node.target(*args, **kwargs)
         if not isinstance(value, Tensor) or (ours and value.numel() > _MOST_NUMBERS):
             continue
