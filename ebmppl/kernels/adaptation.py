@@ -175,26 +175,21 @@ class HamiltonianAdaptation:
         step_size: whether to adapt the step size.
         mass: whether to adapt the metric.
         power: the leapfrog step is ``step_size ** power`` (1 for HMC, 1/2 for MALA, whose step size is a time).
+        blocks: for a dense metric, which entries ``(dimension, dimension)`` may differ from zero; all when None.
     """
 
     def __init__(
-        self, value_and_grad: ValueAndGrad, *, target: float, step_size: bool, mass: bool, power: float = 1.0
+        self,
+        value_and_grad: ValueAndGrad,
+        *,
+        target: float,
+        step_size: bool,
+        mass: bool,
+        power: float = 1.0,
+        blocks: Tensor | None = None,
     ) -> None:
         self.value_and_grad = value_and_grad
-        self.target, self.step_size, self.mass, self.power = target, step_size, mass, power
-
-    @classmethod
-    def of(cls, kernel: Any, power: float = 1.0) -> HamiltonianAdaptation | None:
-        """What a kernel with Pyro's settings asks for; None when it asks for nothing."""
-        if not (kernel.adapt_step_size or kernel.adapt_mass_matrix):
-            return None
-        return cls(
-            kernel.value_and_grad,
-            target=kernel.target_accept_prob,
-            step_size=kernel.adapt_step_size,
-            mass=kernel.adapt_mass_matrix,
-            power=power,
-        )
+        self.target, self.step_size, self.mass, self.power, self.blocks = target, step_size, mass, power, blocks
 
     def init(self, tuning: Tuning, state: Any) -> AdaptationState:
         """Nothing seen yet."""
@@ -228,6 +223,8 @@ class HamiltonianAdaptation:
         empty = Welford.empty(own.welford.origin + own.welford.mean, tuning.inverse_mass)
         if self.mass and metric:
             inverse_mass = regularised(own.welford)
+            if self.blocks is not None:
+                inverse_mass = inverse_mass * self.blocks.to(inverse_mass.device)
             tuning = tuning._replace(inverse_mass=inverse_mass, factor=factorise(inverse_mass))
         return own._replace(welford=empty), tuning
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ebmppl.energies.base import Energy
 from ebmppl.kernels.accept import metropolis, not_finite, select, some
-from ebmppl.kernels.adaptation import HamiltonianAdaptation, Tuning
-from ebmppl.kernels.base import GradientKernel, Noise, NoiseSpec, require
+from ebmppl.kernels.adaptation import Tuning
+from ebmppl.kernels.base import Noise, NoiseSpec, require
+from ebmppl.kernels.hamiltonian import FullMass, HamiltonianKernel
 from ebmppl.kernels.integrators import Phase, hamiltonian, leapfrog
 
 
@@ -43,7 +44,7 @@ class HMCInfo(NamedTuple):
     n_steps: Tensor
 
 
-class HMC(GradientKernel):
+class HMC(HamiltonianKernel):
     r"""Hamiltonian Monte Carlo with trajectories of random length, drawn anew for every draw of every chain.
 
     The number of leapfrog steps is :math:`\lceil (1 - j u) L \rceil` with u uniform on [0, 1), j the jitter and
@@ -64,7 +65,8 @@ class HMC(GradientKernel):
         max_num_steps: bound on L, which the first steps of adaptation may meet.
         adapt_step_size: adapt the step size in warm-up by dual averaging.
         adapt_mass_matrix: adapt the inverse mass matrix over Stan's windows.
-        full_mass: a dense matrix instead of a diagonal one.
+        full_mass: a dense matrix instead of a diagonal one, or groups of sites that are dense each, as
+            ``[("mu", "tau"), ("beta",)]``.
         target_accept_prob: acceptance rate to reach, in (0, 1).
 
     Raises:
@@ -84,23 +86,25 @@ class HMC(GradientKernel):
         max_num_steps: int = 1024,
         adapt_step_size: bool = True,
         adapt_mass_matrix: bool = True,
-        full_mass: bool = False,
+        full_mass: FullMass = False,
         target_accept_prob: float = 0.8,
     ) -> None:
-        super().__init__(energy)
-        require(step_size > 0, "step_size > 0", step_size)
+        super().__init__(
+            energy,
+            step_size=step_size,
+            adapt_step_size=adapt_step_size,
+            adapt_mass_matrix=adapt_mass_matrix,
+            full_mass=full_mass,
+            target_accept_prob=target_accept_prob,
+        )
         require(trajectory_length is None or num_steps is None, "trajectory_length or num_steps, not both", "both")
         require(trajectory_length is None or trajectory_length > 0, "trajectory_length > 0", trajectory_length)
         require(num_steps is None or (num_steps >= 1 and num_steps % 1 == 0), "a whole num_steps >= 1", num_steps)
         require(max_num_steps >= (num_steps or 1), f"max_num_steps >= {num_steps or 1}", max_num_steps)
         require(0 <= jitter <= 1, "jitter in [0, 1]", jitter)
-        require(0 < target_accept_prob < 1, "target_accept_prob in (0, 1)", target_accept_prob)
-        self.step_size = float(step_size)
         self.num_steps = num_steps
         self.trajectory_length = 2 * math.pi if trajectory_length is None else float(trajectory_length)
         self.jitter, self.max_num_steps = float(jitter), max_num_steps
-        self.adapt_step_size, self.adapt_mass_matrix = adapt_step_size, adapt_mass_matrix
-        self.full_mass, self.target_accept_prob = full_mass, target_accept_prob
 
     def init(self, x: Tensor) -> HMCState:
         """State at points ``(chains, *event)``, with no trajectory under way."""
@@ -119,14 +123,6 @@ class HMC(GradientKernel):
             num_steps=steps,
             steps_left=steps.clone(),
         )
-
-    def init_tuning(self, x: Tensor) -> Tuning:
-        """The given step size and the identity metric."""
-        return Tuning.identity(self.step_size, self.dimension, x, full_mass=self.full_mass)
-
-    def adaptation(self) -> HamiltonianAdaptation | None:
-        """Dual averaging and mass matrix, as asked for."""
-        return HamiltonianAdaptation.of(self)
 
     def restart(self, state: HMCState) -> HMCState:
         """Drop the trajectories under way; the next tick begins new ones at the last draws."""

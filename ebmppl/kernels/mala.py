@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ebmppl.energies.base import Energy
 from ebmppl.kernels.accept import choose, metropolis
-from ebmppl.kernels.adaptation import HamiltonianAdaptation, Tuning
-from ebmppl.kernels.base import GradientKernel, Noise, NoiseSpec, require
+from ebmppl.kernels.adaptation import Tuning
+from ebmppl.kernels.base import Noise, NoiseSpec
+from ebmppl.kernels.hamiltonian import FullMass, HamiltonianKernel
 from ebmppl.kernels.integrators import Phase, hamiltonian, leapfrog
 
 
@@ -34,7 +35,7 @@ class MALAInfo(NamedTuple):
     step_size: Tensor
 
 
-class MALA(GradientKernel):
+class MALA(HamiltonianKernel):
     r"""Langevin proposals :math:`x - \tfrac\eta2 M^{-1}\nabla E(x) + \sqrt\eta\, M^{-1/2}\xi`, accepted by Metropolis.
 
     A proposal is one leapfrog step of size sqrt(eta) from a fresh momentum, so the ratio of the proposal densities
@@ -48,12 +49,15 @@ class MALA(GradientKernel):
         step_size: eta > 0, in units of x squared; where adaptation begins if it is adapted.
         adapt_step_size: adapt eta in warm-up by dual averaging.
         adapt_mass_matrix: adapt the inverse mass matrix over Stan's windows.
-        full_mass: a dense matrix instead of a diagonal one.
+        full_mass: a dense matrix instead of a diagonal one, or groups of sites that are dense each, as
+            ``[("mu", "tau"), ("beta",)]``.
         target_accept_prob: acceptance rate to reach, in (0, 1).
 
     Raises:
         ValueError: for values out of range or a discrete support.
     """
+
+    power: ClassVar[float] = 0.5
 
     def __init__(
         self,
@@ -62,29 +66,23 @@ class MALA(GradientKernel):
         *,
         adapt_step_size: bool = True,
         adapt_mass_matrix: bool = True,
-        full_mass: bool = False,
+        full_mass: FullMass = False,
         target_accept_prob: float = 0.574,
     ) -> None:
-        super().__init__(energy)
-        require(step_size > 0, "step_size > 0", step_size)
-        require(0 < target_accept_prob < 1, "target_accept_prob in (0, 1)", target_accept_prob)
-        self.step_size = float(step_size)
-        self.adapt_step_size, self.adapt_mass_matrix = adapt_step_size, adapt_mass_matrix
-        self.full_mass, self.target_accept_prob = full_mass, target_accept_prob
+        super().__init__(
+            energy,
+            step_size=step_size,
+            adapt_step_size=adapt_step_size,
+            adapt_mass_matrix=adapt_mass_matrix,
+            full_mass=full_mass,
+            target_accept_prob=target_accept_prob,
+        )
 
     def init(self, x: Tensor) -> MALAState:
         """State at points ``(chains, *event)``."""
         position = self.flat(x)
         energy, grad = self.value_and_grad(position)
         return MALAState(position, energy.clone(), self.flat(grad))
-
-    def init_tuning(self, x: Tensor) -> Tuning:
-        """The given step size and the identity metric."""
-        return Tuning.identity(self.step_size, self.dimension, x, full_mass=self.full_mass)
-
-    def adaptation(self) -> HamiltonianAdaptation | None:
-        """Dual averaging and mass matrix, as asked for."""
-        return HamiltonianAdaptation.of(self, power=0.5)
 
     def noise(self) -> dict[str, NoiseSpec]:
         """One normal per coordinate and one uniform."""

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ebmppl.energies.base import Energy
 from ebmppl.kernels.accept import but_not, select
-from ebmppl.kernels.adaptation import HamiltonianAdaptation, Tuning
-from ebmppl.kernels.base import GradientKernel, Noise, NoiseSpec, require
+from ebmppl.kernels.adaptation import Tuning
+from ebmppl.kernels.base import Noise, NoiseSpec, require
+from ebmppl.kernels.hamiltonian import FullMass, HamiltonianKernel
 from ebmppl.kernels.integrators import Phase, leapfrog
 from ebmppl.kernels.uturn import Products, Tables, empty_checkpoints, keep, products, straight
 
@@ -70,7 +71,7 @@ class NUTSInfo(NamedTuple):
     reached_max_treedepth: Tensor
 
 
-class NUTS(GradientKernel):
+class NUTS(HamiltonianKernel):
     r"""No-U-Turn sampler with multinomial sampling along the trajectory, as in Stan, every chain at its own pace.
 
     Trajectories double in a random direction until they turn back; the draw is taken from all their points with weights
@@ -87,7 +88,8 @@ class NUTS(GradientKernel):
         step_size: leapfrog step > 0, in units of x; where adaptation begins if it is adapted.
         adapt_step_size: adapt the step size in warm-up by dual averaging.
         adapt_mass_matrix: adapt the inverse mass matrix over Stan's windows.
-        full_mass: a dense matrix instead of a diagonal one.
+        full_mass: a dense matrix instead of a diagonal one, or groups of sites that are dense each, as
+            ``[("mu", "tau"), ("beta",)]``.
         target_accept_prob: acceptance rate to reach, in (0, 1).
         max_tree_depth: most doublings of a trajectory, 1 to 20: a draw takes at most 2^max_tree_depth - 1 steps.
 
@@ -103,17 +105,20 @@ class NUTS(GradientKernel):
         step_size: float = 1.0,
         adapt_step_size: bool = True,  # noqa: FBT001, FBT002 Pyro's signature
         adapt_mass_matrix: bool = True,  # noqa: FBT001, FBT002
-        full_mass: bool = False,  # noqa: FBT001, FBT002
+        full_mass: FullMass = False,  # noqa: FBT002
         target_accept_prob: float = 0.8,
         max_tree_depth: int = 10,
     ) -> None:
-        super().__init__(energy)
-        require(step_size > 0, "step_size > 0", step_size)
-        require(0 < target_accept_prob < 1, "target_accept_prob in (0, 1)", target_accept_prob)
+        super().__init__(
+            energy,
+            step_size=step_size,
+            adapt_step_size=adapt_step_size,
+            adapt_mass_matrix=adapt_mass_matrix,
+            full_mass=full_mass,
+            target_accept_prob=target_accept_prob,
+        )
         require(1 <= max_tree_depth <= LARGEST_DEPTH, f"max_tree_depth in 1 ... {LARGEST_DEPTH}", max_tree_depth)
-        self.step_size = float(step_size)
-        self.adapt_step_size, self.adapt_mass_matrix, self.full_mass = adapt_step_size, adapt_mass_matrix, full_mass
-        self.target_accept_prob, self.max_tree_depth = target_accept_prob, max_tree_depth
+        self.max_tree_depth = max_tree_depth
         self._constants: dict[tuple[int, torch.dtype, torch.device], Tables] = {}
 
     def init(self, x: Tensor) -> NUTSState:
@@ -153,14 +158,6 @@ class NUTS(GradientKernel):
         if tables is None:
             tables = self._constants[key] = Tables.build(self.max_tree_depth, like)
         return tables
-
-    def init_tuning(self, x: Tensor) -> Tuning:
-        """The given step size and the identity metric."""
-        return Tuning.identity(self.step_size, self.dimension, x, full_mass=self.full_mass)
-
-    def adaptation(self) -> HamiltonianAdaptation | None:
-        """Dual averaging and mass matrix, as asked for."""
-        return HamiltonianAdaptation.of(self)
 
     def restart(self, state: NUTSState) -> NUTSState:
         """Drop the trees under way; the next tick begins new ones at what was drawn from them."""
