@@ -133,6 +133,11 @@ class Energy(nn.Module):
         """The user's values by site at points of this energy (transforms applied where there are any)."""
         return self.unpack(x)
 
+    def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Points ``(*batch, *event)`` of this energy from the user's values by site: the inverse of ``constrain``."""
+        transforms = self.transforms
+        return self.pack({name: transforms[name](v) if name in transforms else v for name, v in values.items()})
+
     @property
     def transforms(self) -> dict[str, Transform]:
         """Pyro's convention: by site, the map from the support to the unconstrained space."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
@@ -89,11 +87,6 @@ class Unconstrained(Energy):
             if transform is not None:
                 values[name] = transform(values[name])
         return values
-
-    def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Unconstrained points ``(*batch, *event)`` from values by site in the support."""
-        z = {n: v if (t := self.bijections.get(n)) is None else t.inv(v) for n, v in values.items()}
-        return self.pack(z)
 
     @property
     def transforms(self) -> dict[str, Transform]:

@@ -118,10 +118,10 @@ class Kernel(MCMCKernel):
     def initial_params(self) -> dict[str, Tensor]:
         """Unconstrained initial values by site; drawn uniformly from (-2, 2) for one chain unless they were set."""
         if self._initial_params is None:
-            from ebmppl.sampling.initial import initial_points
+            from ebmppl.sampling.initial import Uniform, starting_points
 
             seed = int(torch.randint(2**31, ()))  # Pyro's users seed the global generator
-            self._initial_params = self.target.unpack(initial_points(self.target, 1, seed)[0])
+            self._initial_params = self.target.unpack(starting_points(self.target, Uniform(), 1, seed).points[0])
         return self._initial_params
 
     @initial_params.setter

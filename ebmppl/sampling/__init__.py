@@ -1,5 +1,6 @@
 """Sampling: the door (``MCMC``), the tick engine, the warm-up schedule, noise and draws."""
 
+from ebmppl.sampling.initial import FromData, Uniform
 from ebmppl.sampling.mcmc import MCMC
 
-__all__ = ["MCMC"]
+__all__ = ["MCMC", "FromData", "Uniform"]

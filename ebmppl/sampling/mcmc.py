@@ -12,13 +12,12 @@ import torch
 from pyro.infer.mcmc.util import select_samples
 from torch import Tensor
 
-from ebmppl.energies.checks import check_energy
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.base import Kernel, require
 from ebmppl.sampling.chains import Chains, Now
 from ebmppl.sampling.checkpoint import load_run, save_run
 from ebmppl.sampling.draws import Draws
-from ebmppl.sampling.initial import given_points, initial_points
+from ebmppl.sampling.initial import Start, as_start, starting_points
 from ebmppl.sampling.noise import fresh_seed
 from ebmppl.sampling.progress import Progress
 
@@ -38,7 +37,8 @@ class MCMC:
         num_samples: draws kept of each chain.
         warmup_steps: warm-up draws per chain before them; ``num_samples`` when None.
         initial_params: unconstrained points, ``(num_chains, *event)`` or a dict of sites ``(num_chains, *site)``
-            (without the chain axis for one chain); uniform in (-2, 2) when None. They set dtype and device.
+            (without the chain axis for one chain), which set dtype and device; or ``Uniform(radius)`` or
+            ``FromData(values)`` of ``ebmppl.sampling``, which draw until the energy is finite. Uniform(2) when None.
         num_chains: chains, all advanced together.
         hook_fn: called as ``hook_fn(kernel, params, stage, i)`` at every read-back (some ticks apart) with the chains'
             unconstrained positions by site, "Warmup" or "Sample", and the number of draws that every chain has.
@@ -59,7 +59,7 @@ class MCMC:
         kernel: Kernel,
         num_samples: int,
         warmup_steps: int | None = None,
-        initial_params: Tensor | Mapping[str, Tensor] | None = None,
+        initial_params: Tensor | Mapping[str, Tensor] | Start | None = None,
         num_chains: int = 1,
         *,
         hook_fn: Hook | None = None,
@@ -87,9 +87,8 @@ class MCMC:
         self.thinning, self.save_warmup, self.disable_progbar = thinning, save_warmup, disable_progbar
         self.seed = fresh_seed() if seed is None else seed
         self.backend = "eager"
-        self.initial_params = (
-            None if initial_params is None else given_points(kernel.target, initial_params, num_chains)
-        )
+        self.start = as_start(kernel.target, initial_params, num_chains)
+        self.initial_attempts = torch.zeros(num_chains, dtype=torch.int64)  # points that each chain drew
         self.chains: Chains | None = None
         self.draws = Draws(num_chains)
         self.warmup_draws = Draws(num_chains)
@@ -119,11 +118,7 @@ class MCMC:
         self.sampling_time += time.monotonic() - started
 
     def _begin(self) -> None:
-        x = self.initial_params
-        if x is None:
-            x = initial_points(self.kernel.target, self.num_chains, self.seed)
-        else:
-            check_energy(self.kernel.target, x)
+        x, self.initial_attempts = starting_points(self.kernel.target, self.start, self.num_chains, self.seed)
         columns = self._columns(x.device)
         nothing = torch.zeros(0, dtype=torch.int64, device=x.device)
         self.draws = Draws(self.num_chains, self.thinning, columns)
