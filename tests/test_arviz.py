@@ -212,11 +212,8 @@ def test_sites_that_share_a_dim_must_agree() -> None:
 
 
 def test_reserved_site_names_are_refused() -> None:
-    energy = eb.as_energy(lambda s: s["draw"] ** 2, {"draw": ()})
-    mcmc = eb.MCMC(eb.Langevin(energy, 0.1), 4, 0, seed=1, disable_progbar=True)
-    mcmc.run()
-    with pytest.raises(ValueError, match="expected site names other than"):
-        to_arviz(mcmc)
+    with pytest.raises(ValueError, match=r"expected site names other than .* got \['draw'\]"):
+        eb.as_energy(lambda s: s["draw"] ** 2, {"draw": ()})
 
 
 # Warm-up.

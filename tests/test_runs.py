@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch.distributions import ExpTransform, constraints
 import ebmppl as eb
 from ebmppl.energies import Gaussian, as_energy
 from ebmppl.errors import SamplingError, SamplingWarning
+from ebmppl.sampling import Uniform
 from tests.registry import KERNELS
 
 
@@ -199,11 +201,11 @@ def _start(**sites_: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"num_samples": 0}, "expected num_samples >= 1, got 0"),
-        ({"num_chains": 0}, "expected num_chains >= 1, got 0"),
-        ({"warmup_steps": -1}, "expected warmup_steps >= 0, got -1"),
-        ({"thinning": 0}, "expected thinning >= 1, got 0"),
-        ({"seed": -1}, "expected seed >= 0, got -1"),
+        ({"num_samples": 0}, "expected a whole num_samples >= 1, got 0"),
+        ({"num_chains": 0}, "expected a whole num_chains >= 1, got 0"),
+        ({"warmup_steps": -1}, "expected a whole warmup_steps >= 0, got -1"),
+        ({"thinning": 0}, "expected a whole thinning >= 1, got 0"),
+        ({"seed": -1}, "expected a whole seed >= 0, got -1"),
         ({"backend": "fast"}, "expected backend .* got 'fast'"),
         ({"initial_params": torch.zeros(3, 3)}, r"initial_params of shape \(4, 3\) .*, got \(3, 3\)"),
         ({"initial_params": torch.zeros(4, 2)}, r"initial_params of shape \(4, 3\) .*, got \(4, 2\)"),
@@ -226,10 +228,10 @@ def test_bad_options_of_a_run(options: dict[str, object], match: str) -> None:
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda e: eb.HMC(e, step_size=0.0), "expected step_size > 0, got 0.0"),
-        (lambda e: eb.MALA(e, step_size=-1.0), "expected step_size > 0, got -1.0"),
-        (lambda e: eb.Langevin(e, 0.0), "expected step_size > 0"),
-        (lambda e: eb.NUTS(e, step_size=0.0), "expected step_size > 0"),
+        (lambda e: eb.HMC(e, step_size=0.0), "expected a finite step_size > 0, got 0.0"),
+        (lambda e: eb.MALA(e, step_size=-1.0), "expected a finite step_size > 0, got -1.0"),
+        (lambda e: eb.Langevin(e, 0.0), "expected a finite step_size > 0"),
+        (lambda e: eb.NUTS(e, step_size=0.0), "expected a finite step_size > 0"),
         (lambda e: eb.NUTS(e, max_tree_depth=0), "expected max_tree_depth in 1 ... 20, got 0"),
         (lambda e: eb.HMC(e, num_steps=3, trajectory_length=1.0), "expected trajectory_length or num_steps, not both"),
         (lambda e: eb.HMC(e, num_steps=0), "num_steps >= 1, got 0"),
@@ -263,3 +265,39 @@ def test_a_step_size_that_runs_away_says_so() -> None:
     flat = as_energy(lambda x: 0 * x.sum(-1), (2,))
     with pytest.raises(SamplingError, match="ran away to infinity .*is the density proper"):
         run(eb.HMC(flat), 5)
+
+
+def barrier(x: Tensor) -> Tensor:
+    """A cliff of a thousand nats and more on every side of the start."""
+    return 1e7 * (x.abs() > 1e-3).to(x.dtype).sum(-1) + 1e7 * x.square().sum(-1)
+
+
+@pytest.mark.parametrize("kernel", [eb.NUTS, eb.HMC, eb.MALA])
+def test_a_warm_up_in_which_all_chains_diverge_stops_with_advice(kernel: Any) -> None:
+    energy = eb.as_energy(barrier, (2,), batched=True)
+    mcmc = eb.MCMC(
+        kernel(energy, step_size=1.0, adapt_step_size=False), 10, 100, torch.zeros(4, 2), num_chains=4, seed=0,
+        disable_progbar=True,
+    )  # fmt: skip
+    said = r"all \d+ transitions of 4 chains diverged in a window of warm-up at a step size of 1: begin .* smaller step_size"
+    with pytest.raises(SamplingError, match=said):
+        mcmc.run()
+    with pytest.raises(ValueError, match="a run to add draws to"):
+        mcmc.run(num_samples=5)
+
+
+def test_some_divergences_do_not_stop_a_warm_up() -> None:
+    mcmc = eb.MCMC(
+        eb.NUTS(eb.energies.Funnel(3), 1.5, False, False), 20, 100, num_chains=8, seed=0, disable_progbar=True
+    )
+    mcmc.run()
+    assert int(mcmc.now.counts.diverging.sum()) > 0
+
+
+def test_an_improper_density_that_spreads_without_end_is_noticed() -> None:
+    """exp(-E) = 1 / sqrt(1 + |x|) has no integral; chains run off at an exponential pace."""
+    energy = eb.as_energy(lambda x: 0.5 * torch.log1p(x.abs()).sum(-1), (2,), batched=True)
+    kernel = eb.HMC(energy, num_steps=20)
+    mcmc = eb.MCMC(kernel, 5, 100, Uniform(1e9), num_chains=8, seed=0, disable_progbar=True)  # where it would end up
+    with pytest.warns(SamplingWarning, match="standard deviation of up to .*: is the density proper"):
+        mcmc.run()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 Shape = Sequence[int]
 Support = Constraint | dict[str, Constraint]
 ONE_SITE = "x"
+RESERVED = ("chain", "draw", "sample")  # dims of ArviZ
+
+
+def require_names(sites: Iterable[str]) -> None:
+    """Raise ``ValueError`` for site names that ArviZ keeps for itself."""
+    reserved = sorted(set(sites) & set(RESERVED))
+    if reserved:
+        raise ValueError(f"expected site names other than ArviZ's {list(RESERVED)}, got {reserved}")
 
 
 class Energy(nn.Module):
@@ -35,7 +43,7 @@ class Energy(nn.Module):
         support: constraint of the points, or a dict of constraints by site (missing sites are real).
 
     Raises:
-        ValueError: for an empty or negative shape, or a support that names unknown sites.
+        ValueError: for an empty or negative shape, reserved site names, or a support that names unknown sites.
     """
 
     event_shape: torch.Size
@@ -47,6 +55,7 @@ class Energy(nn.Module):
         self.packed = isinstance(event_shape, Mapping)
         shapes = event_shape if isinstance(event_shape, Mapping) else {ONE_SITE: event_shape}
         self.sites = {name: _as_size(name, shape) for name, shape in shapes.items()}
+        require_names(self.sites)
         if not self.sites:
             raise ValueError("expected at least one site, got an empty dict of shapes")
         self.event_shape = (

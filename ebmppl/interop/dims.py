@@ -6,9 +6,10 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
+from ebmppl.energies.base import RESERVED, require_names
+
 Dims = Mapping[str, Sequence[str]]
 Coords = Mapping[str, Sequence[Hashable]]
-RESERVED = ("chain", "draw", "sample")  # dims of ArviZ
 
 
 def checked_dims(shapes: Mapping[str, tuple[int, ...]], dims: Dims, coords: Coords) -> dict[str, list[str]]:
@@ -22,9 +23,7 @@ def checked_dims(shapes: Mapping[str, tuple[int, ...]], dims: Dims, coords: Coor
     Raises:
         ValueError: for unknown or reserved names, wrong numbers of them, and lengths that differ.
     """
-    reserved = sorted(set(shapes) & set(RESERVED))
-    if reserved:
-        raise ValueError(f"expected site names other than ArviZ's {list(RESERVED)}, got {reserved}")
+    require_names(shapes)
     unknown = sorted(set(dims) - set(shapes))
     if unknown:
         raise ValueError(f"expected dims for the sites {sorted(shapes)}, got dims for {unknown}")

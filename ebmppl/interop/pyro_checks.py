@@ -12,7 +12,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ebmppl.interop.dims import RESERVED
+from ebmppl.energies.base import require_names
 
 CALLS = 4  # with other values of the latent sites each
 
@@ -112,9 +112,7 @@ def _check_sites(trace: poutine.Trace) -> None:
                 f"expected a model without subsampling, got plate {name!r} with {fn.subsample_size} of {fn.size} rows: "
                 "every call would be another energy; give the plate no subsample_size"
             )
-    reserved = sorted(set(latent) & set(RESERVED))
-    if reserved:
-        raise ValueError(f"expected site names other than ArviZ's {list(RESERVED)}, got {reserved}")
+    require_names(latent)
     for name, fn in latent.items():
         if fn.support.is_discrete and not fn.has_enumerate_support:
             raise ValueError(

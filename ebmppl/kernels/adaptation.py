@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from ebmppl.errors import SamplingError
+from ebmppl.errors import SamplingError, SamplingWarning
 from ebmppl.kernels.accept import DIVERGENCE, some
 from ebmppl.kernels.integrators import Phase, ValueAndGrad, kinetic, leapfrog
 
+_WIDE = 1e8  # standard deviation in the unconstrained space that no density in sensible units has
 BLOCK = 64  # chains of one noise generator and of one pooled partial sum
 
 
@@ -154,6 +156,18 @@ def regularised(w: Welford) -> Tensor:
     return n / (n + 5) * estimate + 1e-3 * (5 / (n + 5)) * unit
 
 
+def _warn_of_scale(inverse_mass: Tensor) -> None:
+    """Warn where the draws of a window are spread as far as those of an improper density, which never stop growing."""
+    spread = (inverse_mass if inverse_mass.dim() == 1 else inverse_mass.diagonal()).sqrt()
+    if some(spread > _WIDE):
+        warnings.warn(
+            f"the draws of a warm-up window have a standard deviation of up to {float(spread.max()):.2g} (in coordinate "
+            f"{int(spread.argmax())} of the unconstrained space): is the density proper?",
+            SamplingWarning,
+            stacklevel=2,
+        )
+
+
 def factorise(inverse_mass: Tensor) -> Tensor:
     """F with F F' = inverse_mass."""
     return inverse_mass.sqrt() if inverse_mass.dim() == 1 else torch.linalg.cholesky(inverse_mass)
@@ -223,6 +237,7 @@ class HamiltonianAdaptation:
         empty = Welford.empty(own.welford.origin + own.welford.mean, tuning.inverse_mass)
         if self.mass and metric:
             inverse_mass = regularised(own.welford)
+            _warn_of_scale(inverse_mass)
             if self.blocks is not None:
                 inverse_mass = inverse_mass * self.blocks.to(inverse_mass.device)
             tuning = tuning._replace(inverse_mass=inverse_mass, factor=factorise(inverse_mass))

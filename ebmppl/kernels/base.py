@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from abc import abstractmethod
 from collections.abc import Mapping
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
@@ -81,12 +84,13 @@ class Kernel(MCMCKernel):
     def position(self, state: Any) -> Tensor:
         """The chains' last draws ``(chains, *event)`` in the coordinates of ``target``."""
 
-    def prepare(self, state: Any, *, values: bool) -> None:
-        """Before many ticks of states of this shape: get ready for them, or look whether what was got ready still holds.
+    def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
+        """Before ticks of chains at points ``(chains, *event)``: look whether what was got ready still holds.
 
         Args:
-            state: of the chains.
+            x: where the chains are.
             values: compare values, too, at the price of some evaluations.
+            many: there are so many ticks that getting ready for them pays.
         """
 
     def restart(self, state: Any) -> Any:
@@ -226,9 +230,9 @@ class GradientKernel(Kernel):
         value, grad = self._gradient(x if len(shape) == 1 else x.view(len(x), *shape))
         return value, grad.reshape(x.shape).contiguous()  # states keep one memory format
 
-    def prepare(self, state: Any, *, values: bool) -> None:
+    def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
         """Trace the gradient."""
-        self._gradient.prepare(self.position(state), values=values)
+        self._gradient.prepare(x, values=values, trace=many)
 
     def flat(self, x: Tensor) -> Tensor:
         """Own contiguous copy ``(chains, dimension)`` of points ``(chains, *event)``."""
@@ -238,6 +242,23 @@ class GradientKernel(Kernel):
         """The chains' last draws ``(chains, *event)``."""
         x: Tensor = state.position
         return x.view(len(x), *self.target.event_shape)
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """A count as an int of Python's (NumPy's are taken); raise ``ValueError`` for anything else."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    require(number >= least and not isinstance(value, bool), f"a whole {name} >= {least}", repr(value))
+    return number
+
+
+def positive(name: str, value: Any) -> float:
+    """A finite number > 0; raise ``ValueError`` for anything else."""
+    number = float(value) if isinstance(value, (int, float, np.number, Tensor)) else math.nan
+    require(0 < number < math.inf, f"a finite {name} > 0", repr(value))
+    return number
 
 
 def require(condition: bool, wanted: str, got: object) -> None:  # noqa: FBT001

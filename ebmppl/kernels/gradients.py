@@ -50,19 +50,20 @@ class Gradient:
             return self.energy.value_and_grad(x)
         return traced.run(x)
 
-    def prepare(self, x: Tensor, *, values: bool = True) -> None:
+    def prepare(self, x: Tensor, *, values: bool = True, trace: bool = True) -> None:
         """Trace the gradient at points ``(chains, *event)``, or look whether the trace still holds.
 
         Args:
             x: points of the shape to come.
             values: compare values, too, not only the energy's form.
+            trace: trace where there is none; a trace that no longer holds is renewed in any case.
 
         Warns:
             SamplingWarning: when it can't be traced, with the reason; the eager gradient is used then.
         """
         key = (x.shape, x.dtype, x.device)
         known = self._traced.get(key)
-        if known is not None and not values and known.form == _form(self.energy):
+        if (known is None and not trace) or (known is not None and not values and known.form == _form(self.energy)):
             return
         points = (x, 0.9 * x.flip(0))  # the rows change places
         eager = [self.energy.value_and_grad(point) for point in points]
@@ -102,6 +103,9 @@ def _form(energy: Energy) -> tuple[Any, ...]:
 def _trace(value_and_grad: Run, x: Tensor) -> Run:
     with torch.no_grad(), RowwiseLinalg():
         traced = make_fx(lambda points: value_and_grad(points))(x)
+        for node in traced.graph.nodes:
+            if _has_a_size_of_its_values(node):
+                raise ValueError(f"a size depends on the points ({node.target})")
         _fold(traced)
         _call_directly(traced, x)
     forward = traced.forward
@@ -203,6 +207,16 @@ def _base(node: fx.Node) -> fx.Node:
     while _is_view(node):
         (node,) = node.all_input_nodes
     return node
+
+
+def _has_a_size_of_its_values(node: fx.Node) -> bool:
+    """Whether other points would give another shape, as ``x[x > 0]`` does; a trace has one shape."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    if node.target is aten.index.Tensor:
+        masks: Any = node.args[1]
+        return any(mask is not None and mask.meta["tensor_meta"].dtype is torch.bool for mask in masks)
+    return torch.Tag.dynamic_output_shape in node.target.tags
 
 
 def _is_pure(node: fx.Node) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ebmppl.energies.base import Energy
 from ebmppl.kernels.adaptation import HamiltonianAdaptation, Tuning
-from ebmppl.kernels.base import GradientKernel, require
+from ebmppl.kernels.base import GradientKernel, positive, require
 
 FullMass = bool | Sequence[Sequence[str]]
 _COPIES = 4  # the inverse mass matrix, its factor, the estimate for the next one and what making it takes
@@ -46,9 +46,8 @@ class HamiltonianKernel(GradientKernel):
         target_accept_prob: float,
     ) -> None:
         super().__init__(energy)
-        require(step_size > 0, "step_size > 0", step_size)
         require(0 < target_accept_prob < 1, "target_accept_prob in (0, 1)", target_accept_prob)
-        self.step_size = float(step_size)
+        self.step_size = positive("step_size", step_size)
         self.adapt_step_size, self.adapt_mass_matrix = adapt_step_size, adapt_mass_matrix
         self.full_mass, self.target_accept_prob = full_mass, target_accept_prob
         self._blocks = None if isinstance(full_mass, bool) else _blocks(self.target, full_mass)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ebmppl.energies.base import Energy
 from ebmppl.kernels.accept import choose, not_finite
-from ebmppl.kernels.base import GradientKernel, Noise, NoiseSpec, require
+from ebmppl.kernels.base import GradientKernel, Noise, NoiseSpec, positive
 
 
 class LangevinState(NamedTuple):
@@ -60,8 +60,7 @@ class Langevin(GradientKernel):
 
     def __init__(self, energy: Energy, step_size: float) -> None:
         super().__init__(energy)
-        require(step_size > 0, "step_size > 0", step_size)
-        self.step_size = float(step_size)
+        self.step_size = positive("step_size", step_size)
 
     def init(self, x: Tensor) -> LangevinState:
         """State at points ``(chains, *event)``."""

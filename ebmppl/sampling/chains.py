@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -10,6 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ebmppl.energies.base import Energy
+from ebmppl.energies.function import same_energy
+from ebmppl.errors import SamplingError, SamplingWarning
 from ebmppl.kernels.accept import choose
 from ebmppl.kernels.base import Kernel, NoiseSpec
 from ebmppl.sampling.draws import Counts, Draws
@@ -19,6 +23,8 @@ from ebmppl.sampling.schedule import stan_windows
 _WARMUP_TICKS = 8  # between two looks at whether a window ended
 _SAMPLE_TICKS = 64  # between two looks at whether all chains have their draws
 _LOG_NUMBERS = 1 << 24  # position numbers that may wait for their harvest
+
+_ENOUGH = 10  # draws of each chain that tell whether a window of warm-up is lost
 
 _SMALL = 1 << 15  # position numbers under which a second thread costs more than it brings
 
@@ -40,12 +46,25 @@ def ticking(numbers: int) -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
+@contextmanager
+def evaluating(target: Energy) -> Iterator[None]:
+    """Modules in evaluation mode, so that dropout and batch normalisation make no chain depend on chance or neighbours."""
+    training = [module for module in target.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def _ticks(method: Callable[..., None]) -> Callable[..., None]:
-    """Run a method of ``Chains`` under ``ticking``."""
+    """Run a method of ``Chains`` under ``ticking`` and ``evaluating``."""
 
     @wraps(method)
     def run(self: Chains, *args: Any, **kwargs: Any) -> None:
-        with ticking(self.numbers):
+        with ticking(self.numbers), evaluating(self.kernel.target):
             method(self, *args, **kwargs)
 
     return run
@@ -77,7 +96,8 @@ class Chains:
         self.noise = NoiseSource(kernel.noise(), len(x), seed, x.dtype, x.device)
         self.adaptation = kernel.adaptation()
         self.numbers = x.numel()
-        with ticking(self.numbers):
+        with ticking(self.numbers), evaluating(kernel.target):
+            kernel.prepare(x, values=True, many=False)
             state, tuning = kernel.init(x), kernel.init_tuning(x)
         self.now = Now(0, state, tuning, None, None, None)
         most = max(1, _LOG_NUMBERS // self.numbers)
@@ -102,10 +122,19 @@ class Chains:
         return info
 
     def prepare(self, draws: int, *, values: bool = True) -> None:
-        """Get the kernel ready for so many draws more, once there are enough of them to be worth it."""
+        """Get the kernel ready for so many draws more, if they are enough to be worth it, and notice another energy."""
         self._planned += draws
-        if self._planned >= self.kernel.target.traced_from:
-            self.kernel.prepare(self.now.state, values=values)
+        x = self.position()
+        self.kernel.prepare(x, values=values, many=self._planned >= self.kernel.target.traced_from)
+        cached = getattr(self.now.state, "energy", None)
+        if not values or cached is None:
+            return
+        state = self.kernel.init(x)
+        if not same_energy(state.energy, cached):
+            self.now = self.now._replace(state=state)
+            if self.now.counts is not None and bool(self.now.counts.finished.any()):
+                told = "the energy is another one than at the last draw (new parameters or data): the draws to come are of it"
+                warnings.warn(told, SamplingWarning, stacklevel=4)
 
     @_ticks
     def warm_up(self, steps: int, draws: Draws, report: Report) -> None:
@@ -121,9 +150,25 @@ class Chains:
                 left = end * self.num_chains - int(counts.finished.sum())
                 return min(self._warmup_ticks, max(1, left // self.num_chains)) if left > 0 else 0
 
+            begun = self._counts()
             self._run(draws, ticks, report, adapt=True)
+            self._require_some_good(begun)
             self.end_window(metric=metric)
         self.end_adaptation()
+
+    def _require_some_good(self, begun: Counts) -> None:
+        """Stop a warm-up that can't learn anything: all transitions of all chains since then diverged."""
+        counts = self._counts()
+        finished = int((counts.finished - begun.finished).sum())
+        diverged = int((counts.diverging - begun.diverging).sum())
+        if diverged < finished or finished < _ENOUGH * self.num_chains:
+            return
+        step = getattr(self.now.tuning, "step_size", None)
+        at = "" if step is None else f" at a step size of {float(step):.3g}"
+        raise SamplingError(
+            f"all {finished} transitions of {self.num_chains} chains diverged in a window of warm-up{at}: begin where the "
+            "energy is smooth (initial_params), bring the parameters to a scale of about one, or give a smaller step_size"
+        )
 
     @_ticks
     def collect(self, num_samples: int, draws: Draws, report: Report) -> None:

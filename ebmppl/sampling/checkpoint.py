@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.base import Kernel
 from ebmppl.sampling.chains import Chains, Now
 from ebmppl.sampling.draws import Counts, Draws
@@ -44,6 +46,7 @@ def save_run(mcmc: MCMC, path: str | Path) -> None:
             "kernel": _identity(mcmc.kernel),
             "settings": mcmc.kernel.settings(),
             "options": {name: getattr(mcmc, name) for name in _OPTIONS},
+            "transforms": sorted(mcmc.transforms or {}),
             "save_params": None if mcmc.save_params is None else list(mcmc.save_params),
             "results": {name: getattr(mcmc, name) for name in _RESULTS},
             "tick": now.tick,
@@ -60,11 +63,17 @@ def save_run(mcmc: MCMC, path: str | Path) -> None:
 
 def load_run(cls: type[MCMC], path: str | Path, kernel: Kernel) -> MCMC:
     """Read a run; the kernel gives the energy and must be of the saved kind."""
-    saved: dict[str, Any] = torch.load(path, weights_only=True)
-    if saved.get("format") != FORMAT:
-        raise ValueError(f"expected a run saved in format {FORMAT}, got {saved.get('format')} in {path}")
+    saved: Any = _read(path)
+    found = saved.get("format") if isinstance(saved, dict) else type(saved).__name__
+    if found != FORMAT:
+        raise ValueError(f"expected a run saved in format {FORMAT}, got {found} in {path}")
     if saved["kernel"] != _identity(kernel):
         raise ValueError(f"expected the kernel that was saved, {saved['kernel']}, got {_identity(kernel)}")
+    if saved["settings"] != kernel.settings():
+        raise ValueError(f"expected the settings that were saved, {saved['settings']}, got {kernel.settings()}")
+    if saved["transforms"]:
+        told = f"the transforms of {saved['transforms']} were not saved: set mcmc.transforms to have them again"
+        warnings.warn(told, SamplingWarning, stacklevel=3)
     mcmc = cls(kernel, save_params=saved["save_params"], **saved["options"])
     for name in _RESULTS:
         setattr(mcmc, name, saved["results"][name])
@@ -80,6 +89,15 @@ def load_run(cls: type[MCMC], path: str | Path, kernel: Kernel) -> MCMC:
         log=None,
     )
     return mcmc
+
+
+def _read(path: str | Path) -> object:
+    try:
+        return torch.load(path, weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # a wrong file makes torch trip over anything
+        raise ValueError(f"expected a run saved by MCMC.save in {path}, got something else: {error}") from error
 
 
 def _identity(kernel: Kernel) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from pyro.infer.mcmc.util import select_samples
 from torch import Tensor
 
 from ebmppl.errors import SamplingWarning
-from ebmppl.kernels.base import Kernel, require
-from ebmppl.sampling.chains import Chains, Now
+from ebmppl.kernels.base import Kernel, require, whole
+from ebmppl.sampling.chains import Chains, Now, evaluating
 from ebmppl.sampling.checkpoint import load_run, save_run
 from ebmppl.sampling.draws import Draws
 from ebmppl.sampling.initial import Start, as_start, starting_points
@@ -73,25 +73,20 @@ class MCMC:
     ) -> None:
         if not isinstance(kernel, Kernel):
             raise ValueError(f"expected a kernel of ebmppl.kernels, got {type(kernel).__name__}")
-        require(num_samples >= 1, "num_samples >= 1", num_samples)
-        require(warmup_steps is None or warmup_steps >= 0, "warmup_steps >= 0", warmup_steps)
-        require(num_chains >= 1, "num_chains >= 1", num_chains)
-        require(thinning >= 1, "thinning >= 1", thinning)
         require(backend in ("auto", "eager"), "backend 'auto' or 'eager'", repr(backend))
-        require(seed is None or seed >= 0, "seed >= 0", seed)
         _require_sites("transforms", transforms, kernel)
         _require_sites("save_params", save_params, kernel)
-        self.kernel, self.num_samples, self.num_chains = kernel, num_samples, num_chains
-        self.warmup_steps = num_samples if warmup_steps is None else warmup_steps
+        self.kernel, self.num_samples = kernel, whole("num_samples", num_samples, 1)
+        self.num_chains, self.thinning = whole("num_chains", num_chains, 1), whole("thinning", thinning, 1)
+        self.warmup_steps = self.num_samples if warmup_steps is None else whole("warmup_steps", warmup_steps, 0)
         self.hook_fn, self.transforms, self.save_params = hook_fn, transforms, save_params
-        self.thinning, self.save_warmup, self.disable_progbar = thinning, save_warmup, disable_progbar
-        self.seed = fresh_seed() if seed is None else seed
+        self.save_warmup, self.disable_progbar = save_warmup, disable_progbar
+        self.seed = fresh_seed() if seed is None else whole("seed", seed, 0)
         self.backend = "eager"
-        self.start = as_start(kernel.target, initial_params, num_chains)
-        self.initial_attempts = torch.zeros(num_chains, dtype=torch.int64)  # points that each chain drew
+        self.start = as_start(kernel.target, initial_params, self.num_chains)
+        self.initial_attempts = torch.zeros(self.num_chains, dtype=torch.int64)  # points that each chain drew
         self.chains: Chains | None = None
-        self.draws = Draws(num_chains)
-        self.warmup_draws = Draws(num_chains)
+        self.draws, self.warmup_draws = Draws(self.num_chains), Draws(self.num_chains)
         self.kept = self.warmup_kept = 0  # draws of every chain
         self.sampling_time = 0.0  # seconds
 
@@ -111,14 +106,16 @@ class MCMC:
         if num_samples is None:
             self._begin()
         else:
-            require(num_samples >= 1, "num_samples >= 1", num_samples)
+            num_samples = whole("num_samples", num_samples, 1)
             require(self.chains is not None, "a run to add draws to (call run() first, or load one)", "none")
             self.num_samples = self.kept + num_samples
         self._sample()
         self.sampling_time += time.monotonic() - started
 
     def _begin(self) -> None:
-        x, self.initial_attempts = starting_points(self.kernel.target, self.start, self.num_chains, self.seed)
+        target = self.kernel.target
+        with evaluating(target):
+            x, self.initial_attempts = starting_points(target, self.start, self.num_chains, self.seed)
         columns = self._columns(x.device)
         nothing = torch.zeros(0, dtype=torch.int64, device=x.device)
         self.draws = Draws(self.num_chains, self.thinning, columns)
@@ -289,6 +286,7 @@ class MCMC:
 
 
 def _require_sites(what: str, names: Sequence[str] | Mapping[str, Any] | None, kernel: Kernel) -> None:
+    require(not isinstance(names, str) and (names is None or len(names) > 0), f"{what} by site, or None", repr(names))
     unknown = sorted(set(names or ()) - set(kernel.target.sites))
     if unknown:
         raise ValueError(f"{what} names unknown sites {unknown}; the sites are {sorted(kernel.target.sites)}")

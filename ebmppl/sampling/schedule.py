@@ -15,8 +15,9 @@ class Window(NamedTuple):
 def stan_windows(warmup_steps: int) -> list[Window]:
     """75 draws for the step size, windows of 25, 50, 100 ... draws for the metric, 50 for the step size.
 
-    Under 150 draws the three parts take 15, 75 and 10 per cent; under 20 only the step size adapts (Stan reference
-    manual, "Automatic parameter tuning").
+    Under 150 draws the first part takes 15 per cent and the last one 10, as in Stan, but at least 25 draws or half of
+    all: dual averaging begins it at ten times the step size, and needs about so many updates. Under 20 only the step
+    size adapts (Stan reference manual, "Automatic parameter tuning").
 
     Example:
         >>> [w.length for w in stan_windows(500)]
@@ -26,7 +27,7 @@ def stan_windows(warmup_steps: int) -> list[Window]:
         return [Window(warmup_steps, metric=False)] if warmup_steps else []
     start, base, end = 75, 25, 50
     if start + base + end > warmup_steps:
-        start, end = int(0.15 * warmup_steps), int(0.1 * warmup_steps)
+        start, end = int(0.15 * warmup_steps), max(int(0.1 * warmup_steps), min(25, warmup_steps // 2))
         base = warmup_steps - start - end
     windows = [Window(start, metric=False)]
     left = warmup_steps - start - end

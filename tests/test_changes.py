@@ -1,0 +1,201 @@
+"""What changes between runs is seen by the next one: parameters, buffers, captured values, modes, settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import ExpTransform
+
+import ebmppl as eb
+from ebmppl.errors import SamplingWarning
+from ebmppl.kernels import Kernel
+
+KERNELS: dict[str, Callable[..., Kernel]] = {"MALA": eb.MALA, "HMC": partial(eb.HMC, num_steps=6), "NUTS": eb.NUTS}
+
+
+class Bowl(nn.Module):
+    """A normal with a mean kept out of PyTorch's sight and a precision that is a parameter; an offset that is one, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.precision = nn.Parameter(torch.tensor(1.0))
+        self.offset = nn.Parameter(torch.tensor(0.0))
+        self.mean = [0.0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * self.precision * ((x - self.mean[0]) ** 2).sum(-1) + self.offset
+
+
+def run(kernel: Kernel, draws: int, warmup: int, **options: Any) -> eb.MCMC:
+    mcmc = eb.MCMC(kernel, draws, warmup, num_chains=16, seed=0, disable_progbar=True, **options)
+    mcmc.run()
+    return mcmc
+
+
+CHANGES: dict[str, tuple[Callable[[Bowl], object], float, float]] = {
+    "a captured value": (lambda bowl: bowl.mean.__setitem__(0, 5.0), 5.0, 1.0),
+    "in place": (lambda bowl: bowl.precision.data.fill_(100.0), 0.0, 0.1),
+    "another parameter": (lambda bowl: setattr(bowl, "precision", nn.Parameter(torch.tensor(0.01))), 0.0, 10.0),
+    "assigned": (
+        lambda bowl: bowl.load_state_dict({"precision": torch.tensor(100.0), "offset": torch.tensor(0.0)}, assign=True),
+        0.0,
+        0.1,
+    ),
+}
+
+
+@pytest.mark.parametrize("draws", [300, 1100])  # after a run of 1,000 both find a traced gradient
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_second_run_samples_the_energy_as_it_is_then(name: str, change: str, draws: int) -> None:
+    """16 chains x 300 draws: of MALA some 600 are effective; 6 standard errors of mean and deviation."""
+    bowl = Bowl()
+    kernel = KERNELS[name](eb.as_energy(bowl, (2,), batched=True))
+    run(kernel, 1000, 100)
+    alter, mean, deviation = CHANGES[change]
+    alter(bowl)
+    x = run(kernel, draws, 200).get_samples()["x"]
+    assert float((x.mean(0) - mean).abs().max()) < 6 * deviation / np.sqrt(600)
+    assert float((x.std(0) / deviation - 1).abs().max()) < 6 / np.sqrt(2 * 600)
+
+
+@pytest.mark.parametrize("draws", [200, 1000])
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_continued_run_notices_another_energy_and_goes_on_with_it(name: str, draws: int) -> None:
+    """An offset leaves the density as it is; with a stale energy of the last draw nothing would ever be accepted."""
+    bowl = Bowl()
+    mcmc = run(KERNELS[name](eb.as_energy(bowl, (2,), batched=True)), draws, 100)
+    with torch.no_grad():
+        bowl.offset.fill_(20.0)
+    with pytest.warns(SamplingWarning, match="the energy is another one than at the last draw"):
+        mcmc.run(num_samples=200)
+    # chains that were ahead had some draws more of the energy as it was
+    rate = mcmc.stats()["acceptance_rate"][:, -100:]
+    assert float(rate.mean()) > 0.4
+    x = mcmc.get_samples(group_by_chain=True)["x"][:, -100:]
+    assert torch.allclose(
+        mcmc.stats()["lp"][:, -100:], -0.5 * x.square().sum(-1) - 20.0, atol=1e-4
+    )  # float32 at 20 to 40
+
+
+def test_a_continued_run_of_the_same_energy_says_nothing() -> None:
+    mcmc = run(eb.HMC(eb.as_energy(Bowl(), (2,), batched=True)), 50, 50)
+    mcmc.run(num_samples=50)  # warnings are errors
+
+
+class Dropped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.dropout = nn.BatchNorm1d(2), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * (self.dropout(self.norm(x)) ** 2).sum(-1)
+
+
+@pytest.mark.parametrize("draws", [100, 1000])
+def test_modules_are_evaluated_in_eval_mode_and_restored(draws: int) -> None:
+    module = Dropped().train()
+    module.dropout.eval()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    run(eb.HMC(eb.as_energy(module, (2,)), num_steps=4), draws, 50)
+    assert module.training
+    assert module.norm.training
+    assert not module.dropout.training
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    module.dropout.train()
+    run(eb.HMC(eb.as_energy(module, (2,)), num_steps=4), 20, 20)
+    assert module.dropout.training
+
+
+# Saving and loading.
+
+
+def test_another_setting_is_refused_at_load(tmp_path: Path) -> None:
+    energy = eb.as_energy(Bowl(), (2,), batched=True)
+    run(eb.HMC(energy, num_steps=5), 10, 10).save(tmp_path / "run.pt")
+    with pytest.raises(
+        ValueError, match="expected the settings that were saved, .*'num_steps': 5.*, got .*'trajectory_length'"
+    ):
+        eb.MCMC.load(tmp_path / "run.pt", eb.HMC(energy))
+    eb.MCMC.load(tmp_path / "run.pt", eb.HMC(energy, num_steps=5)).run(num_samples=3)
+
+
+def test_transforms_have_to_be_given_again_at_load(tmp_path: Path) -> None:
+    energy = eb.as_energy(Bowl(), (2,), batched=True)
+    mcmc = run(eb.HMC(energy, num_steps=5), 10, 10, transforms={"x": ExpTransform().inv})
+    mcmc.save(tmp_path / "run.pt")
+    with pytest.warns(SamplingWarning, match=r"the transforms of \['x'\] were not saved: set mcmc.transforms"):
+        loaded = eb.MCMC.load(tmp_path / "run.pt", eb.HMC(energy, num_steps=5))
+    loaded.transforms = mcmc.transforms
+    assert torch.equal(loaded.get_samples()["x"], mcmc.get_samples()["x"])
+
+
+@pytest.mark.parametrize("junk", [b"junk", b"", None])
+def test_a_file_that_is_no_run_is_refused(tmp_path: Path, junk: bytes | None) -> None:
+    path = tmp_path / "run.pt"
+    if junk is None:
+        torch.save([1, 2], path)
+    else:
+        path.write_bytes(junk)
+    with pytest.raises(ValueError, match="expected a run saved"):
+        eb.MCMC.load(path, eb.HMC(eb.as_energy(Bowl(), (2,), batched=True)))
+
+
+def test_counts_of_numpy_are_counts(tmp_path: Path) -> None:
+    energy = eb.as_energy(Bowl(), (2,), batched=True)
+    mcmc = eb.MCMC(
+        eb.HMC(energy, num_steps=2),
+        np.int64(7),
+        np.int32(3),
+        num_chains=np.int64(2),
+        seed=np.int64(3),
+        disable_progbar=True,
+    )
+    mcmc.run()
+    mcmc.save(tmp_path / "run.pt")
+    assert eb.MCMC.load(tmp_path / "run.pt", eb.HMC(energy, num_steps=2)).get_samples()["x"].shape == (14, 2)
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"num_samples": 10.5}, "a whole num_samples >= 1, got 10.5"),
+    ({"num_samples": True}, "a whole num_samples >= 1, got True"),
+    ({"num_samples": "10"}, "a whole num_samples >= 1, got '10'"),
+    ({"warmup_steps": 5.5}, "a whole warmup_steps >= 0, got 5.5"),
+    ({"num_chains": 2.0}, "a whole num_chains >= 1, got 2.0"),
+    ({"thinning": 1.5}, "a whole thinning >= 1, got 1.5"),
+    ({"seed": 1.5}, "a whole seed >= 0, got 1.5"),
+    ({"save_params": []}, r"save_params by site, or None, got \[\]"),
+    ({"save_params": "x"}, "save_params by site, or None, got 'x'"),
+]
+
+
+@pytest.mark.parametrize(("options", "match"), BAD)
+def test_counts_that_are_no_counts_are_refused(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        eb.MCMC(eb.HMC(eb.energies.Funnel(3)), **({"num_samples": 5} | options))
+
+
+@pytest.mark.parametrize("step", [0.0, -1.0, np.inf, np.nan, "0.1"])
+@pytest.mark.parametrize("kernel", [eb.HMC, eb.NUTS, eb.MALA, eb.Langevin])
+def test_step_sizes_that_are_none_are_refused(kernel: Any, step: Any) -> None:
+    with pytest.raises(ValueError, match="a finite step_size > 0, got"):
+        kernel(eb.energies.Funnel(3), step_size=step)
+
+
+@pytest.mark.parametrize("warmup", [19, 20, 25, 30, 40, 50, 100])
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_short_warm_up_ends_at_a_step_size_of_use(name: str, warmup: int) -> None:
+    """Of a 20-d normal by 64 chains; a last window of a few draws ended it at ten times the step size, and all diverged."""
+    energy = eb.energies.Gaussian(torch.zeros(20), torch.eye(20))
+    kernel = KERNELS[name](energy)
+    mcmc = eb.MCMC(kernel, 50, warmup, num_chains=64, seed=0, disable_progbar=True)
+    mcmc.run()
+    found = float(mcmc.stats()["acceptance_rate"].mean())
+    assert abs(found - kernel.settings()["target_accept_prob"]) < 0.2  # ten updates leave so much
