@@ -143,8 +143,23 @@ def fresh_numbers(x: Tensor) -> Tensor:
     return ((x - torch.randn(2, dtype=x.dtype)) ** 2).sum(-1)
 
 
+def picks_by_value(x: Tensor) -> Tensor:
+    return (x**2).sum(-1) + torch.stack([(row[row > 0] ** 2).sum() for row in x])
+
+
+def picks_in_place(x: Tensor) -> Tensor:
+    mask = torch.zeros_like(x).copy_(x) > 0  # new numbers, written into
+    return (x**2).sum(-1) + 0 * x[mask].sum()
+
+
 @pytest.mark.parametrize(
-    ("forward", "reason"), [(looks_at_values, "RuntimeError"), (fresh_numbers, "the traced gradient differs")]
+    ("forward", "reason"),
+    [
+        (looks_at_values, "RuntimeError"),
+        (fresh_numbers, "the traced gradient differs"),
+        (picks_by_value, "ValueError: a size depends on the points"),
+        (picks_in_place, "ValueError: a size depends on the points"),
+    ],
 )
 def test_what_cannot_be_traced_runs_eagerly_and_says_so_once(forward: Callable[[Tensor], Tensor], reason: str) -> None:
     class Odd(Energy):
@@ -157,8 +172,28 @@ def test_what_cannot_be_traced_runs_eagerly_and_says_so_once(forward: Callable[[
         gradient.prepare(x)
     assert not traced(gradient, x)
     gradient.prepare(x)  # no second warning
-    if forward is looks_at_values:
+    if forward is not fresh_numbers:
         assert_eager(gradient, x)
+
+
+def picks_by_data(x: Tensor) -> Tensor:
+    return (x[:, torch.tensor([True, False, True])] ** 2).sum(-1)
+
+
+def picks_by_form(x: Tensor) -> Tensor:
+    return (x[torch.ones_like(x) > 0] ** 2).reshape(x.shape).sum(-1)
+
+
+@pytest.mark.parametrize("forward", [picks_by_data, picks_by_form])
+def test_a_size_that_depends_on_data_or_shapes_is_traced(forward: Callable[[Tensor], Tensor]) -> None:
+    class Picks(Energy):
+        def forward(self, x: Tensor) -> Tensor:
+            return forward(x)
+
+    gradient, x = Gradient(Picks((3,))), points(6, 3)
+    gradient.prepare(x)
+    assert traced(gradient, x)
+    assert_eager(gradient, x)
 
 
 def test_results_belong_to_the_caller() -> None:

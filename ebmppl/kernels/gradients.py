@@ -22,6 +22,10 @@ aten = torch.ops.aten
 Run = Callable[[Tensor], tuple[Tensor, Tensor]]
 _MOST_NUMBERS = 1 << 22  # of a constant
 _NEW = {aten.ones_like.default: 1.0, aten.zeros_like.default: 0.0}
+_ONLY_OF_THE_FORM = {  # take an input's shape, type and device, not its values
+    *_NEW,
+    *(op.default for op in (aten.new_zeros, aten.new_ones, aten.new_full, aten.full_like, aten.new_empty)),
+}
 
 
 class _Traced(NamedTuple):
@@ -103,9 +107,7 @@ def _form(energy: Energy) -> tuple[Any, ...]:
 def _trace(value_and_grad: Run, x: Tensor) -> Run:
     with torch.no_grad(), RowwiseLinalg():
         traced = make_fx(lambda points: value_and_grad(points))(x)
-        for node in traced.graph.nodes:
-            if _has_a_size_of_its_values(node):
-                raise ValueError(f"a size depends on the points ({node.target})")
+        _refuse_sizes_of_points(traced.graph)
         _fold(traced)
         _call_directly(traced, x)
     forward = traced.forward
@@ -209,14 +211,26 @@ def _base(node: fx.Node) -> fx.Node:
     return node
 
 
-def _has_a_size_of_its_values(node: fx.Node) -> bool:
-    """Whether other points would give another shape, as ``x[x > 0]`` does; a trace has one shape."""
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    if node.target is aten.index.Tensor:
-        masks: Any = node.args[1]
-        return any(mask is not None and mask.meta["tensor_meta"].dtype is torch.bool for mask in masks)
-    return torch.Tag.dynamic_output_shape in node.target.tags
+def _refuse_sizes_of_points(graph: fx.Graph) -> None:
+    """Refuse what would have another shape at other points, as ``x[x > 0]`` has; a trace has one shape."""
+    of_points: set[fx.Node] = set()  # nodes whose values depend on the points
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            of_points.add(node)
+        if node.target in _ONLY_OF_THE_FORM or of_points.isdisjoint(node.all_input_nodes):
+            continue
+        of_points.add(node)
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        if node.target._schema.is_mutable:
+            of_points.add(_base(node.all_input_nodes[0]))
+        if node.target is aten.index.Tensor:
+            masks = [mask for mask in node.args[1] if mask in of_points]
+            refused = any(mask.meta["tensor_meta"].dtype is torch.bool for mask in masks)
+        else:
+            refused = torch.Tag.dynamic_output_shape in node.target.tags
+        if refused:
+            raise ValueError(f"a size depends on the points ({node.target})")
 
 
 def _is_pure(node: fx.Node) -> bool:
