@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,12 @@ import torch
 
 mpl.use("Agg")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def pytest_configure() -> None:
+    """A shell's background jobs ignore Ctrl-C, and so do their children: some tests press it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -107,3 +107,42 @@ def test_a_full_mass_matrix_too_large_for_memory_is_refused_with_its_size(name: 
     mcmc = eb.MCMC(KERNELS[name](energy, full_mass=True), 1, 1, start, num_chains=2, disable_progbar=True)
     with pytest.raises(ValueError, match=r"fits in the memory of .* GiB.*got 1000000 x 1000000, 14901.2 GiB"):
         mcmc.run()
+
+
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("full", [True, False])
+def test_a_given_inverse_mass_matrix_is_the_one_that_is_used(name: str, full: bool) -> None:
+    """With the target's own covariance and no adaptation the leapfrog sees a standard normal: the same path, mapped."""
+    given = covariance() if full else covariance().diagonal()
+    root = torch.linalg.cholesky(covariance()) if full else torch.diag(given.sqrt())
+    precision = torch.linalg.inv(covariance()) if full else torch.diag(1 / given)
+    stretched = eb.as_energy(lambda x: 0.5 * ((x @ precision) * x).sum(-1), (6,), batched=True)
+    round_one = eb.as_energy(lambda x: 0.5 * x.square().sum(-1), (6,), batched=True)
+    options = {"step_size": 0.3, "adapt_step_size": False, "adapt_mass_matrix": False, "full_mass": full}
+    start = torch.ones(8, 6, dtype=torch.float64)
+    draws = []
+    for energy, x, mass in [(stretched, start @ root.T, given), (round_one, start, None)]:
+        kernel = KERNELS[name](energy, inverse_mass_matrix=mass, **options)
+        mcmc = eb.MCMC(kernel, 20, 0, x, num_chains=8, seed=1, disable_progbar=True)
+        mcmc.run()
+        draws.append(mcmc.get_samples()["x"])
+    assert torch.allclose(draws[0], draws[1] @ root.T, rtol=1e-9, atol=1e-9)  # rounding of 20 draws
+
+
+@pytest.mark.parametrize(
+    ("given", "full", "message"),
+    [
+        (torch.ones(5), False, r"expected inverse_mass_matrix as a tensor of shape \(6,\).*got \(5,\)"),
+        (torch.ones(6), True, r"of shape \(6, 6\).*got \(6,\)"),
+        (torch.eye(6), False, r"of shape \(6,\).*got \(6, 6\)"),
+        ([1.0] * 6, False, r"of shape \(6,\).*got list"),
+        (torch.tensor([1.0, 1, 1, 1, 1, 0]), False, "positive definite"),
+        (torch.tensor([1.0, 1, 1, 1, 1, math.nan]), False, "positive definite"),
+        (-torch.eye(6), True, "positive definite"),
+        (torch.eye(6) + torch.ones(6, 6).triu(1), True, "positive definite"),
+    ],
+)
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_bad_inverse_mass_matrix_is_refused(name: str, given: Any, full: bool, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        KERNELS[name](gaussian(), full_mass=full, inverse_mass_matrix=given)

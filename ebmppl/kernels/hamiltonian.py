@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ebmppl.energies.base import Energy
-from ebmppl.kernels.adaptation import HamiltonianAdaptation, Tuning
+from ebmppl.kernels.adaptation import HamiltonianAdaptation, Tuning, factorise
 from ebmppl.kernels.base import GradientKernel, positive, require
 
 FullMass = bool | Sequence[Sequence[str]]
@@ -28,6 +28,8 @@ class HamiltonianKernel(GradientKernel):
         full_mass: True for a dense matrix, False for a diagonal one; or groups of site names, as in NumPyro: dense
             within each group, diagonal in the sites that no group names.
         target_accept_prob: acceptance rate to reach, in (0, 1).
+        inverse_mass_matrix: ``(dimension,)``, or ``(dimension, dimension)`` with ``full_mass``, over the unconstrained
+            coordinates, whose covariance it should be like; where adaptation begins. The identity if not given.
 
     Raises:
         ValueError: for values out of range, unknown or repeated sites, or a discrete support.
@@ -44,6 +46,7 @@ class HamiltonianKernel(GradientKernel):
         adapt_mass_matrix: bool,
         full_mass: FullMass,
         target_accept_prob: float,
+        inverse_mass_matrix: Tensor | None,
     ) -> None:
         super().__init__(energy)
         require(0 < target_accept_prob < 1, "target_accept_prob in (0, 1)", target_accept_prob)
@@ -51,16 +54,23 @@ class HamiltonianKernel(GradientKernel):
         self.adapt_step_size, self.adapt_mass_matrix = adapt_step_size, adapt_mass_matrix
         self.full_mass, self.target_accept_prob = full_mass, target_accept_prob
         self._blocks = None if isinstance(full_mass, bool) else _blocks(self.target, full_mass)
+        self.inverse_mass_matrix = inverse_mass_matrix
+        if inverse_mass_matrix is not None:
+            _require_inverse_mass(inverse_mass_matrix, self.dimension, full=bool(full_mass))
 
     def init_tuning(self, x: Tensor) -> Tuning:
-        """The given step size and the identity metric.
+        """The given step size and metric.
 
         Raises:
             ValueError: for a dense metric that is too large for the memory.
         """
         if self.full_mass:
             _require_memory(self.dimension, x)
-        return Tuning.identity(self.step_size, self.dimension, x, full_mass=bool(self.full_mass))
+        tuning = Tuning.identity(self.step_size, self.dimension, x, full_mass=bool(self.full_mass))
+        if self.inverse_mass_matrix is None:
+            return tuning
+        given = self.inverse_mass_matrix.detach().to(tuning.inverse_mass, copy=True)
+        return tuning._replace(inverse_mass=given, factor=factorise(given))
 
     def adaptation(self) -> HamiltonianAdaptation | None:
         """Dual averaging and mass matrix, as asked for."""
@@ -92,6 +102,21 @@ def _blocks(target: Energy, groups: Sequence[Sequence[str]]) -> Tensor:
         for name in group:
             group_of[index[name].flatten()] = i
     return group_of.unsqueeze(1) == group_of
+
+
+def _require_inverse_mass(given: Tensor, dimension: int, *, full: bool) -> None:
+    wanted = (dimension, dimension) if full else (dimension,)
+    require(
+        isinstance(given, Tensor) and given.shape == wanted,
+        f"inverse_mass_matrix as a tensor of shape {wanted} with full_mass={full}",
+        tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__,
+    )
+    if full:
+        symmetric = torch.allclose(given, given.mT)
+        good = symmetric and bool(torch.linalg.cholesky_ex(given).info == 0)
+    else:
+        good = bool((given.isfinite() & (given > 0)).all())
+    require(good, "a positive definite inverse_mass_matrix", given)
 
 
 def _require_memory(dimension: int, like: Tensor) -> None:

@@ -68,6 +68,7 @@ class HMC(HamiltonianKernel):
         full_mass: a dense matrix instead of a diagonal one, or groups of sites that are dense each, as
             ``[("mu", "tau"), ("beta",)]``.
         target_accept_prob: acceptance rate to reach, in (0, 1).
+        inverse_mass_matrix: ``(dimension,)``, or ``(dimension, dimension)`` with ``full_mass``: where adaptation begins.
 
     Raises:
         ValueError: for values out of range or a discrete support.
@@ -88,6 +89,7 @@ class HMC(HamiltonianKernel):
         adapt_mass_matrix: bool = True,
         full_mass: FullMass = False,
         target_accept_prob: float = 0.8,
+        inverse_mass_matrix: Tensor | None = None,
     ) -> None:
         super().__init__(
             energy,
@@ -96,6 +98,7 @@ class HMC(HamiltonianKernel):
             adapt_mass_matrix=adapt_mass_matrix,
             full_mass=full_mass,
             target_accept_prob=target_accept_prob,
+            inverse_mass_matrix=inverse_mass_matrix,
         )
         require(trajectory_length is None or num_steps is None, "trajectory_length or num_steps, not both", "both")
         require(trajectory_length is None or trajectory_length > 0, "trajectory_length > 0", trajectory_length)

@@ -52,6 +52,7 @@ class MALA(HamiltonianKernel):
         full_mass: a dense matrix instead of a diagonal one, or groups of sites that are dense each, as
             ``[("mu", "tau"), ("beta",)]``.
         target_accept_prob: acceptance rate to reach, in (0, 1).
+        inverse_mass_matrix: ``(dimension,)``, or ``(dimension, dimension)`` with ``full_mass``: where adaptation begins.
 
     Raises:
         ValueError: for values out of range or a discrete support.
@@ -68,6 +69,7 @@ class MALA(HamiltonianKernel):
         adapt_mass_matrix: bool = True,
         full_mass: FullMass = False,
         target_accept_prob: float = 0.574,
+        inverse_mass_matrix: Tensor | None = None,
     ) -> None:
         super().__init__(
             energy,
@@ -76,6 +78,7 @@ class MALA(HamiltonianKernel):
             adapt_mass_matrix=adapt_mass_matrix,
             full_mass=full_mass,
             target_accept_prob=target_accept_prob,
+            inverse_mass_matrix=inverse_mass_matrix,
         )
 
     def init(self, x: Tensor) -> MALAState:

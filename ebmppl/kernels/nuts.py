@@ -92,6 +92,7 @@ class NUTS(HamiltonianKernel):
             ``[("mu", "tau"), ("beta",)]``.
         target_accept_prob: acceptance rate to reach, in (0, 1).
         max_tree_depth: most doublings of a trajectory, 1 to 20: a draw takes at most 2^max_tree_depth - 1 steps.
+        inverse_mass_matrix: ``(dimension,)``, or ``(dimension, dimension)`` with ``full_mass``: where adaptation begins.
 
     Raises:
         ValueError: for values out of range or a discrete support.
@@ -108,6 +109,7 @@ class NUTS(HamiltonianKernel):
         full_mass: FullMass = False,  # noqa: FBT002
         target_accept_prob: float = 0.8,
         max_tree_depth: int = 10,
+        inverse_mass_matrix: Tensor | None = None,
     ) -> None:
         super().__init__(
             energy,
@@ -116,6 +118,7 @@ class NUTS(HamiltonianKernel):
             adapt_mass_matrix=adapt_mass_matrix,
             full_mass=full_mass,
             target_accept_prob=target_accept_prob,
+            inverse_mass_matrix=inverse_mass_matrix,
         )
         require(1 <= max_tree_depth <= LARGEST_DEPTH, f"max_tree_depth in 1 ... {LARGEST_DEPTH}", max_tree_depth)
         self.max_tree_depth = max_tree_depth
