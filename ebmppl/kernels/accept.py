@@ -58,7 +58,7 @@ def choose(mask: Tensor, a: State, b: State) -> State:
     if _on_host(mask) and bool(mask.all()):
         return a
     rows = _Rows(mask)
-    return type(a)(*(rows.select(new, old) for new, old in zip(a, b, strict=True)))
+    return type(a)(*(new if new is old else rows.select(new, old) for new, old in zip(a, b, strict=True)))
 
 
 def select(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -44,11 +44,13 @@ class Kernel(MCMCKernel):
         calls_per_tick: energy (or network) calls of one tick, the same for every chain.
         synchronous: True when every tick finishes a draw of every chain.
         exact: True when the kernel leaves the density exp(-E) invariant at any step size.
+        scratch: fields of the state that a tick writes into, where nothing that was there will be read again.
     """
 
     calls_per_tick: ClassVar[int] = 1
     synchronous: ClassVar[bool] = True
     exact: ClassVar[bool] = True
+    scratch: ClassVar[tuple[str, ...]] = ()
 
     energy: Energy
     target: Energy

@@ -99,6 +99,7 @@ class NUTS(HamiltonianKernel):
     """
 
     synchronous: ClassVar[bool] = False
+    scratch: ClassVar[tuple[str, ...]] = ("checkpoints",)
 
     def __init__(
         self,

@@ -122,12 +122,16 @@ def products(vectors: Tensor, tables: Tables) -> Products:
 def keep(
     points: Tensor, tables: Tables, leaf_number: Tensor, leaf: Tensor, before: Tensor, rest: Tensor, p: Products
 ) -> Tensor:
-    """Checkpoints with the newest leaf: momenta ``(chains, dimension)`` of it and the one before; minus the sum before it."""
+    """Checkpoints with the newest leaf: momenta ``(chains, dimension)`` of it and the one before; minus the sum before it.
+
+    The row it is written to, in place, is one that would have been overwritten before it is read again.
+    """
     row = tables.level.index_select(0, leaf_number).view(-1) + tables.rows
     one = tables.one
     factors = torch.cat([leaf, p.leaf_rest, before, p.before_rest, rest, one, rest + before, one], 1)
     flat = points.view(-1, points.shape[3])
-    return flat.index_copy(0, row, factors.view(-1, points.shape[3])).view(points.shape)
+    flat.index_copy_(0, row, factors.view(-1, points.shape[3]))
+    return points
 
 
 def straight(points: Tensor, tables: Tables, leaf_number: Tensor, leaf: Tensor, total: Tensor, p: Products) -> Tensor:

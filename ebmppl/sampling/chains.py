@@ -22,7 +22,7 @@ from ebmppl.sampling.schedule import stan_windows
 
 _WARMUP_TICKS = 8  # between two looks at whether a window ended
 _SAMPLE_TICKS = 64  # between two looks at whether all chains have their draws
-_LOG_NUMBERS = 1 << 24  # position numbers that may wait for their harvest
+_LOG_NUMBERS = 1 << 22  # position numbers that may wait for their harvest
 
 _ENOUGH = 10  # draws of each chain that tell whether a window of warm-up is lost
 
@@ -129,9 +129,10 @@ class Chains:
         cached = getattr(self.now.state, "energy", None)
         if not values or cached is None:
             return
-        state = self.kernel.init(x)
-        if not same_energy(state.energy, cached):
-            self.now = self.now._replace(state=state)
+        with torch.no_grad():
+            energy = self.kernel.target(x)
+        if not same_energy(energy, cached):
+            self.now = self.now._replace(state=self.kernel.init(x))
             if self.now.counts is not None and bool(self.now.counts.finished.any()):
                 told = "the energy is another one than at the last draw (new parameters or data): the draws to come are of it"
                 warnings.warn(told, SamplingWarning, stacklevel=4)

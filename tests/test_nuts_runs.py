@@ -1,0 +1,83 @@
+"""Whole runs of NUTS: no gradient is wasted, memory stays small, and a bad posterior is told so."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+import ebmppl as eb
+from ebmppl.kernels.nuts import NUTSState
+
+
+def test_every_gradient_is_used_until_the_first_chain_has_its_draws() -> None:
+    """Leaves of the chain that ends last, counted over its draws, are all ticks there were: none was spent waiting."""
+    funnel = eb.energies.Funnel(3, 1.5)  # trees of very different depths
+    start = funnel.sample(16, torch.Generator().manual_seed(0))
+    mcmc = eb.MCMC(eb.NUTS(funnel, 0.3, False, False), 100, 0, start, 16, seed=0, disable_progbar=True)
+    mcmc.run()
+    of_chains = mcmc.stats()["n_steps"].sum(1)
+    assert int(of_chains.max()) > 1.1 * int(of_chains.min())  # so that there is something to wait for
+    # the engine looks every 64 ticks at most whether all have their draws
+    assert int(of_chains.max()) <= mcmc.now.tick < int(of_chains.max()) + 64
+
+
+class Dropping(eb.NUTS):
+    """Counts the leaves that the ends of windows drop."""
+
+    dropped = 0
+
+    def restart(self, state: NUTSState) -> NUTSState:
+        self.dropped += int(state.n_steps.sum())
+        return super().restart(state)
+
+
+def test_warm_up_drops_few_gradients() -> None:
+    """Trees under way when a window ends are dropped: at most 1 % of a default warm-up's gradients."""
+    kernel = Dropping(eb.energies.Gaussian(torch.zeros(8), torch.logspace(-2, 2, 8)))
+    mcmc = eb.MCMC(kernel, 1, 500, None, 32, seed=0, disable_progbar=True)
+    mcmc.run()
+    assert 0 < kernel.dropped < 0.01 * mcmc.gradients
+
+
+MEMORY = """
+import resource, torch, ebmppl as eb
+torch.set_num_threads(2)
+chains, dimension = 4096, 1000
+energy = eb.as_energy(lambda x: 0.5 * x.square().sum(-1), (dimension,), batched=True)
+start = torch.zeros(chains, dimension)
+mcmc = eb.MCMC(eb.NUTS(energy, 0.5), 1, 1, start, chains, seed=0, disable_progbar=True)
+mcmc.run()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's peak of resident memory")
+def test_many_chains_of_many_dimensions_fit_in_memory() -> None:
+    """4096 chains x 1000 dimensions at the default depth 10: 2 GiB, all of Python and torch included."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True, timeout=300)
+    assert int(done.stdout) < 2 * 2**20  # KiB
+
+
+def centred(y: Tensor, sigma: Tensor) -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+    with pyro.plate("school", 8):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+
+def test_centred_eight_schools_warns() -> None:
+    """A funnel: chains diverge, and their energies wander slowly."""
+    y = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12])
+    sigma = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18])
+    mcmc = eb.MCMC(eb.NUTS(eb.from_pyro(centred, y, sigma)), 250, 250, None, 64, seed=0, disable_progbar=True)
+    mcmc.run()
+    flags = mcmc.summary().flags
+    assert any(flag.startswith("divergences: ") for flag in flags), flags
+    assert any(flag.startswith("E-BFMI: under 0.3") for flag in flags), flags
