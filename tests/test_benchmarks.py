@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import langevin
+from tests.benchmarks import langevin, nuts
 from tests.benchmarks.timing import Spread, alternate, ratio, table
 
 
@@ -25,6 +25,18 @@ def test_langevin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "torch.set_num_threads(1)" in out
     assert out.count("| 4x2 ") == 6
+
+
+@pytest.mark.long
+def test_nuts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("blackjax")
+    file = tmp_path / "results.json"
+    nuts.main(["--json", str(file)], nuts.Effort(rounds=1, chains=4, warmup=40, draws=40, seconds=1e-4))
+    results = json.loads(file.read_text())
+    assert [row["problem"] for row in results["per_gradient"]] == [name for name in nuts.EQUAL for _ in range(2)]
+    assert all(min(row["ours"] + row["blackjax"]) > 0 for row in results["per_gradient"])
+    assert results["schools"]["ratio"] > 0
+    assert capsys.readouterr().out.count("| adapted |") == 3
 
 
 def test_peers_alternate() -> None:

@@ -36,6 +36,7 @@ HMC_SETTINGS = {name: DENSE for name in NAMES} | {
     "gp_regr": Setting(partial(eb.HMC, target_accept_prob=0.9), 300, 500),
 }
 SLOW = ("kidscore_interaction", "logmesquite", "nes1980")  # minutes of warm-up for HMC from scale 2
+SLOW_SINGLE = ("kidscore_interaction", "nes1980")
 NUTS_SETTINGS = {name: Setting(partial(eb.NUTS, full_mass=True), 300, 300) for name in NAMES} | {
     "eight_schools_noncentered": Setting(eb.NUTS, 300, 400),
     "gp_regr": Setting(eb.NUTS, 300, 400),
@@ -80,9 +81,13 @@ def test_hmc_on_reference_posteriors(name: str, shared_data: Path) -> None:
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", NAMES)
-def test_nuts_on_reference_posteriors(name: str, shared_data: Path) -> None:
-    worst = check(name, NUTS_SETTINGS[name], shared_data, torch.float64)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, torch.float64) for name in NAMES]
+    + [pytest.param(n, torch.float32, marks=[pytest.mark.long] if n in SLOW_SINGLE else []) for n in NAMES],
+)
+def test_nuts_on_reference_posteriors(name: str, dtype: torch.dtype, shared_data: Path) -> None:
+    worst = check(name, NUTS_SETTINGS[name], shared_data, dtype)
     assert worst["z"] < Z, worst
     assert worst["r_hat excess"] < 0, worst
     assert worst["ess per chain"] > 25, worst

@@ -252,14 +252,14 @@ def pyro_schools(effort: Effort) -> dict[str, Any]:
     return {"ours": mine, "pyro": ways, "ratio": statistics.median(mine) / best}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, effort: Effort | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--quick", action="store_true", help="a smoke run")
     parser.add_argument("--rounds", type=int, default=Effort().rounds)
     parser.add_argument("--json", metavar="FILE", help="write all results to FILE")
     options = parser.parse_args(arguments)
-    effort = Effort(2, 8, 60, 60, 0.02) if options.quick else Effort(rounds=options.rounds)
+    effort = effort or (Effort(2, 8, 60, 60, 0.02) if options.quick else Effort(rounds=options.rounds))
     warnings.simplefilter("ignore", eb.errors.SamplingWarning)
     where = machine(["torch", "blackjax", "jax", "pyro-ppl", "ebmppl"])
     print("\n".join(f"{name}: {value}" for name, value in where.items()))
