@@ -335,3 +335,16 @@ def test_a_model_of_an_improper_prior_has_no_prior_groups() -> None:
     assert "prior" not in data
     assert _group(data, "posterior").attrs["prior_skipped"].endswith("ImproperUniform does not support sampling")
     assert _group(data, "posterior_predictive")["y"].shape == (1, 20, 8)
+
+
+def test_a_model_that_fails_at_draws_from_its_prior_has_no_prior_group() -> None:
+    def model() -> None:
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(m, m), obs=torch.tensor(1.0))
+
+    start = torch.full((4, 1), 0.7)
+    mcmc = eb.MCMC(eb.NUTS(eb.from_pyro(model)), 10, 10, start, num_chains=4, seed=0, disable_progbar=True)
+    mcmc.run()
+    idata = mcmc.to_arviz()
+    assert "prior" not in idata.groups()
+    assert "the model fails at draws from its prior" in str(idata.posterior.attrs)

@@ -410,6 +410,7 @@ BAD: dict[str, tuple[Callable[..., object], str]] = {
     "batch statistics": (lambda x: ((x - x.mean(0)) / (x.std(0, correction=0) + 1)).sum(-1), MIXES),
     "dropout": (lambda x: functional.dropout(x, 0.5).square().sum(-1), RANDOM),
     "random numbers": (lambda x: x.square().sum(-1) + torch.rand(len(x)), RANDOM),
+    "small random numbers": (lambda x: x.square().sum(-1) + 1e-9 * torch.randn(len(x)), RANDOM),
     "one random number": (lambda x: x.square().sum() + torch.rand(()), RANDOM),
     "detach": (lambda x: x.detach().square().sum(-1), NOT_DIFFERENTIABLE),
     "item": (_item, NOT_DIFFERENTIABLE),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -707,3 +708,82 @@ def test_a_whole_plate_may_name_its_subsample_size() -> None:
     energy = case.energy()
     x = points(energy, 4)
     assert_same(energy(x), chain_by_chain(lambda z: by_hand(case, z), energy, x)[0])
+
+
+# Distributions that torch.func.vmap can't take as they are
+
+
+def _multinomial() -> None:
+    p = pyro.sample("p", dist.Dirichlet(torch.tensor([1.0, 2.0, 3.0])))
+    with pyro.plate("rows", 2):
+        pyro.sample("counts", dist.Multinomial(10, p), obs=torch.tensor([[5.0, 5.0, 0.0], [0.0, 1.0, 9.0]]))
+
+
+def _ordinal() -> None:
+    cuts = dist.TransformedDistribution(
+        dist.Normal(torch.zeros(3), 1.0).to_event(1), dist.transforms.OrderedTransform()
+    )
+    c = pyro.sample("c", cuts)
+    b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", 8):
+        pyro.sample("y", dist.OrderedLogistic(b * torch.linspace(-1, 1, 8), c), obs=torch.arange(8) % 4)
+
+
+def _in_place() -> None:
+    x = pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    mean = torch.zeros(2)
+    mean[0] = x[0] * x[1]
+    pyro.sample("y", dist.Normal(mean, 1.0).to_event(1), obs=torch.ones(2))
+
+
+def _potentials(energy: eb.Energy, x: Tensor, model: Callable[[], None]) -> list[Tensor]:
+    """Pyro's own, one point at a time."""
+    potential = initialize_model(model, initial_params={})[1]
+    return [potential(energy.unpack(row)) for row in x]
+
+
+@pytest.mark.parametrize("model", [_multinomial, _ordinal])
+def test_distributions_that_vmap_refuses_are_vectorised(model: Callable[[], None]) -> None:
+    """No warning comes, and values are those of Pyro's own potential."""
+    energy = eb.from_pyro(model)
+    x = torch.randn(5, energy.event_shape.numel(), generator=torch.Generator().manual_seed(0))
+    wanted = torch.stack(_potentials(energy, x, model))
+    assert torch.allclose(energy(x), wanted, rtol=1e-5)  # float32, sums of some ten terms
+    mcmc = eb.MCMC(eb.NUTS(energy), 30, 30, num_chains=3, seed=0, disable_progbar=True)
+    mcmc.run()
+
+
+def test_a_model_that_vmap_refuses_runs_chain_by_chain_and_says_so() -> None:
+    with pytest.warns(SamplingWarning, match="the model runs chain by chain, slower, .*inplace arithmetic"):
+        energy = eb.from_pyro(_in_place)
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(energy(x), torch.stack(_potentials(energy, x, _in_place)), rtol=1e-5)
+    value, grad = energy.value_and_grad(x)
+    a, b = x.unbind(1)  # E = (a^2 + b^2 + (1 - ab)^2 + 1) / 2 + 2 log 2 pi
+    assert torch.allclose(value, 0.5 * (a**2 + b**2 + (1 - a * b) ** 2 + 1) + 2 * math.log(2 * math.pi), rtol=1e-5)
+    assert torch.allclose(grad, torch.stack([a - (1 - a * b) * b, b - (1 - a * b) * a], 1), rtol=1e-4, atol=1e-5)
+    mcmc = eb.MCMC(eb.NUTS(energy), 30, 30, num_chains=3, seed=0, disable_progbar=True)
+    mcmc.run()
+
+
+def _sequential() -> None:
+    pyro.sample("x", dist.Normal(0.0, 1.0))
+    pyro.sample("k", dist.Bernoulli(0.3), infer={"enumerate": "sequential"})
+
+
+def _chosen_rows() -> None:
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", 20, subsample=torch.randperm(20)[:5]):
+        pyro.sample("y", dist.Normal(x, 1.0), obs=torch.ones(5))
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (_sequential, r"in parallel, got sequential enumeration at \['k'\]"),
+        (_chosen_rows, "subsampling, got plate 'rows'"),
+    ],
+)
+def test_refusals_name_their_reason(model: Callable[[], None], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        eb.from_pyro(model)

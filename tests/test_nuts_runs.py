@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import pyro.infer
 import pytest
 import torch
 from torch import Tensor
@@ -81,3 +83,52 @@ def test_centred_eight_schools_warns() -> None:
     flags = mcmc.summary().flags
     assert any(flag.startswith("divergences: ") for flag in flags), flags
     assert any(flag.startswith("E-BFMI: under 0.3") for flag in flags), flags
+
+
+def flat(x: Tensor) -> Tensor:
+    return 0.5 * x[..., 0].square() + 0 * x[..., 1]
+
+
+def test_an_improper_coordinate_is_told_by_its_growth() -> None:
+    mcmc = eb.MCMC(eb.NUTS(eb.as_energy(flat, (2,)), max_tree_depth=5), 5, 300, None, 4, seed=0, disable_progbar=True)
+    with pytest.warns(eb.errors.SamplingWarning, match=r"\(in coordinate 1 .*is the density proper\?"):
+        mcmc.run()
+
+
+@pytest.mark.parametrize("warmup", [1, 2, 3, 10])
+def test_short_warm_ups_end_at_a_useful_step_size(warmup: int) -> None:
+    """A standard normal is stable to steps of 2; the search alone finds a power of two near one."""
+    energy = eb.energies.Gaussian(torch.zeros(3), torch.ones(3))
+    mcmc = eb.MCMC(eb.NUTS(energy), 20, warmup, None, 4, seed=0, disable_progbar=True)
+    mcmc.run()
+    assert 0.2 <= float(mcmc.now.tuning.step_size) <= 2.0
+    assert not bool(mcmc.stats()["diverging"].any())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_tree_depth": 2.5}, "a whole max_tree_depth >= 1, got 2.5"),
+        ({"max_tree_depth": "5"}, "a whole max_tree_depth >= 1, got '5'"),
+        ({"max_tree_depth": True}, "a whole max_tree_depth >= 1, got True"),
+        ({"max_tree_depth": 0}, "a whole max_tree_depth >= 1, got 0"),
+        ({"max_tree_depth": 21}, r"max_tree_depth in 1 \.\.\. 20, got 21"),
+        ({"target_accept_prob": "a"}, "target_accept_prob > 0, got 'a'"),
+        ({"target_accept_prob": 1.0}, r"target_accept_prob in \(0, 1\), got 1.0"),
+        ({"full_mass": None}, "full_mass as True, False or a list of tuples of site names, got None"),
+        ({"full_mass": 1}, "full_mass as True, False or a list .*, got 1"),
+        ({"adapt_step_size": "no"}, "adapt_step_size as True or False, got 'no'"),
+    ],
+)
+def test_bad_settings_say_what_was_wanted_and_what_came(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"expected .*{message}"):
+        eb.NUTS(eb.energies.Gaussian(torch.zeros(3), torch.ones(3)), **settings)
+
+
+def test_pyro_counts_our_divergences() -> None:
+    """Pyro counts the entries of a list of draws for each chain."""
+    for step_size, most in ((0.1, 0), (50.0, 30)):
+        kernel = eb.NUTS(eb.energies.Gaussian(torch.zeros(2), torch.ones(2)), step_size, False, False)
+        run = pyro.infer.MCMC(kernel, 30, 1, initial_params={"x": torch.ones(2)}, disable_progbar=True)
+        run.run()
+        assert run.diagnostics()["divergences"] == {"chain 0": list(range(most))}

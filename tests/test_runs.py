@@ -232,7 +232,7 @@ def test_bad_options_of_a_run(options: dict[str, object], match: str) -> None:
         (lambda e: eb.MALA(e, step_size=-1.0), "expected a finite step_size > 0, got -1.0"),
         (lambda e: eb.Langevin(e, 0.0), "expected a finite step_size > 0"),
         (lambda e: eb.NUTS(e, step_size=0.0), "expected a finite step_size > 0"),
-        (lambda e: eb.NUTS(e, max_tree_depth=0), "expected max_tree_depth in 1 ... 20, got 0"),
+        (lambda e: eb.NUTS(e, max_tree_depth=0), "expected a whole max_tree_depth >= 1, got 0"),
         (lambda e: eb.HMC(e, num_steps=3, trajectory_length=1.0), "expected trajectory_length or num_steps, not both"),
         (lambda e: eb.HMC(e, num_steps=0), "num_steps >= 1, got 0"),
         (lambda e: eb.HMC(e, jitter=1.5), r"expected jitter in \[0, 1\], got 1.5"),
@@ -279,7 +279,7 @@ def test_a_warm_up_in_which_all_chains_diverge_stops_with_advice(kernel: Any) ->
         kernel(energy, step_size=1.0, adapt_step_size=False), 10, 100, torch.zeros(4, 2), num_chains=4, seed=0,
         disable_progbar=True,
     )  # fmt: skip
-    said = r"all \d+ transitions of 4 chains diverged in a window of warm-up at a step size of 1: begin .* smaller step_size"
+    said = r"all \d+ transitions of 4 chains diverged in warm-up at a step size of 1: begin .* smaller step_size"
     with pytest.raises(SamplingError, match=said):
         mcmc.run()
     with pytest.raises(ValueError, match="a run to add draws to"):
@@ -299,5 +299,5 @@ def test_an_improper_density_that_spreads_without_end_is_noticed() -> None:
     energy = eb.as_energy(lambda x: 0.5 * torch.log1p(x.abs()).sum(-1), (2,), batched=True)
     kernel = eb.HMC(energy, num_steps=20)
     mcmc = eb.MCMC(kernel, 5, 100, Uniform(1e9), num_chains=8, seed=0, disable_progbar=True)  # where it would end up
-    with pytest.warns(SamplingWarning, match="standard deviation of up to .*: is the density proper"):
+    with pytest.warns(SamplingWarning, match="standard deviation of .*: is the density proper"):
         mcmc.run()

@@ -239,5 +239,5 @@ def tree_depth(run: Run) -> list[str]:
         return []
     return [
         f"tree depth: {100 * cut.mean():.2g}% of the draws end at the largest tree, in {run.chains(np.any(cut, axis=1))}; "
-        "raise max_tree_depth or reparametrise: the draws are right but slow"
+        "raise max_tree_depth or reparametrise: such draws move slowly (or the density has no end: is it proper?)"
     ]

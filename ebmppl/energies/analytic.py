@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ LOG_2PI = math.log(2 * math.pi)
 class AnalyticEnergy(Energy):
     """Abstract: an energy over vectors ``(dimension,)`` with known moments, log Z and exact draws."""
 
-    traced_from: ClassVar[int] = sys.maxsize  # a trace gains nothing on gradients written by hand
+    traced_from = sys.maxsize  # a trace gains nothing on gradients written by hand
 
     @property
     def mean(self) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,7 @@ class Energy(nn.Module):
                 raise ValueError(f"expected a constraint as the support of site {name!r}, got {constraint!r}")
 
     # draws of a run from which tracing its gradient pays: it saves some 10 us an operation, and costs up to a second
-    traced_from: ClassVar[int] = 1000
+    traced_from: int = 1000
 
     def forward(self, x: Tensor) -> Tensor:
         """Energies ``(*batch)`` in nats of points ``(*batch, *event)``."""

@@ -191,6 +191,8 @@ def _prior(model: PyroModel, sites: Sites, draws: int, seed: int) -> tuple[predi
         return predictive.prior_predictive(model, sites, draws, seed), ""
     except NotImplementedError as error:  # an improper prior
         return {}, f"no draws from the prior: {_first_line(error)}"
+    except (RuntimeError, ValueError) as error:  # a draw of the prior at which the model has no data
+        return {}, f"the model fails at draws from its prior: {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:

@@ -62,6 +62,11 @@ def _compare(first: poutine.Trace, other: poutine.Trace) -> None:
                 "an energy has one shape: give the model its structure before the run, not by drawing it"
             )
     for name, node in first.iter_stochastic_nodes():
+        if isinstance(node["fn"], _Subsample) and not torch.equal(node["value"], other.nodes[name]["value"]):
+            raise ValueError(
+                f"expected a model without subsampling, got plate {name!r} with other rows in every call: every call "
+                "would be another energy; give the plate the rows it is to have"
+            )
         if isinstance(node["fn"], _Subsample) or node["fn"].support.is_discrete:
             continue
         bounds = [_at_zero(trace.nodes[name]["fn"]) for trace in (first, other)]
@@ -113,6 +118,9 @@ def _check_sites(trace: poutine.Trace) -> None:
                 "every call would be another energy; give the plate no subsample_size"
             )
     require_names(latent)
+    sequential = [n for n, node in trace.iter_stochastic_nodes() if node["infer"].get("enumerate") == "sequential"]
+    if sequential:
+        raise ValueError(f"expected sites to be enumerated in parallel, got sequential enumeration at {sequential}")
     for name, fn in latent.items():
         if fn.support.is_discrete and not fn.has_enumerate_support:
             raise ValueError(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import pyro
 import torch
@@ -12,11 +14,13 @@ from pyro import poutine
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 from torch.distributions import Distribution, Transform
+from torch.utils._pytree import tree_map
 
 from ebmppl.energies.base import Energy, flatten_batch
 from ebmppl.energies.linalg import rowwise
-from ebmppl.interop.enumeration import vmappable_enumeration
+from ebmppl.errors import SamplingWarning
 from ebmppl.interop.pyro_checks import check_model, plate_nesting
+from ebmppl.interop.vmappable import vmappable
 
 
 def from_pyro(model: Callable[..., Any], *args: Any, **kwargs: Any) -> PyroEnergy:
@@ -50,7 +54,7 @@ def from_pyro(model: Callable[..., Any], *args: Any, **kwargs: Any) -> PyroEnerg
 class PyroEnergy(Energy):
     """The energy that ``from_pyro`` makes; see there. ``trace`` is a prototype trace of the model."""
 
-    traced_from: ClassVar[int] = 20  # Pyro's own Python takes most of the time
+    traced_from = 20  # Pyro's own Python takes most of the time
 
     def __init__(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not callable(model):
@@ -77,6 +81,21 @@ class PyroEnergy(Energy):
             dtype = torch.promote_types(dtype, value.dtype)
         # the run's dtype and device, unless initial_params say otherwise
         self.register_buffer("like", torch.zeros((), dtype=dtype, device=energy.device), persistent=False)
+        self._over_chains: Callable[..., Any] = torch.func.vmap
+        self._require_vmap(z)
+
+    def _require_vmap(self, z: dict[str, Tensor]) -> None:
+        """Take one chain after the other where vmap can't take the model; what else fails will fail in its own place."""
+        point = torch.cat([z[name].flatten() for name in self.sites])
+        try:
+            self.value_and_grad(torch.stack([point, point]))
+        except RuntimeError as error:
+            if "vmap" not in str(error) or any(cause in str(error) for cause in ("random", ".item()")):
+                return  # no function, or without a gradient
+            self._over_chains, self.traced_from = _one_by_one, sys.maxsize
+            reason = str(error).strip().partition("\n")[0]
+            told = f"the model runs chain by chain, slower, for torch.func.vmap can't take it: {reason}"
+            warnings.warn(told, SamplingWarning, stacklevel=4)
 
     def _potential(self, z: Tensor) -> Tensor:
         """Pyro's potential at one packed point ``(dimension,)``."""
@@ -85,16 +104,16 @@ class PyroEnergy(Energy):
     def forward(self, x: Tensor) -> Tensor:
         """Energies ``(*batch)`` in nats at unconstrained points ``(*batch, dimension)``, log-Jacobian included."""
         rows, batch = flatten_batch(x, self.event_shape)
-        with _quiet(), vmappable_enumeration():
+        with _quiet(), vmappable():
             # Pyro reads `.data`, which vmap alone refuses and a gradient transform below it allows
-            energy = torch.func.vmap(lambda z: torch.func.vjp(self._potential, z)[0])(rows)
+            energy = self._over_chains(lambda z: torch.func.vjp(self._potential, z)[0])(rows)
         return energy if len(batch) == 1 else energy.reshape(batch)
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies and gradients by one batched gradient."""
         rows, batch = flatten_batch(x.detach(), self.event_shape)
-        with _quiet(), vmappable_enumeration(), torch.no_grad():  # of the model's parameters
-            grad, energy = torch.func.vmap(torch.func.grad_and_value(self._potential))(rows)
+        with _quiet(), vmappable(), torch.no_grad():  # of the model's parameters
+            grad, energy = self._over_chains(torch.func.grad_and_value(self._potential))(rows)
         return energy.reshape(batch), grad.reshape(x.shape)
 
     def constrain(self, x: Tensor) -> dict[str, Tensor]:
@@ -105,6 +124,11 @@ class PyroEnergy(Energy):
     def transforms(self) -> dict[str, Transform]:
         """By site, the map from the support to the unconstrained space."""
         return dict(self._maps)
+
+
+def _one_by_one(function: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    """``torch.func.vmap`` as a loop."""
+    return lambda rows: tree_map(lambda *values: torch.stack(values), *(function(row) for row in rows))
 
 
 @contextmanager

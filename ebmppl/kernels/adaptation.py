@@ -15,6 +15,9 @@ from ebmppl.kernels.accept import DIVERGENCE, some
 from ebmppl.kernels.integrators import Phase, ValueAndGrad, kinetic, leapfrog
 
 _WIDE = 1e8  # standard deviation in the unconstrained space that no density in sensible units has
+_GROWTH = 30  # of the standard deviation from one window to the next, once there is one
+_LEAP = 10.0  # dual averaging begins by trying this multiple of a step size
+_FEW = 5  # updates of it that are no average yet
 BLOCK = 64  # chains of one noise generator and of one pooled partial sum
 
 
@@ -75,10 +78,10 @@ class DualAveraging(NamedTuple):
 
 
 def dual_averaging(step_size: Tensor) -> DualAveraging:
-    """Begin at a step size; the centre is ten times it, as in Stan."""
+    """Begin at a step size; the centre is a multiple of it, as in Stan."""
     log_step = step_size.log()
     zero = torch.zeros_like(step_size)
-    return DualAveraging(log_step + math.log(10.0), zero, zero.clone(), zero.clone(), zero.clone(), zero.clone())
+    return DualAveraging(log_step + math.log(_LEAP), zero, zero.clone(), zero.clone(), zero.clone(), zero.clone())
 
 
 def dual_averaging_update(
@@ -156,16 +159,20 @@ def regularised(w: Welford) -> Tensor:
     return n / (n + 5) * estimate + 1e-3 * (5 / (n + 5)) * unit
 
 
-def _warn_of_scale(inverse_mass: Tensor) -> None:
-    """Warn where the draws of a window are spread as far as those of an improper density, which never stop growing."""
-    spread = (inverse_mass if inverse_mass.dim() == 1 else inverse_mass.diagonal()).sqrt()
+def _warn_of_scale(new: Tensor, old: Tensor) -> None:
+    """Warn where the draws of a window are spread as those of an improper density, which never stop growing."""
+    spread, before = ((m if m.dim() == 1 else m.diagonal()).sqrt() for m in (new, old))
+    growth = spread / before
     if some(spread > _WIDE):
-        warnings.warn(
-            f"the draws of a warm-up window have a standard deviation of up to {float(spread.max()):.2g} (in coordinate "
-            f"{int(spread.argmax())} of the unconstrained space): is the density proper?",
-            SamplingWarning,
-            stacklevel=2,
-        )
+        at = int(spread.argmax())
+        what = f"a warm-up window have a standard deviation of {float(spread[at]):.2g}"
+    elif some(before != 1) and some(growth > _GROWTH):  # one in all coordinates is where a run begins
+        at = int(growth.argmax())
+        what = f"the last warm-up window spread {float(growth[at]):.0f} times as far as those of the one before"
+    else:
+        return
+    told = f"the draws of {what} (in coordinate {at} of the unconstrained space): is the density proper?"
+    warnings.warn(f"{told} If so, warm up longer: its scale is not found yet", SamplingWarning, stacklevel=2)
 
 
 def factorise(inverse_mass: Tensor) -> Tensor:
@@ -237,18 +244,19 @@ class HamiltonianAdaptation:
         empty = Welford.empty(own.welford.origin + own.welford.mean, tuning.inverse_mass)
         if self.mass and metric:
             inverse_mass = regularised(own.welford)
-            _warn_of_scale(inverse_mass)
+            _warn_of_scale(inverse_mass, tuning.inverse_mass)
             if self.blocks is not None:
                 inverse_mass = inverse_mass * self.blocks.to(inverse_mass.device)
             tuning = tuning._replace(inverse_mass=inverse_mass, factor=factorise(inverse_mass))
         return own._replace(welford=empty), tuning
 
     def finish(self, own: AdaptationState, tuning: Tuning) -> Tuning:
-        """The averaged step size, once it has been updated at all."""
+        """The averaged step size; after a handful of updates, which are leaps, the one that the search had found."""
         da = own.averaging
         if not self.step_size:
             return tuning
-        return tuning._replace(step_size=torch.where(da.updates > 0, da.log_average.exp(), tuning.step_size))
+        searched = da.center - math.log(_LEAP)
+        return tuning._replace(step_size=torch.where(da.updates >= _FEW, da.log_average, searched).exp())
 
 
 def find_step_size(

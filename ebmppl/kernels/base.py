@@ -154,7 +154,7 @@ class Kernel(MCMCKernel):
         return {} if self._under_pyro is None else self._under_pyro.logging()
 
     def diagnostics(self) -> dict[str, Any]:
-        """Divergent transitions and acceptance rate of the run under Pyro."""
+        """Under Pyro: the draws that diverged, once for every chain that did, and the acceptance rate."""
         return {} if self._under_pyro is None else self._under_pyro.diagnostics()
 
 
@@ -171,7 +171,7 @@ class _UnderPyro:
         self.answer = dict(params)
         ends = accumulate(window.length for window in stan_windows(warmup_steps))
         self.window_ends = dict(zip(ends, stan_windows(warmup_steps), strict=True))
-        self.rate_sum, self.finished, self.divergences = 0.0, 0, torch.zeros(len(x), dtype=torch.int64)
+        self.rate_sum, self.finished, self.divergences = 0.0, 0, list[int]()
         if warmup_steps:
             self.chains.begin_adaptation()
 
@@ -193,7 +193,7 @@ class _UnderPyro:
             self.chains.end_window(metric=window.metric)
         if warm and self.draws == self.warmup_steps:
             self.chains.end_adaptation()
-            self.rate_sum, self.finished, self.divergences = 0.0, 0, torch.zeros_like(self.divergences)
+            self.rate_sum, self.finished, self.divergences = 0.0, 0, []
         x = self.chains.position()
         self.answer = self.kernel.target.unpack(x[0] if self.single else x)
         return self.answer
@@ -201,16 +201,17 @@ class _UnderPyro:
     def _observe(self, info: Any) -> None:
         self.rate_sum += float((info.acceptance_rate * info.done).sum())
         self.finished += int(info.done.sum())
-        self.divergences += (info.diverging & info.done).cpu()
+        draw = self.draws - self.warmup_steps if self.draws >= self.warmup_steps else self.draws
+        self.divergences += [draw] * int((info.diverging & info.done).sum())
 
     def logging(self) -> dict[str, str]:
         step_size = getattr(self.chains.now.tuning, "step_size", None)
         step = {} if step_size is None else {"step size": f"{float(step_size):.2e}"}
         rate = self.rate_sum / max(self.finished, 1)
-        return {**step, "acc. prob": f"{rate:.3f}", "divergences": str(int(self.divergences.sum()))}
+        return {**step, "acc. prob": f"{rate:.3f}", "divergences": str(len(self.divergences))}
 
     def diagnostics(self) -> dict[str, Any]:
-        return {"divergences": self.divergences.tolist(), "acceptance rate": self.rate_sum / max(self.finished, 1)}
+        return {"divergences": self.divergences, "acceptance rate": self.rate_sum / max(self.finished, 1)}
 
 
 class GradientKernel(Kernel):

@@ -49,10 +49,15 @@ class HamiltonianKernel(GradientKernel):
         inverse_mass_matrix: Tensor | None,
     ) -> None:
         super().__init__(energy)
-        require(0 < target_accept_prob < 1, "target_accept_prob in (0, 1)", target_accept_prob)
+        self.target_accept_prob = positive("target_accept_prob", target_accept_prob)
+        require(self.target_accept_prob < 1, "target_accept_prob in (0, 1)", target_accept_prob)
+        for name, flag in (("adapt_step_size", adapt_step_size), ("adapt_mass_matrix", adapt_mass_matrix)):
+            require(isinstance(flag, bool), f"{name} as True or False", repr(flag))
         self.step_size = positive("step_size", step_size)
         self.adapt_step_size, self.adapt_mass_matrix = adapt_step_size, adapt_mass_matrix
-        self.full_mass, self.target_accept_prob = full_mass, target_accept_prob
+        self.full_mass = full_mass
+        if full_mass:
+            _require_memory(self.dimension, torch.empty(()))
         self._blocks = None if isinstance(full_mass, bool) else _blocks(self.target, full_mass)
         self.inverse_mass_matrix = inverse_mass_matrix
         if inverse_mass_matrix is not None:
@@ -88,7 +93,8 @@ class HamiltonianKernel(GradientKernel):
 
 def _blocks(target: Energy, groups: Sequence[Sequence[str]]) -> Tensor:
     """Which entries of the matrix ``(dimension, dimension)`` are not zero."""
-    if isinstance(groups, str) or any(isinstance(group, str) for group in groups):
+    sequences = isinstance(groups, Sequence) and all(isinstance(group, Sequence) for group in groups)
+    if not sequences or isinstance(groups, str) or any(isinstance(group, str) for group in groups):
         raise ValueError(f"expected full_mass as True, False or a list of tuples of site names, got {groups!r}")
     names = [name for group in groups for name in group]
     unknown = sorted(set(names) - set(target.sites))

@@ -10,7 +10,7 @@ from torch import Tensor
 from ebmppl.energies.base import Energy
 from ebmppl.kernels.accept import but_not, select
 from ebmppl.kernels.adaptation import Tuning
-from ebmppl.kernels.base import Noise, NoiseSpec, require
+from ebmppl.kernels.base import Noise, NoiseSpec, require, whole
 from ebmppl.kernels.hamiltonian import FullMass, HamiltonianKernel
 from ebmppl.kernels.integrators import Phase, leapfrog
 from ebmppl.kernels.uturn import Products, Tables, empty_checkpoints, keep, products, straight
@@ -121,8 +121,8 @@ class NUTS(HamiltonianKernel):
             target_accept_prob=target_accept_prob,
             inverse_mass_matrix=inverse_mass_matrix,
         )
-        require(1 <= max_tree_depth <= LARGEST_DEPTH, f"max_tree_depth in 1 ... {LARGEST_DEPTH}", max_tree_depth)
-        self.max_tree_depth = max_tree_depth
+        self.max_tree_depth = whole("max_tree_depth", max_tree_depth, 1)
+        require(self.max_tree_depth <= LARGEST_DEPTH, f"max_tree_depth in 1 ... {LARGEST_DEPTH}", max_tree_depth)
         self._constants: dict[tuple[int, torch.dtype, torch.device], Tables] = {}
 
     def init(self, x: Tensor) -> NUTSState:
@@ -189,8 +189,7 @@ class NUTS(HamiltonianKernel):
         end = leapfrog(self.value_and_grad, start, state.step, tuning.factor)
         leaf = end.momentum
         total = select(new_sub, leaf, state.sub_sum + leaf)
-        vectors = torch.cat([leaf, before, state.joint, far, total, state.momentum_sum], 1)
-        p = products(vectors.view(len(new_tree), 6, -1), tables)
+        p = products(torch.cat([leaf, before, state.joint, far, total, state.momentum_sum], 1), tables)
         points = keep(state.checkpoints, tables, state.leaf, leaf, before, leaf - total, p)
         goes_on = straight(points, tables, state.leaf, leaf, total, p)
         # at a sub-tree's first leaf, the criterion over all is the one across the joint, from the tree's side

@@ -110,7 +110,8 @@ def _sums() -> Tensor:
 
 
 def products(vectors: Tensor, tables: Tables) -> Products:
-    """From ``vectors`` ``(chains, 6, dimension)`` in the order LEAF, BEFORE, JOINT, FAR, SUB, TREE."""
+    """From ``vectors`` ``(chains, 6 * dimension)`` in the order LEAF, BEFORE, JOINT, FAR, SUB, TREE."""
+    vectors = vectors.view(len(vectors), 6, -1)
     dots = torch.bmm(vectors, vectors.mT)
     ends, leaf_rest, before_rest, leaf_sum, kinetic = (dots.flatten(1) @ tables.sums).split([4, 1, 1, 1, 1], 1)
     straight, across = (ends.unflatten(1, (2, 2)).amin(2) > 0).unbind(1)

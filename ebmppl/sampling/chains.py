@@ -25,6 +25,7 @@ _SAMPLE_TICKS = 64  # between two looks at whether all chains have their draws
 _LOG_NUMBERS = 1 << 22  # position numbers that may wait for their harvest
 
 _ENOUGH = 10  # draws of each chain that tell whether a window of warm-up is lost
+_FEW = 5  # that tell whether a whole short warm-up is lost
 
 _SMALL = 1 << 15  # position numbers under which a second thread costs more than it brings
 
@@ -143,7 +144,7 @@ class Chains:
         self.now = self.now._replace(counts=draws.counts(self.device))
         self.prepare(steps)
         self.begin_adaptation()
-        end = 0
+        end, first = 0, self._counts()
         for length, metric in stan_windows(steps):
             end += length
 
@@ -153,21 +154,23 @@ class Chains:
 
             begun = self._counts()
             self._run(draws, ticks, report, adapt=True)
-            self._require_some_good(begun)
+            self._require_some_good(begun, _ENOUGH)
             self.end_window(metric=metric)
+        if _FEW <= steps < _ENOUGH:
+            self._require_some_good(first, steps)
         self.end_adaptation()
 
-    def _require_some_good(self, begun: Counts) -> None:
+    def _require_some_good(self, begun: Counts, enough: int) -> None:
         """Stop a warm-up that can't learn anything: all transitions of all chains since then diverged."""
         counts = self._counts()
         finished = int((counts.finished - begun.finished).sum())
         diverged = int((counts.diverging - begun.diverging).sum())
-        if diverged < finished or finished < _ENOUGH * self.num_chains:
+        if diverged < finished or finished < enough * self.num_chains:
             return
         step = getattr(self.now.tuning, "step_size", None)
         at = "" if step is None else f" at a step size of {float(step):.3g}"
         raise SamplingError(
-            f"all {finished} transitions of {self.num_chains} chains diverged in a window of warm-up{at}: begin where the "
+            f"all {finished} transitions of {self.num_chains} chains diverged in warm-up{at}: begin where the "
             "energy is smooth (initial_params), bring the parameters to a scale of about one, or give a smaller step_size"
         )
 
