@@ -57,36 +57,47 @@ def choose(mask: Tensor, a: State, b: State) -> State:
     """``select`` in every field of two states of one kind."""
     if _on_host(mask) and bool(mask.all()):
         return a
-    rows = _Rows(mask)
+    rows = Rows(mask)
     return type(a)(*(new if new is old else rows.select(new, old) for new, old in zip(a, b, strict=True)))
 
 
 def select(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Rows of ``a`` where ``mask`` ``(chains,)`` is True, else rows of ``b``; NaN in the other does not leak."""
-    if a.dim() > 1 and a.numel() < _LARGE:
-        return torch.where(mask.view(-1, *[1] * (a.dim() - 1)), a, b)
-    return _Rows(mask).select(a, b)
+    return Rows(mask).select(a, b)
 
 
-class _Rows:
-    """A choice of rows. On a CPU a broadcast ``where`` runs one number at a time; large rows are copied, those that are fewer."""
+class Rows:
+    """``select`` by one mask ``(chains,)`` for several pairs of tensors.
+
+    On a CPU a broadcast ``where`` runs one number at a time; large rows are copied, those that are fewer.
+    """
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask
-        self.rows: Tensor | None = None  # of the fewer kind
-        self.few = False  # whether these are the True ones
+        self._column: Tensor | None = None  # (chains, 1)
+        self._fewer: Tensor | None = None  # rows of the fewer kind
+        self._few = False  # whether these are the True ones
 
     def select(self, a: Tensor, b: Tensor) -> Tensor:
-        if a.dim() == 1:
+        """Rows of ``a`` where the mask is True, else rows of ``b``."""
+        dims = a.dim()
+        if dims == 1:
             return torch.where(self.mask, a, b)
-        if a.numel() < _LARGE or not _on_host(self.mask):
-            return torch.where(self.mask.view(-1, *[1] * (a.dim() - 1)), a, b)
-        if self.rows is None:
+        if a.numel() >= _LARGE and _on_host(self.mask):
+            return self._copy(a, b)
+        if dims > 2:
+            return torch.where(self.mask.view(-1, *[1] * (dims - 1)), a, b)
+        if self._column is None:
+            self._column = self.mask.unsqueeze(1)
+        return torch.where(self._column, a, b)
+
+    def _copy(self, a: Tensor, b: Tensor) -> Tensor:
+        if self._fewer is None:
             chosen = self.mask.nonzero().squeeze(1)
-            self.few = 2 * len(chosen) <= len(self.mask)
-            self.rows = chosen if self.few else self.mask.logical_not().nonzero().squeeze(1)
-        to, source = (b, a) if self.few else (a, b)
-        return to.index_copy(0, self.rows, source.index_select(0, self.rows))
+            self._few = 2 * len(chosen) <= len(self.mask)
+            self._fewer = chosen if self._few else self.mask.logical_not().nonzero().squeeze(1)
+        to, source = (b, a) if self._few else (a, b)
+        return to.index_copy(0, self._fewer, source.index_select(0, self._fewer))
 
 
 def _on_host(mask: Tensor) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ebmppl.energies.base import Energy
-from ebmppl.kernels.accept import but_not, select
+from ebmppl.kernels.accept import Rows, but_not, select
 from ebmppl.kernels.adaptation import Tuning
 from ebmppl.kernels.base import Noise, NoiseSpec, require, whole
 from ebmppl.kernels.hamiltonian import FullMass, HamiltonianKernel
@@ -37,7 +37,7 @@ class NUTSState(NamedTuple):
     # the sub-tree
     leaf: Tensor  # (chains,) int64 number of the next leaf; 0: the next tick begins a sub-tree
     joint: Tensor  # (chains, dimension) momentum of the tree's end where it began
-    joint_turns: Tensor  # (chains,) bool: the tree and its first leaf make a U-turn
+    joint_straight: Tensor  # (chains,) bool: the tree and its first leaf make no U-turn
     sub_draw: Tensor  # (chains, 2 * dimension) position and gradient, drawn from it so far
     sub_energy: Tensor  # (chains,) potential energy there
     sub_error: Tensor  # (chains,)
@@ -147,7 +147,7 @@ class NUTS(HamiltonianKernel):
             far=end.clone(),
             leaf=none.clone(),
             joint=zeros.clone(),
-            joint_turns=none.bool(),
+            joint_straight=none.bool(),
             sub_draw=draw.clone(),
             sub_energy=energy.clone(),
             sub_error=zero.clone(),
@@ -181,50 +181,58 @@ class NUTS(HamiltonianKernel):
 
     def tick(self, state: NUTSState, tuning: Tuning, noise: Noise) -> tuple[NUTSState, NUTSInfo]:
         """Begin what is to begin, one leapfrog step, and what its leaf completes."""
-        new_tree, new_sub = state.n_steps.logical_not(), state.leaf.logical_not()
+        tables = self._tables(state.energy)
+        new_tree, new_sub = Rows(state.n_steps.logical_not()), Rows(state.leaf.logical_not())
         state = self._begin(state, tuning, noise, new_tree, new_sub)
         position, grad, before = state.near.split(self.dimension, 1)
-        tables, far = self._tables(position), state.far[:, 2 * self.dimension :]
+        far = state.far.narrow(1, 2 * self.dimension, self.dimension)
+        joint = new_sub.select(before, state.joint)
         start = Phase(position, before, state.energy, grad)
         end = leapfrog(self.value_and_grad, start, state.step, tuning.factor)
         leaf = end.momentum
-        total = select(new_sub, leaf, state.sub_sum + leaf)
-        p = products(torch.cat([leaf, before, state.joint, far, total, state.momentum_sum], 1), tables)
+        total = new_sub.select(leaf, state.sub_sum + leaf)
+        p = products(torch.cat([leaf, before, joint, far, total, state.momentum_sum], 1), tables)
         points = keep(state.checkpoints, tables, state.leaf, leaf, before, leaf - total, p)
         goes_on = straight(points, tables, state.leaf, leaf, total, p)
         # at a sub-tree's first leaf, the criterion over all is the one across the joint, from the tree's side
-        joint_turns = torch.where(new_sub, p.straight.logical_not(), state.joint_turns)
-        tree_goes_on = but_not(p.straight & p.across, joint_turns)
-        state = state._replace(sub_sum=total, joint_turns=joint_turns, checkpoints=points)
-        state, weight = self._add_leaf(state, end, p, noise["leaf"], new_tree, new_sub)
+        joint_straight = torch.where(new_sub.mask, p.straight, state.joint_straight)
+        tree_goes_on = p.straight & p.across & joint_straight
+        kept = {"sub_sum": total, "joint": joint, "joint_straight": joint_straight, "checkpoints": points}
+        state, weight = self._add_leaf(state, end, p, noise["leaf"], new_tree.mask, new_sub.mask, kept)
         return self._finish(state, goes_on, tree_goes_on, weight < tables.unlikely, noise["tree"])
 
-    def _begin(self, state: NUTSState, tuning: Tuning, noise: Noise, new_tree: Tensor, new_sub: Tensor) -> NUTSState:
+    def _begin(self, state: NUTSState, tuning: Tuning, noise: Noise, new_tree: Rows, new_sub: Rows) -> NUTSState:
         """A new tree where the last one was complete; a sub-tree in a random direction where none is under way."""
         momentum = noise["momentum"]
-        flip = new_sub & (noise["direction"] < self._tables(momentum).half)
-        step = torch.where(new_tree, tuning.step_size, state.step)
-        near, far = select(flip, state.far, state.near), select(flip, state.near, state.far)
+        flip = Rows(new_sub.mask & (noise["direction"] < self._tables(state.energy).half))
+        step = torch.where(new_tree.mask, tuning.step_size, state.step)
+        near, far = flip.select(state.far, state.near), flip.select(state.near, state.far)
         root = torch.cat([state.draw, momentum], 1)
-        near, far = select(new_tree, root, near), select(new_tree, root, far)
         return state._replace(
-            step=torch.where(flip, -step, step),
-            momentum_sum=select(new_tree, momentum, state.momentum_sum),
-            near=near,
-            far=far,
-            joint=select(new_sub, near[:, 2 * self.dimension :], state.joint),
+            step=torch.where(flip.mask, -step, step),
+            momentum_sum=new_tree.select(momentum, state.momentum_sum),
+            near=new_tree.select(root, near),
+            far=new_tree.select(root, far),
         )
 
     def _add_leaf(
-        self, state: NUTSState, end: Phase, p: Products, uniform: Tensor, new_tree: Tensor, new_sub: Tensor
+        self,
+        state: NUTSState,
+        end: Phase,
+        p: Products,
+        uniform: Tensor,
+        new_tree: Tensor,
+        new_sub: Tensor,
+        kept: dict[str, Tensor],
     ) -> tuple[NUTSState, Tensor]:
         """The sub-tree with one leaf more, drawn with the share of its weight exp(H0 - H); log weight of the leaf."""
-        tables = self._tables(uniform)
-        hamiltonian = torch.where(new_tree, state.energy + p.kinetic_before, state.hamiltonian)
+        tables = self._tables(state.energy)
+        beginning = torch.add(state.energy, p.before_square, alpha=0.5)
+        hamiltonian = torch.where(new_tree, beginning, state.hamiltonian)
         error = end.energy + p.kinetic - hamiltonian
         log_weight = torch.nan_to_num(-error, nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
         total = torch.where(new_sub, log_weight, torch.logaddexp(state.sub_log_weight, log_weight))
-        take = uniform < torch.exp(log_weight - total)  # NaN while all weights are 0: nothing is taken
+        take = Rows(uniform < torch.exp(log_weight - total))  # NaN while all weights are 0: nothing is taken
         rate = torch.exp(log_weight.clamp_max(0.0))
         near = torch.cat([end.position, end.grad, end.momentum], 1)
         grown = state._replace(
@@ -233,10 +241,11 @@ class NUTS(HamiltonianKernel):
             rate_sum=torch.where(new_tree, rate, state.rate_sum + rate),
             near=near,
             leaf=state.leaf + tables.one_step,
-            sub_draw=select(take, near[:, : 2 * self.dimension], state.sub_draw),
-            sub_energy=torch.where(take, end.energy, state.sub_energy),
-            sub_error=torch.where(take, error, state.sub_error),
+            sub_draw=take.select(near.narrow(1, 0, 2 * self.dimension), state.sub_draw),
+            sub_energy=take.select(end.energy, state.sub_energy),
+            sub_error=take.select(error, state.sub_error),
             sub_log_weight=total,
+            **kept,
         )
         return grown, log_weight
 
@@ -244,7 +253,7 @@ class NUTS(HamiltonianKernel):
         self, state: NUTSState, goes_on: Tensor, tree_goes_on: Tensor, diverging: Tensor, uniform: Tensor
     ) -> tuple[NUTSState, NUTSInfo]:
         """Join a complete sub-tree to its tree, and end the tree that turns, diverges or is as deep as allowed."""
-        tables = self._tables(uniform)
+        tables = self._tables(state.energy)
         goes_on = but_not(goes_on, diverging)
         join = goes_on & (state.leaf == tables.one_step << state.depth)
         take = join & (uniform < torch.exp(state.sub_log_weight - state.log_weight))

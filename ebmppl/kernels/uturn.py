@@ -84,7 +84,7 @@ class Products(NamedTuple):
     before_rest: Tensor  # (chains, 1) leaf before . sum before that one
     leaf_sum: Tensor  # (chains, 1) leaf . sum of the sub-tree
     kinetic: Tensor  # (chains,) of the leaf
-    kinetic_before: Tensor  # (chains,) of the leaf before
+    before_square: Tensor  # (chains,) squared norm of the leaf before
 
 
 LEAF, BEFORE, JOINT, FAR, SUB, TREE = range(6)
@@ -112,12 +112,12 @@ def _sums() -> Tensor:
 def products(vectors: Tensor, tables: Tables) -> Products:
     """From ``vectors`` ``(chains, 6 * dimension)`` in the order LEAF, BEFORE, JOINT, FAR, SUB, TREE."""
     vectors = vectors.view(len(vectors), 6, -1)
-    dots = torch.bmm(vectors, vectors.mT)
-    ends, leaf_rest, before_rest, leaf_sum, kinetic = (dots.flatten(1) @ tables.sums).split([4, 1, 1, 1, 1], 1)
+    dots = torch.bmm(vectors, vectors.mT).flatten(1)
+    ends, leaf_rest, before_rest, leaf_sum, kinetic = (dots @ tables.sums).split([4, 1, 1, 1, 1], 1)
     straight, across = (ends.unflatten(1, (2, 2)).amin(2) > 0).unbind(1)
-    # not from the sums, where a leaf that is NaN leaks into all: it is the kinetic energy at the tree's beginning
-    kinetic_before = dots[:, BEFORE, BEFORE] * tables.half
-    return Products(straight, across, leaf_rest, before_rest, leaf_sum, kinetic.squeeze(1), kinetic_before)
+    # not from the sums, where a leaf that is NaN leaks into all: it gives the kinetic energy at the tree's beginning
+    before_square = dots.select(1, 6 * BEFORE + BEFORE)
+    return Products(straight, across, leaf_rest, before_rest, leaf_sum, kinetic.squeeze(1), before_square)
 
 
 def keep(
