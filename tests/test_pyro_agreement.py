@@ -104,7 +104,9 @@ def _case(way: str, name: str) -> Any:
 @pytest.mark.parametrize(("way", "name"), [_case(way, name) for way in WAYS for name in ENERGIES])
 def test_pyro_agrees_with_us(way: str, name: str) -> None:
     energy = ENERGIES[name](torch.float64, torch.device("cpu"))
-    draws = 400 if name in QUICK[way] else 1000
+    # a thousand draws of one chain don't always know their own error: those of Pyro on "clamped sites" were 4.3 of it off,
+    # where its next two thousand, and 192,000 of ours by NUTS and by HMC, agree
+    draws = 400 if name in QUICK[way] else 2000
     ours = statistics(name, energy, of_ours(energy, WAYS[way]))
     theirs = statistics(name, energy, of_pyro(energy, WAYS[way], draws))
     worst, where = worst_excess(ours, theirs)
