@@ -787,3 +787,14 @@ def _chosen_rows() -> None:
 def test_refusals_name_their_reason(model: Callable[[], None], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         eb.from_pyro(model)
+
+
+def test_centred_eight_schools_warns() -> None:
+    """A funnel: chains diverge, and their energies wander slowly."""
+    y = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12])
+    sigma = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18])
+    mcmc = eb.MCMC(eb.NUTS(eb.from_pyro(centred, y, sigma)), 250, 250, None, 64, seed=0, disable_progbar=True)
+    mcmc.run()
+    flags = mcmc.summary().flags
+    assert any(flag.startswith("divergences: ") for flag in flags), flags
+    assert any(flag.startswith("E-BFMI: under 0.3") for flag in flags), flags

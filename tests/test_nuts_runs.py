@@ -7,7 +7,6 @@ import sys
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import pyro.infer
 import pytest
 import torch
@@ -64,25 +63,6 @@ def test_many_chains_of_many_dimensions_fit_in_memory() -> None:
     """4096 chains x 1000 dimensions at the default depth 10: 2 GiB, all of Python and torch included."""
     done = subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True, timeout=300)
     assert int(done.stdout) < 2 * 2**20  # KiB
-
-
-def centred(y: Tensor, sigma: Tensor) -> None:
-    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
-    with pyro.plate("school", 8):
-        theta = pyro.sample("theta", dist.Normal(mu, tau))
-        pyro.sample("y", dist.Normal(theta, sigma), obs=y)
-
-
-def test_centred_eight_schools_warns() -> None:
-    """A funnel: chains diverge, and their energies wander slowly."""
-    y = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12])
-    sigma = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18])
-    mcmc = eb.MCMC(eb.NUTS(eb.from_pyro(centred, y, sigma)), 250, 250, None, 64, seed=0, disable_progbar=True)
-    mcmc.run()
-    flags = mcmc.summary().flags
-    assert any(flag.startswith("divergences: ") for flag in flags), flags
-    assert any(flag.startswith("E-BFMI: under 0.3") for flag in flags), flags
 
 
 def flat(x: Tensor) -> Tensor:

@@ -39,6 +39,9 @@ def from_pyro(model: Callable[..., Any], *args: Any, **kwargs: Any) -> PyroEnerg
         ValueError: for a model without continuous latents, with discrete ones that can't be enumerated, with
             subsampled plates, with sites or supports that change from call to call, or with reserved site names.
 
+    Warns:
+        SamplingWarning: for a model that ``torch.func.vmap`` can't take; it runs chain by chain, slower.
+
     Example:
         >>> import pyro.distributions as dist
         >>> def model(y):
@@ -82,10 +85,10 @@ class PyroEnergy(Energy):
         # the run's dtype and device, unless initial_params say otherwise
         self.register_buffer("like", torch.zeros((), dtype=dtype, device=energy.device), persistent=False)
         self._over_chains: Callable[..., Any] = torch.func.vmap
-        self._require_vmap(z)
+        self._find_how_to_batch(z)
 
-    def _require_vmap(self, z: dict[str, Tensor]) -> None:
-        """Take one chain after the other where vmap can't take the model; what else fails will fail in its own place."""
+    def _find_how_to_batch(self, z: dict[str, Tensor]) -> None:
+        """One chain after the other where vmap can't take the model; what else fails will fail in its own place."""
         point = torch.cat([z[name].flatten() for name in self.sites])
         try:
             self.value_and_grad(torch.stack([point, point]))
