@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib as mpl
 import pytest
 import torch
+
+from ebmppl.sampling import choice
 
 mpl.use("Agg")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -44,6 +47,18 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference data: {folder} is not there (set EBMPPL_DATA)")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _auto_is_eager(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compile takes seconds: tests of the default back-end stay eager, unless they are about compiled ticks."""
+    if "compiled" not in request.fixturenames:
+        monkeypatch.setattr(choice, "LEAST_TICKS", sys.maxsize)
+
+
+@pytest.fixture
+def compiled() -> None:
+    """For tests in which the back-end "auto" decides as it does for users."""
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import ebmppl as eb
 from ebmppl.energies.base import Energy
 from ebmppl.errors import SamplingWarning
-from ebmppl.kernels.gradients import Gradient, _form
+from ebmppl.kernels.gradients import Gradient, form
 from tests.targets import TARGETS
 
 
@@ -247,8 +247,8 @@ def test_runs_of_many_draws_trace_and_short_ones_do_not() -> None:
 
 def test_the_form_of_a_module_names_what_a_trace_takes_for_granted() -> None:
     energy = Net()
-    before = _form(energy)
-    assert before == _form(energy)
+    before = form(energy)
+    assert before == form(energy)
     for change in ("mode", "attribute", "another weight", "another buffer"):
         other = Net()
         form = _form(other)

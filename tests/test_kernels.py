@@ -483,7 +483,8 @@ def welford(x: Tensor, done: Tensor, *, full: bool, start: Tensor | None = None)
     mean = x[0].mean(0) if start is None else start
     state = Welford.empty(mean, x.new_zeros(d, d) if full else x.new_zeros(d))
     for points, mask in zip(x, done, strict=True):
-        state = welford_update(state, points, mask)
+        if bool(mask.any()):
+            state = welford_update(state, points[mask])
     return state
 
 

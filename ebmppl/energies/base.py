@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +98,10 @@ class Energy(nn.Module):
     def as_quadratic(self) -> Quadratic | None:
         """This energy as x'Ax - b'x + c where it is one, else None."""
         return None
+
+    def identity(self) -> tuple[Any, ...]:
+        """What energies that are one and the same function share (not in their parameters' values): this object."""
+        return (self,)
 
     def site_support(self, name: str) -> Constraint:
         """The constraint of one site."""

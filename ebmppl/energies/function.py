@@ -82,6 +82,11 @@ class FunctionEnergy(Energy):
             raise EnergyError(f"expected energy of shape ({len(rows)},), got {tuple(out.shape)}")
         return out if len(batch) == 1 else out.reshape(batch)
 
+    def identity(self) -> tuple[Any, ...]:
+        """The callable, and how it is called."""
+        sites = tuple((name, shape, repr(self.site_support(name))) for name, shape in self.sites.items())
+        return (type(self), self.fn, self.packed, self.batched, sites)
+
     def _rows(self, x: Tensor) -> Any:
         return rowwise(self._call_fn, x)
 

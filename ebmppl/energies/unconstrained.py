@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
@@ -60,6 +62,10 @@ class Unconstrained(Energy):
             value, pull = self.energy.value_and_grad(inside)
             (grad,) = torch.autograd.grad((inside * pull).sum() - log_jacobian.sum(), z)
         return value - log_jacobian.detach(), grad
+
+    def identity(self) -> tuple[Any, ...]:
+        """That of the energy inside."""
+        return (type(self), self.energy.identity())
 
     def _inside(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Points in the support ``(*batch, *event of the energy)`` and the log-Jacobian ``(*batch)`` there."""

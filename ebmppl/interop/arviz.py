@@ -216,6 +216,7 @@ def _attributes(mcmc: MCMC, skipped: Mapping[str, str]) -> dict[str, str | int |
         "kernel_settings": json.dumps(mcmc.kernel.settings()),
         "seed": mcmc.seed if mcmc.seed < 2**63 else str(mcmc.seed),
         "backend": mcmc.backend,
+        "backend_reason": mcmc.backend_reason,
         "num_chains": mcmc.num_chains,
         "warmup_steps": mcmc.warmup_steps,
         "thinning": mcmc.thinning,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -118,6 +118,12 @@ class PyroEnergy(Energy):
         with _quiet(), vmappable(), torch.no_grad():  # of the model's parameters
             grad, energy = self._over_chains(torch.func.grad_and_value(self._potential))(rows)
         return energy.reshape(batch), grad.reshape(x.shape)
+
+    def identity(self) -> tuple[Any, ...]:
+        """The model and the arguments it was given."""
+        given = (*self.args, *self.kwargs.items())
+        hashable = all(isinstance(value, Hashable) for value in given)
+        return (type(self), self.model, *given) if hashable else (self,)
 
     def constrain(self, x: Tensor) -> dict[str, Tensor]:
         """Values of the latent sites in their support, ``(*batch, *site)``."""

@@ -100,6 +100,11 @@ class Rows:
         return to.index_copy(0, self._fewer, source.index_select(0, self._fewer))
 
 
+def in_trace() -> bool:
+    """Whether operations are recorded for a compiler, which fuses what eager code does better in one large call."""
+    return torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
+
+
 def _on_host(mask: Tensor) -> bool:
     """Whether looking at a value costs nothing: eager on a CPU, not on a device and not in a trace."""
-    return mask.is_cpu and not torch.compiler.is_compiling() and not is_in_torch_dispatch_mode()
+    return mask.is_cpu and not in_trace()

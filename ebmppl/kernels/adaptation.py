@@ -36,14 +36,24 @@ class Tuning(NamedTuple):
         return cls(torch.tensor(step_size, dtype=like.dtype, device=like.device), unit, unit.clone())
 
 
+class AdaptationState(NamedTuple):
+    """What an adaptation carries: what each tick changes, and what is known of the window's draws."""
+
+    averaging: Any  # NamedTuples of tensors
+    draws: Any
+
+
 class Adaptation(Protocol):
     """How a kernel is tuned in warm-up. All values are NamedTuples of tensors; ``update`` is pure and branch-free."""
 
-    def init(self, tuning: Any, state: Any) -> Any:
+    def init(self, tuning: Any, state: Any) -> AdaptationState:
         """The adaptation's own state."""
 
-    def update(self, own: Any, tuning: Any, state: Any, info: Any) -> tuple[Any, Any]:
-        """After each tick: the own state and the tuning that chains take when they start their next draw."""
+    def update(self, averaging: Any, tuning: Any, info: Any) -> tuple[Any, Any]:
+        """After each tick: the own state, and the tuning that chains take when they start their next draw."""
+
+    def observe(self, draws: Any, x: Tensor) -> Any:
+        """Some ticks at a time: take in the points ``(draws, dimension)`` that were drawn in them."""
 
     def begin(self, own: Any, tuning: Any, state: Any, normal: Callable[[], Tensor]) -> tuple[Any, Any]:
         """Before the first tick and after each window: find a step size for the present metric."""
@@ -132,23 +142,20 @@ class Welford(NamedTuple):
         return cls(origin.new_zeros(()), origin, torch.zeros_like(origin), torch.zeros_like(scatter))
 
 
-def welford_update(w: Welford, x: Tensor, done: Tensor) -> Welford:
-    """Merge the points ``(chains, dimension)`` of the chains that finished a draw."""
-    weight = done.to(x.dtype)
-    new = pooled_sum(weight)
+def welford_update(w: Welford, x: Tensor) -> Welford:
+    """Merge points ``(draws, dimension)``, at least one."""
+    new = len(x)
     delta = (x - w.origin) - w.mean  # against the running mean, so that large offsets don't cancel
-    weighted = delta * weight.unsqueeze(-1)
-    shift = pooled_sum(weighted) / new.clamp_min(1.0)
+    shift = pooled_sum(delta) / new
     count = w.total + new
-    spread = new * w.total / count.clamp_min(1.0)
+    spread = new * w.total / count
     if w.scatter.dim() == 1:
-        inside = pooled_sum(weighted * delta) - new * shift.square()
+        inside = pooled_sum(delta.square()) - new * shift.square()
         scatter = w.scatter + inside + spread * shift.square()
     else:
         outer = shift.unsqueeze(-1) * shift
-        blocks = zip(weighted.split(BLOCK), delta.split(BLOCK), strict=True)
-        scatter = w.scatter + sum(a.mT @ b for a, b in blocks) + (spread - new) * outer
-    return Welford(count, w.origin, w.mean + shift * (new / count.clamp_min(1.0)), scatter)
+        scatter = w.scatter + sum(a.mT @ a for a in delta.split(BLOCK)) + (spread - new) * outer
+    return Welford(count, w.origin, w.mean + shift * (new / count), scatter)
 
 
 def regularised(w: Welford) -> Tensor:
@@ -178,13 +185,6 @@ def _warn_of_scale(new: Tensor, old: Tensor) -> None:
 def factorise(inverse_mass: Tensor) -> Tensor:
     """F with F F' = inverse_mass."""
     return inverse_mass.sqrt() if inverse_mass.dim() == 1 else torch.linalg.cholesky(inverse_mass)
-
-
-class AdaptationState(NamedTuple):
-    """What the adaptation of a Hamiltonian kernel carries from tick to tick."""
-
-    averaging: DualAveraging
-    welford: Welford
 
 
 class HamiltonianAdaptation:
@@ -217,18 +217,18 @@ class HamiltonianAdaptation:
         welford = Welford.empty(state.position.mean(0), tuning.inverse_mass)
         return AdaptationState(dual_averaging(tuning.step_size), welford)
 
-    def update(self, own: AdaptationState, tuning: Tuning, state: Any, info: Any) -> tuple[AdaptationState, Tuning]:
-        """After each tick."""
-        if not some(info.done):
-            return own, tuning
-        averaging, step_size, welford = own.averaging, tuning.step_size, own.welford
-        if self.step_size:
-            averaging, step_size = dual_averaging_update(
-                averaging, step_size, info.acceptance_rate, info.done, self.target
-            )
-        if self.mass:
-            welford = welford_update(welford, state.position, info.done)
-        return AdaptationState(averaging, welford), tuning._replace(step_size=step_size)
+    def update(self, averaging: DualAveraging, tuning: Tuning, info: Any) -> tuple[DualAveraging, Tuning]:
+        """Dual averaging."""
+        if not self.step_size or not some(info.done):
+            return averaging, tuning
+        averaging, step_size = dual_averaging_update(
+            averaging, tuning.step_size, info.acceptance_rate, info.done, self.target
+        )
+        return averaging, tuning._replace(step_size=step_size)
+
+    def observe(self, draws: Welford, x: Tensor) -> Welford:
+        """Moments for the metric."""
+        return welford_update(draws, x) if self.mass and len(x) else draws
 
     def begin(
         self, own: AdaptationState, tuning: Tuning, state: Any, normal: Callable[[], Tensor]
@@ -241,14 +241,15 @@ class HamiltonianAdaptation:
 
     def end_window(self, own: AdaptationState, tuning: Tuning, *, metric: bool) -> tuple[AdaptationState, Tuning]:
         """Metric from the window's draws."""
-        empty = Welford.empty(own.welford.origin + own.welford.mean, tuning.inverse_mass)
+        draws: Welford = own.draws
+        empty = Welford.empty(draws.origin + draws.mean, tuning.inverse_mass)
         if self.mass and metric:
-            inverse_mass = regularised(own.welford)
+            inverse_mass = regularised(draws)
             _warn_of_scale(inverse_mass, tuning.inverse_mass)
             if self.blocks is not None:
                 inverse_mass = inverse_mass * self.blocks.to(inverse_mass.device)
             tuning = tuning._replace(inverse_mass=inverse_mass, factor=factorise(inverse_mass))
-        return own._replace(welford=empty), tuning
+        return own._replace(draws=empty), tuning
 
     def finish(self, own: AdaptationState, tuning: Tuning) -> Tuning:
         """The averaged step size; after a handful of updates, which are leaps, the one that the search had found."""

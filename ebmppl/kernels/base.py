@@ -95,6 +95,19 @@ class Kernel(MCMCKernel):
             many: there are so many ticks that getting ready for them pays.
         """
 
+    @property
+    def ticks_per_draw(self) -> int:
+        """About how many, to decide whether compiling pays; nothing else depends on it."""
+        return 1
+
+    def untraced(self, x: Tensor) -> str | None:
+        """Why ticks of chains at such points can't be traced after ``prepare``; None where they can, as far as is known."""
+        return None
+
+    def identity(self) -> tuple[Any, ...]:
+        """What kernels whose ticks are the same share: kind, settings and energy."""
+        return (type(self), tuple(sorted(self.settings().items())), self.target.identity())
+
     def restart(self, state: Any) -> Any:
         """The state with every draw in progress dropped; a synchronous kernel has none."""
         return state
@@ -236,6 +249,10 @@ class GradientKernel(Kernel):
     def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
         """Trace the gradient."""
         self._gradient.prepare(x, values=values, trace=many)
+
+    def untraced(self, x: Tensor) -> str | None:
+        """The reason why the gradient isn't traced."""
+        return self._gradient.untraced(x)
 
     def flat(self, x: Tensor) -> Tensor:
         """Own contiguous copy ``(chains, dimension)`` of points ``(chains, *event)``."""

@@ -30,6 +30,7 @@ _ONLY_OF_THE_FORM = {  # take an input's shape, type and device, not its values
 
 class _Traced(NamedTuple):
     run: Run | None  # None where the eager gradient is used
+    reason: str | None  # why it is
     form: tuple[Any, ...]  # of the energy, see below
 
 
@@ -54,6 +55,11 @@ class Gradient:
             return self.energy.value_and_grad(x)
         return traced.run(x)
 
+    def untraced(self, x: Tensor) -> str | None:
+        """Why the eager gradient is used at points like these; None where there is a trace."""
+        traced = self._traced.get((x.shape, x.dtype, x.device))
+        return "the gradient was not traced" if traced is None else traced.reason
+
     def prepare(self, x: Tensor, *, values: bool = True, trace: bool = True) -> None:
         """Trace the gradient at points ``(chains, *event)``, or look whether the trace still holds.
 
@@ -67,21 +73,22 @@ class Gradient:
         """
         key = (x.shape, x.dtype, x.device)
         known = self._traced.get(key)
-        if (known is None and not trace) or (known is not None and not values and known.form == _form(self.energy)):
+        if (known is None and not trace) or (known is not None and not values and known.form == form(self.energy)):
             return
         points = (x, 0.9 * x.flip(0))  # the rows change places
         eager = [self.energy.value_and_grad(point) for point in points]
-        form = _form(self.energy)
-        if known is not None and known.form == form and (known.run is None or _agree(known.run, points, eager)):
+        now = form(self.energy)
+        if known is not None and known.form == now and (known.run is None or _agree(known.run, points, eager)):
             return
-        run, reason = None, "the traced gradient differs from the eager one"
+        run: Run | None = None
+        reason: str | None = "the traced gradient differs from the eager one"
         try:
             traced = _trace(self.energy.value_and_grad, x)
             if _agree(traced, points, eager):
-                run = traced
+                run, reason = traced, None
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        self._traced[key] = _Traced(run, form)
+        self._traced[key] = _Traced(run, reason, now)
         if run is None:
             name = type(self.energy).__name__
             warnings.warn(f"the gradient of {name} runs untraced, slower: {reason}", SamplingWarning, stacklevel=2)
@@ -92,7 +99,7 @@ def _agree(run: Run, points: tuple[Tensor, ...], eager: list[tuple[Tensor, Tenso
     return all(same_energy(a, b) for f, e in zip(found, eager, strict=True) for a, b in zip(f, e, strict=True))
 
 
-def _form(energy: Energy) -> tuple[Any, ...]:
+def form(energy: Energy) -> tuple[Any, ...]:
     """What a trace takes for granted of a module: which tensors, modes and plain attributes it has."""
     tensors = [(id(t), t.data_ptr(), t.dtype) for t in (*energy.parameters(), *energy.buffers())]
     plain = [

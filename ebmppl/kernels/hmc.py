@@ -133,6 +133,11 @@ class HMC(HamiltonianKernel):
             moving=state.position.clone(), moving_grad=state.grad.clone(), steps_left=torch.zeros_like(state.steps_left)
         )
 
+    @property
+    def ticks_per_draw(self) -> int:
+        """The mean length, or ten steps where the step size decides it."""
+        return 10 if self.num_steps is None else max(1, round(self.num_steps * (1 - self.jitter / 2)))
+
     def noise(self) -> dict[str, NoiseSpec]:
         """A momentum, a trajectory length and a decision, whether or not this tick needs them."""
         uniform = NoiseSpec("uniform", ())

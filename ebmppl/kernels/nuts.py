@@ -168,6 +168,11 @@ class NUTS(HamiltonianKernel):
         none, zero = torch.zeros_like(state.leaf), torch.zeros_like(state.error)
         return state._replace(error=zero, log_weight=zero.clone(), depth=none, n_steps=none.clone(), leaf=none.clone())
 
+    @property
+    def ticks_per_draw(self) -> int:
+        """Trees of 7 or 15 steps are what well-scaled posteriors take."""
+        return 8
+
     def noise(self) -> dict[str, NoiseSpec]:
         """A momentum, and uniforms for the direction, the draw from the sub-tree and the draw from the tree."""
         uniform = NoiseSpec("uniform", ())
@@ -191,7 +196,7 @@ class NUTS(HamiltonianKernel):
         end = leapfrog(self.value_and_grad, start, state.step, tuning.factor)
         leaf = end.momentum
         total = new_sub.select(leaf, state.sub_sum + leaf)
-        p = products(torch.cat([leaf, before, joint, far, total, state.momentum_sum], 1), tables)
+        p = products(leaf, before, joint, far, total, state.momentum_sum, tables)
         points = keep(state.checkpoints, tables, state.leaf, leaf, before, leaf - total, p)
         goes_on = straight(points, tables, state.leaf, leaf, total, p)
         # at a sub-tree's first leaf, the criterion over all is the one across the joint, from the tree's side

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ebmppl.kernels.accept import DIVERGENCE
+from ebmppl.kernels.accept import DIVERGENCE, in_trace
 
 
 class Tables(NamedTuple):
@@ -30,6 +30,8 @@ class Tables(NamedTuple):
 
     level: Tensor  # (leaves, 2) where the leaf's two rows are kept; odd leaves are kept in the last level, never read
     ignore: Tensor  # (leaves, 2 * levels) False at levels to compare with, as first leaf and as last of a left half
+    compare: Tensor  # (leaves, 2 * levels) int64: these levels, and in place of the others one of these
+    nothing: Tensor  # (leaves,) True where there is no level to compare with
     sums: Tensor  # (36, 8) from scalar products of six vectors to the sums of ``Products``
     rows: Tensor  # (2 * chains,) first row of each chain and side among all checkpoints
     one: Tensor  # (chains, 1)
@@ -58,11 +60,14 @@ class Tables(NamedTuple):
             completed = ((n + 1) & -(n + 1)).bit_length() - 1  # trailing ones of n: sub-trees that n completes
             ignore[n, top - completed + 1 : top + 1, 0] = False
             ignore[n, top - completed + 2 : top + 1, 1] = False
+        ignore = ignore.flatten(1)
+        first = ignore.int().argmin(1, keepdim=True)
+        compare = torch.where(ignore, first, torch.arange(2 * levels))
         rows = torch.arange(0, 2 * len(like) * levels, levels)
         one = torch.ones(len(like), 1, dtype=like.dtype)
         numbers = torch.tensor([0.0, 0.5, -DIVERGENCE], dtype=like.dtype).unbind()
         counts = torch.tensor([0, 1, max_tree_depth]).unbind()
-        constants = (level, ignore.flatten(1), _sums().to(like.dtype), rows, one, -one, *numbers, *counts)
+        constants = (level, ignore, compare, ignore.all(1), _sums().to(like.dtype), rows, one, -one, *numbers, *counts)
         return cls(*(constant.to(like.device) for constant in constants))
 
 
@@ -109,15 +114,39 @@ def _sums() -> Tensor:
     return matrix.flatten(0, 1)
 
 
-def products(vectors: Tensor, tables: Tables) -> Products:
-    """From ``vectors`` ``(chains, 6 * dimension)`` in the order LEAF, BEFORE, JOINT, FAR, SUB, TREE."""
-    vectors = vectors.view(len(vectors), 6, -1)
+def products(
+    leaf: Tensor, before: Tensor, joint: Tensor, far: Tensor, sub: Tensor, tree: Tensor, tables: Tables
+) -> Products:
+    """From momenta ``(chains, dimension)`` of leaf, leaf before, joint and far end, and the sums of sub-tree and tree."""
+    if in_trace():
+        return _products_in_one_pass(leaf, before, joint, far, sub, tree)
+    vectors = torch.cat([leaf, before, joint, far, sub, tree], 1).view(len(leaf), 6, -1)
     dots = torch.bmm(vectors, vectors.mT).flatten(1)
     ends, leaf_rest, before_rest, leaf_sum, kinetic = (dots @ tables.sums).split([4, 1, 1, 1, 1], 1)
     straight, across = (ends.unflatten(1, (2, 2)).amin(2) > 0).unbind(1)
     # not from the sums, where a leaf that is NaN leaks into all: it gives the kinetic energy at the tree's beginning
     before_square = dots.select(1, 6 * BEFORE + BEFORE)
     return Products(straight, across, leaf_rest, before_rest, leaf_sum, kinetic.squeeze(1), before_square)
+
+
+def _products_in_one_pass(
+    leaf: Tensor, before: Tensor, joint: Tensor, far: Tensor, sub: Tensor, tree: Tensor
+) -> Products:
+    """The same, term by term: a compiler makes one loop of it."""
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).sum(1, keepdim=True)
+
+    whole, across, rest = sub + tree, sub + joint, sub - leaf
+    return Products(
+        straight=((dot(far, whole) > 0) & (dot(leaf, whole) > 0)).squeeze(1),
+        across=((dot(leaf, across) > 0) & (dot(joint, across) > 0)).squeeze(1),
+        leaf_rest=dot(leaf, rest),
+        before_rest=dot(before, rest - before),
+        leaf_sum=dot(leaf, sub),
+        kinetic=0.5 * dot(leaf, leaf).squeeze(1),
+        before_square=dot(before, before).squeeze(1),
+    )
 
 
 def keep(
@@ -138,7 +167,23 @@ def keep(
 def straight(points: Tensor, tables: Tables, leaf_number: Tensor, leaf: Tensor, total: Tensor, p: Products) -> Tensor:
     """Whether no sub-tree that the newest leaf completes (nor a half with its neighbour) makes a U-turn, ``(chains,)``."""
     chains, _, levels, width = points.shape
+    if in_trace():
+        return _straight_where_asked(
+            points.view(chains, 2, 2 * levels, width // 2), tables, leaf_number, leaf, total, p
+        )
     probe = torch.cat([total, tables.minus_one, leaf, p.leaf_sum], 1).view(2 * chains, 1, width // 2)
     # a row times a matrix: the other way round a CPU takes six times as long
     product = torch.bmm(probe, points.view(2 * chains, 2 * levels, width // 2).mT).view(chains, 2, 2 * levels)
     return (product.amin(1) > 0).logical_or_(tables.ignore.index_select(0, leaf_number)).all(1)
+
+
+def _straight_where_asked(
+    points: Tensor, tables: Tables, leaf_number: Tensor, leaf: Tensor, total: Tensor, p: Products
+) -> Tensor:
+    """The same, from the rows to compare with alone: what is repeated in place of the others is in the cache."""
+    chain = torch.arange(len(points), device=points.device).unsqueeze(1)
+    row = tables.compare.index_select(0, leaf_number)
+    a, z = (points.select(1, side)[chain, row] for side in (0, 1))  # (chains, 2 * levels, dimension + 1)
+    first = (a[..., :-1] * total.unsqueeze(1)).sum(2) - a[..., -1]
+    last = (z[..., :-1] * leaf.unsqueeze(1)).sum(2) + z[..., -1] * p.leaf_sum
+    return ((first > 0) & (last > 0)).all(1) | tables.nothing.index_select(0, leaf_number)

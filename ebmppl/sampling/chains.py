@@ -1,9 +1,9 @@
-"""The tick engine: all chains of one run, advanced together on the eager back-end."""
+"""The tick engine: all chains of one run, advanced together, eagerly or compiled."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, NamedTuple
@@ -15,36 +15,24 @@ from ebmppl.energies.base import Energy
 from ebmppl.energies.function import same_energy
 from ebmppl.errors import SamplingError, SamplingWarning
 from ebmppl.kernels.accept import choose
+from ebmppl.kernels.adaptation import AdaptationState
 from ebmppl.kernels.base import Kernel, NoiseSpec
-from ebmppl.sampling.draws import Counts, Draws
+from ebmppl.sampling.backends import Compiled, whole
+from ebmppl.sampling.choice import Choice, choose_backend
+from ebmppl.sampling.draws import Counts, Draws, Ticks, stacked
 from ebmppl.sampling.noise import NoiseSource
 from ebmppl.sampling.schedule import stan_windows
+from ebmppl.sampling.threads import PASSES, threads, using_threads
 
-_WARMUP_TICKS = 8  # between two looks at whether a window ended
-_SAMPLE_TICKS = 64  # between two looks at whether all chains have their draws
+_TICKS = 64  # most between two looks at whether a window ended or all chains have their draws
+_LAST_TICKS = 4  # least between two looks at whether a window ended, where chains finish at their own pace
 _LOG_NUMBERS = 1 << 22  # position numbers that may wait for their harvest
 
 _ENOUGH = 10  # draws of each chain that tell whether a window of warm-up is lost
 _FEW = 5  # that tell whether a whole short warm-up is lost
 
-_SMALL = 1 << 15  # position numbers under which a second thread costs more than it brings
-
 Report = Callable[[], None]
 Observe = Callable[[Any], None]
-
-
-@contextmanager
-def ticking(numbers: int) -> Iterator[None]:
-    """No gradients of parameters, and one intra-op thread for small states; the user's settings return afterwards."""
-    threads = torch.get_num_threads()
-    if numbers < _SMALL and threads > 1:
-        torch.set_num_threads(1)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
 
 
 @contextmanager
@@ -61,11 +49,11 @@ def evaluating(target: Energy) -> Iterator[None]:
 
 
 def _ticks(method: Callable[..., None]) -> Callable[..., None]:
-    """Run a method of ``Chains`` under ``ticking`` and ``evaluating``."""
+    """Run a method of ``Chains`` without gradients of parameters, at its threads, and ``evaluating``."""
 
     @wraps(method)
     def run(self: Chains, *args: Any, **kwargs: Any) -> None:
-        with ticking(self.numbers), evaluating(self.kernel.target):
+        with torch.no_grad(), using_threads(self.threads), evaluating(self.kernel.target):
             method(self, *args, **kwargs)
 
     return run
@@ -89,20 +77,23 @@ class Chains:
         kernel: the kernel.
         x: initial points ``(chains, *event)`` of the kernel's target.
         seed: of the run.
+        backend: how ticks run; "auto" decides when it is known how many there will be.
     """
 
-    def __init__(self, kernel: Kernel, x: Tensor, seed: int) -> None:
+    def __init__(self, kernel: Kernel, x: Tensor, seed: int, backend: str = "eager") -> None:
         self.kernel, self.num_chains, self.seed = kernel, len(x), seed
         self.dtype, self.device = x.dtype, x.device
         self.noise = NoiseSource(kernel.noise(), len(x), seed, x.dtype, x.device)
         self.adaptation = kernel.adaptation()
         self.numbers = x.numel()
-        with ticking(self.numbers), evaluating(kernel.target):
+        self.choice = Choice(backend, "as asked for")
+        self.compiled: Compiled | None = None
+        self.threads = threads(PASSES * self.numbers)
+        with torch.no_grad(), using_threads(self.threads), evaluating(kernel.target):
             kernel.prepare(x, values=True, many=False)
             state, tuning = kernel.init(x), kernel.init_tuning(x)
         self.now = Now(0, state, tuning, None, None, None)
-        most = max(1, _LOG_NUMBERS // self.numbers)
-        self._warmup_ticks, self._sample_ticks = min(_WARMUP_TICKS, most), min(_SAMPLE_TICKS, most)
+        self._most_ticks = max(1, min(_TICKS, _LOG_NUMBERS // self.numbers))
         self._search: NoiseSource | None = None
         self._planned = 0  # draws so far
 
@@ -117,7 +108,8 @@ class Chains:
             state = choose(active, state, now.state)
         own, tuning = now.adaptation, now.tuning
         if adapt and own is not None and self.adaptation is not None:
-            own, tuning = self.adaptation.update(own, tuning, state, info)
+            averaging, tuning = self.adaptation.update(own.averaging, tuning, info)
+            own = own._replace(averaging=averaging)
         entry = (now.log, self.kernel.position(state), info) if log else None
         self.now = Now(now.tick + 1, state, tuning, own, now.counts, entry)
         return info
@@ -126,31 +118,64 @@ class Chains:
         """Get the kernel ready for so many draws more, if they are enough to be worth it, and notice another energy."""
         self._planned += draws
         x = self.position()
-        self.kernel.prepare(x, values=values, many=self._planned >= self.kernel.target.traced_from)
+        compiled = self.compiled is not None and self.compiled.holds
+        if not compiled and self.choice.backend != "eager":
+            self._choose_backend()
+        if self.compiled is None:
+            self.kernel.prepare(x, values=values, many=self._planned >= self.kernel.target.traced_from)
         cached = getattr(self.now.state, "energy", None)
         if not values or cached is None:
             return
         with torch.no_grad():
             energy = self.kernel.target(x)
         if not same_energy(energy, cached):
+            if compiled:
+                self._choose_backend()
             self.now = self.now._replace(state=self.kernel.init(x))
             if self.now.counts is not None and bool(self.now.counts.finished.any()):
                 told = "the energy is another one than at the last draw (new parameters or data): the draws to come are of it"
                 warnings.warn(told, SamplingWarning, stacklevel=4)
 
+    def _choose_backend(self) -> None:
+        """Compile where that was asked for or pays, and try what was compiled."""
+        now = self.now
+        averaging = None if self.adaptation is None else self.adaptation.init(now.tuning, now.state).averaging
+        self.choice, self.compiled = choose_backend(
+            self.choice, self.kernel, self.adaptation, self.noise, now.state, now.tuning, averaging,
+            draws=self._planned, ticks=self._most_ticks,
+        )  # fmt: skip
+        if self.compiled is not None:
+            self.threads = self.compiled.engine.threads
+
     @_ticks
-    def warm_up(self, steps: int, draws: Draws, report: Report) -> None:
-        """Adapt over Stan's windows; a window ends at chains x window finished draws in all."""
+    def warm_up(self, steps: int, draws: Draws, report: Report, more: int = 0) -> None:
+        """Adapt over Stan's windows; a window ends at chains x window finished draws in all.
+
+        Args:
+            steps: draws of each chain.
+            draws: where they are kept.
+            report: called at every look.
+            more: draws that will be sampled afterwards, if known.
+        """
         self.now = self.now._replace(counts=draws.counts(self.device))
+        self._planned = more
         self.prepare(steps)
+        self._planned = steps
         self.begin_adaptation()
         end, first = 0, self._counts()
         for length, metric in stan_windows(steps):
             end += length
 
-            def ticks(counts: Counts, end: int = end) -> int:
-                left = end * self.num_chains - int(counts.finished.sum())
-                return min(self._warmup_ticks, max(1, left // self.num_chains)) if left > 0 else 0
+            def ticks(counts: Counts, end: int = end, tick: int = self.now.tick, length: int = length) -> int:
+                finished = int(counts.finished.sum())
+                left = end * self.num_chains - finished
+                if left <= 0:
+                    return 0
+                if self.kernel.synchronous:
+                    return min(self._most_ticks, left // self.num_chains)
+                # half of what the pace so far tells, so that a window ends only some ticks late
+                pace = (self.now.tick - tick) / max(1, finished - (end - length) * self.num_chains)
+                return min(self._most_ticks, max(_LAST_TICKS, left // self.num_chains, int(0.5 * pace * left)))
 
             begun = self._counts()
             self._run(draws, ticks, report, adapt=True)
@@ -182,7 +207,7 @@ class Chains:
 
         def ticks(counts: Counts) -> int:
             # no chain finishes more than one draw in a tick
-            return min(self._sample_ticks, num_samples * draws.thinning - int(counts.finished.min()))
+            return min(self._most_ticks, num_samples * draws.thinning - int(counts.finished.min()))
 
         self.prepare(num_samples)
         draws.reserve(num_samples)
@@ -191,27 +216,62 @@ class Chains:
     def _run(self, draws: Draws, ticks: Callable[[Counts], int], report: Report, *, adapt: bool) -> None:
         try:
             while (n := ticks(self._counts())) > 0:
-                for _ in range(n):
-                    self._tick(adapt=adapt, log=True)
-                self._harvest(draws)
+                if self.compiled is not None:
+                    with whole():
+                        self._take_in(draws, self._run_compiled(self.compiled, n, adapt=adapt), adapt=adapt)
+                else:
+                    for _ in range(n):
+                        self._tick(adapt=adapt, log=True)
+                    self._harvest(draws, adapt=adapt)
                 report()
         except KeyboardInterrupt:
-            self._harvest(draws)
+            self._harvest(draws, adapt=adapt)
             raise
+
+    def _run_compiled(self, compiled: Compiled, n: int, *, adapt: bool) -> Mapping[str, Tensor]:
+        """So many ticks; what they gave is overwritten by the next ones."""
+        now = self.now
+        own = now.adaptation
+        compiled.load(now.state, now.tuning, None if own is None else own.averaging, adapting=adapt and own is not None)
+        log = compiled.run(now.tick, n)
+        state, tuning, averaging, *_ = compiled.carried
+        if own is not None:
+            own = own._replace(averaging=averaging)
+        self.now = now._replace(tick=now.tick + n, state=state, tuning=tuning, adaptation=own)
+        return log
 
     def _counts(self) -> Counts:
         counts = self.now.counts
         assert counts is not None  # set when a phase begins
         return counts
 
-    def _harvest(self, draws: Draws) -> None:
-        entries = []
+    def _harvest(self, draws: Draws, *, adapt: bool) -> None:
+        """Take in what eager ticks left."""
+        positions, infos = [], []
         node = self.now.log
         while node is not None:
             node, position, info = node
-            entries.append((position, info))
-        if entries:
-            self.now = self.now._replace(counts=draws.extend(self._counts(), entries[::-1]), log=None)
+            positions.append(position)
+            infos.append(info)
+        if infos:
+            fields = zip(*infos[::-1], strict=True)
+            log: dict[str, Ticks] = dict(zip(type(infos[0])._fields, fields, strict=True))
+            self._take_in(draws, {"position": positions[::-1], **log}, adapt=adapt)
+
+    def _take_in(self, draws: Draws, log: Mapping[str, Ticks], *, adapt: bool) -> None:
+        """Keep and count the draws of some ticks, and let the adaptation see them."""
+        now = self.now
+        own: AdaptationState | None = now.adaptation
+        if adapt and own is not None:
+            own = self._observe(own, log)
+        self.now = now._replace(counts=draws.extend(self._counts(), log), adaptation=own, log=None)
+
+    def _observe(self, own: AdaptationState, log: Mapping[str, Ticks]) -> AdaptationState:
+        assert self.adaptation is not None  # it made its state
+        at = stacked(log["done"]).flatten().nonzero().squeeze(1)
+        x = stacked(log["position"])
+        drawn = x.reshape(x.shape[0] * x.shape[1], -1).index_select(0, at)
+        return own._replace(draws=self.adaptation.observe(own.draws, drawn))
 
     @_ticks
     def advance(self, n: int, *, adapt: bool = False, observe: Observe | None = None) -> None:
@@ -227,6 +287,9 @@ class Chains:
         ticks = n if self.kernel.synchronous else None
         while ticks is None or ticks > 0:
             info = self._tick(adapt=adapt, active=None if ticks is not None else left > 0)
+            if adapt and self.now.adaptation is not None:
+                log = {"done": [info.done], "position": [self.position()]}
+                self.now = self.now._replace(adaptation=self._observe(self.now.adaptation, log))
             if observe is not None:
                 observe(info)
             if ticks is not None:

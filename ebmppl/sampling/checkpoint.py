@@ -27,7 +27,7 @@ _OPTIONS = (
     "save_warmup",
     "disable_progbar",
 )
-_RESULTS = ("kept", "warmup_kept", "sampling_time")
+_RESULTS = ("kept", "warmup_kept", "sampling_time", "backend_reason")
 
 
 def save_run(mcmc: MCMC, path: str | Path) -> None:
@@ -78,7 +78,7 @@ def load_run(cls: type[MCMC], path: str | Path, kernel: Kernel) -> MCMC:
     for name in _RESULTS:
         setattr(mcmc, name, saved["results"][name])
     mcmc.draws, mcmc.warmup_draws = (_restore(mcmc, saved[name]) for name in ("draws", "warmup_draws"))
-    chains = mcmc.chains = Chains(kernel, saved["position"], mcmc.seed)
+    chains = mcmc.chains = Chains(kernel, saved["position"], mcmc.seed, mcmc.backend)
     blank = chains.now
     chains.now = Now(
         tick=saved["tick"],

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ class Counts(NamedTuple):
     diverging: Tensor
 
 
+Ticks = Sequence[Tensor] | Tensor  # values ``(chains, ...)`` of some ticks, one by one or stacked
+
+
 class Draws:
     """Buffers ``(capacity, chains, ...)`` that grow as chains finish draws, each chain at its own pace.
 
@@ -23,10 +26,13 @@ class Draws:
         chains: number of chains.
         thinning: keep every so many-th transition.
         columns: coordinates of the flattened position to keep; None for all. An empty tensor keeps statistics only.
+        fields: names of what to keep, "position" among them; None for all.
     """
 
-    def __init__(self, chains: int, thinning: int = 1, columns: Tensor | None = None) -> None:
-        self.chains, self.thinning, self.columns = chains, thinning, columns
+    def __init__(
+        self, chains: int, thinning: int = 1, columns: Tensor | None = None, fields: Sequence[str] | None = None
+    ) -> None:
+        self.chains, self.thinning, self.columns, self.fields = chains, thinning, columns, fields
         self._reserved = 0
         self.buffers: dict[str, Tensor] = {}  # "position" and the fields of the kernel's info
 
@@ -35,14 +41,14 @@ class Draws:
         zero = torch.zeros(self.chains, dtype=torch.int64, device=device)
         return Counts(zero, zero.clone())
 
-    def extend(self, counts: Counts, log: list[tuple[Tensor, Any]]) -> Counts:
-        """Take in the ticks of ``log``, pairs of position ``(chains, *event)`` and info, and count their draws.
+    def extend(self, counts: Counts, log: Mapping[str, Ticks]) -> Counts:
+        """Take in some ticks, "position" ``(chains, *event)`` and the fields of an info, and count their draws.
 
         What was written beyond the counts (by a call that was interrupted) is written again.
         """
-        done = torch.stack([info.done for _, info in log])  # (ticks, chains)
+        done = stacked(log["done"])  # (ticks, chains)
         nth = counts.finished + done.cumsum(0)  # transitions finished up to and with this tick
-        diverging = (torch.stack([info.diverging for _, info in log]) & done).sum(0)
+        diverging = (stacked(log["diverging"]) & done).sum(0)
         if bool(done.all()) and bool((nth == nth[:, :1]).all()):
             self._extend_in_step(int(counts.finished[0]), log)
         else:
@@ -50,29 +56,39 @@ class Draws:
             at = keep.flatten().nonzero().squeeze(1)
             to = (nth.flatten().index_select(0, at) // self.thinning - 1) * self.chains + at % self.chains
             for name, values in self._columns(log):
-                rows = torch.stack(values).flatten(0, 1).index_select(0, at)
+                rows = stacked(values).flatten(0, 1).index_select(0, at)
                 most = int(to.max()) // self.chains + 1 if len(to) else 0
                 self._buffer(name, values[0], most).flatten(0, 1).index_copy_(0, to, rows)
         return Counts(nth[-1], counts.diverging + diverging)
 
-    def _extend_in_step(self, finished: int, log: list[tuple[Tensor, Any]]) -> None:
+    def _extend_in_step(self, finished: int, log: Mapping[str, Ticks]) -> None:
         """All chains finished a draw in every tick: whole slices are copied."""
-        kept = [entry for t, entry in enumerate(log, finished + 1) if t % self.thinning == 0]
-        first = finished // self.thinning
+        skipped = (-finished - 1) % self.thinning  # ticks until the next draw that is kept
+        first, kept = finished // self.thinning, len(range(skipped, len(log["done"]), self.thinning))
         if kept:
-            for name, values in self._columns(kept):
-                buffer = self._buffer(name, values[0], first + len(kept))
-                torch.stack(values, out=buffer[first : first + len(kept)])
+            for name, values in self._columns(log):
+                buffer = self._buffer(name, values[0], first + kept)
+                to = buffer[first : first + kept]
+                if isinstance(values, Tensor):
+                    to.copy_(values[skipped :: self.thinning])
+                else:
+                    torch.stack(list(values[skipped :: self.thinning]), out=to)
 
-    def _columns(self, log: list[tuple[Tensor, Any]]) -> Iterator[tuple[str, list[Tensor]]]:
+    def _columns(self, log: Mapping[str, Ticks]) -> Iterator[tuple[str, Ticks]]:
         """By field, its values ``(chains, ...)`` at each tick."""
-        positions = [x.reshape(self.chains, -1) for x, _ in log]
-        if self.columns is not None:
-            positions = [x.index_select(1, self.columns) for x in positions]
-        yield "position", positions
-        for name in type(log[0][1])._fields:
-            if name != "done":
-                yield name, [getattr(info, name) for _, info in log]
+        wanted = log.keys() - {"position", "done"}
+        if self.fields is not None:
+            wanted = wanted & set(self.fields)
+        yield from ((name, log[name]) for name in log if name in wanted)
+        if self.fields is not None and "position" not in self.fields:
+            return
+        x, columns = log["position"], self.columns
+        if isinstance(x, Tensor):
+            x = x.reshape(len(x), self.chains, -1)
+            yield "position", x if columns is None else x.index_select(2, columns)
+        else:
+            rows = [point.reshape(self.chains, -1) for point in x]
+            yield "position", rows if columns is None else [row.index_select(1, columns) for row in rows]
 
     def _buffer(self, name: str, like: Tensor, draws: int) -> Tensor:
         """The buffer of a field, with room for so many draws of every chain."""
@@ -92,3 +108,8 @@ class Draws:
     def select(self, start: int, stop: int) -> dict[str, Tensor]:
         """Draws ``start`` to ``stop`` of every chain, each ``(chains, draws, ...)``."""
         return {name: buffer[start:stop].transpose(0, 1) for name, buffer in self.buffers.items()}
+
+
+def stacked(values: Ticks) -> Tensor:
+    """``(ticks, chains, ...)``."""
+    return values if isinstance(values, Tensor) else torch.stack(list(values))

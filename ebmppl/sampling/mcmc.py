@@ -16,10 +16,12 @@ from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.base import Kernel, require, whole
 from ebmppl.sampling.chains import Chains, Now, evaluating
 from ebmppl.sampling.checkpoint import load_run, save_run
+from ebmppl.sampling.choice import require_backend
 from ebmppl.sampling.draws import Draws
 from ebmppl.sampling.initial import Start, as_start, starting_points
 from ebmppl.sampling.noise import fresh_seed
 from ebmppl.sampling.progress import Progress
+from ebmppl.sampling.threads import PASSES, threads, using_threads
 
 if TYPE_CHECKING:
     from torch.distributions import Transform
@@ -46,7 +48,9 @@ class MCMC:
         save_params: names of the sites to keep; all when None.
         thinning: keep every so many-th transition.
         seed: makes the run reproducible; from the operating system when None. torch's global generator is not used.
-        backend: "eager", or "auto", which chooses it.
+        backend: "eager"; "inductor", ticks compiled for a CPU or a GPU; "cudagraph", these captured in CUDA graphs; or
+            "auto", which decides by counts (chains, dimension, draws, nodes of the graph). After a run it is what was
+            taken, and ``backend_reason`` says why.
         save_warmup: keep warm-up draws for ``to_arviz``.
         disable_progbar: no progress bar.
 
@@ -73,7 +77,7 @@ class MCMC:
     ) -> None:
         if not isinstance(kernel, Kernel):
             raise ValueError(f"expected a kernel of ebmppl.kernels, got {type(kernel).__name__}")
-        require(backend in ("auto", "eager"), "backend 'auto' or 'eager'", repr(backend))
+        require_backend(backend)
         _require_sites("transforms", transforms, kernel)
         _require_sites("save_params", save_params, kernel)
         self.kernel, self.num_samples = kernel, whole("num_samples", num_samples, 1)
@@ -82,7 +86,8 @@ class MCMC:
         self.hook_fn, self.transforms, self.save_params = hook_fn, transforms, save_params
         self.save_warmup, self.disable_progbar = save_warmup, disable_progbar
         self.seed = fresh_seed() if seed is None else whole("seed", seed, 0)
-        self.backend = "eager"
+        self._wanted_backend = self.backend = backend
+        self.backend_reason = "nothing has run yet"
         self.start = as_start(kernel.target, initial_params, self.num_chains)
         self.initial_attempts = torch.zeros(self.num_chains, dtype=torch.int64)  # points that each chain drew
         self.chains: Chains | None = None
@@ -114,15 +119,15 @@ class MCMC:
 
     def _begin(self) -> None:
         target = self.kernel.target
-        with evaluating(target):
+        numbers = self.num_chains * target.event_shape.numel()
+        with evaluating(target), using_threads(threads(PASSES * numbers)):
             x, self.initial_attempts = starting_points(target, self.start, self.num_chains, self.seed)
         columns = self._columns(x.device)
-        nothing = torch.zeros(0, dtype=torch.int64, device=x.device)
         self.draws = Draws(self.num_chains, self.thinning, columns)
-        self.warmup_draws = Draws(self.num_chains, 1, columns if self.save_warmup else nothing)
+        self.warmup_draws = Draws(self.num_chains, 1, columns, None if self.save_warmup else ("acceptance_rate",))
         self.kept = self.warmup_kept = 0
         self.sampling_time = 0.0
-        chains = self.chains = Chains(self.kernel, x, self.seed)
+        chains = self.chains = Chains(self.kernel, x, self.seed, self._wanted_backend)
         if not self.warmup_steps:
             return
         progress = Progress(self.warmup_steps, "Warmup", disable=self.disable_progbar)
@@ -131,7 +136,7 @@ class MCMC:
             self._report(progress, "Warmup", int(self._finished().float().mean()))
 
         try:
-            chains.warm_up(self.warmup_steps, self.warmup_draws, report)
+            chains.warm_up(self.warmup_steps, self.warmup_draws, report, self.num_samples * self.thinning)
         except BaseException:
             self.chains = None  # half warm: no draws may be added to it
             raise
@@ -145,6 +150,7 @@ class MCMC:
             report = lambda: self._report(progress, "Sample", int(self._finished().min()))
             chains.collect(self.num_samples, self.draws, report)
             self.kept = self.num_samples
+            self.backend, self.backend_reason = chains.choice
         except KeyboardInterrupt:
             self.kept = int(self._finished().min()) // self.thinning
             if not self.kept:
@@ -164,7 +170,8 @@ class MCMC:
             self.warmup_kept = int(self._finished().min())
         progress.update(chains, self.warmup_draws if stage == "Warmup" else self.draws, finished)
         if self.hook_fn is not None:
-            self.hook_fn(self.kernel, self.kernel.target.unpack(chains.position()), stage, finished)
+            x = chains.position().clone()  # compiled ticks overwrite it
+            self.hook_fn(self.kernel, self.kernel.target.unpack(x), stage, finished)
 
     def _chains(self) -> Chains:
         if self.chains is None:

@@ -63,7 +63,7 @@ class NoiseSource:
         self._generator = torch.Generator(device)
         starts = np.random.SeedSequence([seed, STREAMS[stream]]).generate_state(len(self.specs), np.uint32)
         self._starts = dict(zip(self.specs, starts.tolist(), strict=True))
-        self._ticks = {name: _at_once(spec, device) for name, spec in self.specs.items()}
+        self.ticks = {name: _at_once(spec, device) for name, spec in self.specs.items()}  # of one draw
         self.blocks = -(-chains // BLOCK)
         self._drawn: dict[str, _Drawn] = {}
 
@@ -73,16 +73,18 @@ class NoiseSource:
 
     def numbers(self, name: str, tick: int) -> Tensor:
         """One of the row's values."""
-        chunk, row = divmod(tick, self._ticks[name])
+        chunk, row = divmod(tick, self.ticks[name])
         drawn = self._drawn.get(name)
         if drawn is None or drawn.chunk != chunk:
-            drawn = self._drawn[name] = _Drawn(chunk, self._draw(name, chunk).unbind(0))
+            drawn = self._drawn[name] = _Drawn(chunk, self.chunk(name, chunk).unbind(0))
         return drawn.rows[row]
 
-    def _draw(self, name: str, chunk: int) -> Tensor:
-        """Numbers ``(ticks, chains, *shape)``."""
-        ticks, shape = self._ticks[name], self.specs[name].shape
-        whole = torch.empty((ticks, self.chains, *shape), dtype=self.dtype, device=self.device)
+    def chunk(self, name: str, chunk: int, out: Tensor | None = None) -> Tensor:
+        """Numbers ``(ticks, chains, *shape)`` of the ticks ``chunk * ticks`` and after, written to ``out`` if given."""
+        ticks, shape = self.ticks[name], self.specs[name].shape
+        if out is None:
+            out = torch.empty((ticks, self.chains, *shape), dtype=self.dtype, device=self.device)
+        whole = out
         # a block's numbers need a contiguous place
         if ticks == 1:
             places = list(whole[0].split(BLOCK))

@@ -1,0 +1,91 @@
+"""Which back-end a run takes, by counts alone, and why."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+
+from ebmppl.errors import SamplingWarning
+from ebmppl.kernels.adaptation import Adaptation
+from ebmppl.kernels.base import Kernel, require
+from ebmppl.sampling.backends import Compiled, Refused
+from ebmppl.sampling.noise import NoiseSource
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "eager", "inductor", "cudagraph")
+LEAST_TICKS = 5000  # of a run that is worth some seconds of the compiler, here and in the disk cache for the next one
+LEAST_CALLS = 1 << 20  # operations of its eager ticks that the compiled ones would save
+
+
+class Choice(NamedTuple):
+    """A back-end, and why it is that one."""
+
+    backend: str
+    reason: str
+
+
+def require_backend(backend: str) -> None:
+    """Raise ``ValueError`` for a back-end that isn't there."""
+    require(backend in BACKENDS, f"a backend of {', '.join(map(repr, BACKENDS))}", repr(backend))
+    if backend == "cudagraph":
+        require(torch.cuda.is_available(), "a CUDA device for the backend 'cudagraph'", "none")
+
+
+def choose_backend(
+    wanted: Choice,
+    kernel: Kernel,
+    adaptation: Adaptation | None,
+    noise: NoiseSource,
+    state: Any,
+    tuning: Any,
+    averaging: Any | None,
+    *,
+    draws: int,
+    ticks: int,
+) -> tuple[Choice, Compiled | None]:
+    """Decide, and compile where that is the decision.
+
+    Args:
+        wanted: the back-end asked for, or the one decided for before.
+        kernel: the kernel.
+        adaptation: what its warm-up adapts.
+        noise: of the run's ticks.
+        state: of the chains.
+        tuning: of the kernel.
+        averaging: of the adaptation.
+        draws: that each chain will make.
+        ticks: most ticks at a time.
+
+    Raises:
+        ValueError: for CUDA graphs of chains on another device.
+
+    Warns:
+        SamplingWarning: when what was asked for is not possible; ticks are eager then.
+    """
+    device = noise.device.type
+    require(wanted.backend != "cudagraph" or device == "cuda", "chains on a CUDA device for 'cudagraph'", device)
+    backend, planned = wanted.backend, draws * kernel.ticks_per_draw
+    counts = f"{noise.chains} chains of {state[0].numel() // noise.chains} numbers, about {planned} ticks"
+    if backend == "auto":
+        if planned < LEAST_TICKS:
+            return Choice("eager", f"{counts}, fewer than {LEAST_TICKS}"), None
+        backend = "cudagraph" if device == "cuda" else "inductor"
+    least = LEAST_CALLS // planned if wanted.backend == "auto" else 0
+    try:
+        compiled = Compiled(
+            kernel, adaptation, noise, state, tuning, averaging,
+            ticks=ticks, capture=backend == "cudagraph", least_nodes=least,
+        )  # fmt: skip
+    except Refused as refusal:
+        choice = Choice("eager", f"{refusal} ({counts})")
+        if wanted.backend != "auto" or refusal.worth_a_warning:
+            warnings.warn(f"ticks run eagerly, slower: {refusal}", SamplingWarning, stacklevel=6)
+        logger.info("backend %s: %s", *choice)
+        return choice, None
+    choice = Choice(backend, f"{counts}, a graph of {compiled.engine.nodes} nodes, {compiled.engine.threads} threads")
+    logger.info("backend %s: %s", *choice)
+    return choice, compiled

@@ -1,0 +1,83 @@
+"""The one place that knows Inductor: a graph of ``make_fx`` becomes a function of a flat list of tensors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+Flat = Callable[[list[Tensor]], Sequence[Tensor]]
+
+
+class CompileError(RuntimeError):
+    """A graph could not be compiled; the message is one line that says why."""
+
+
+def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Flat:
+    """Compile a graph for inputs of these shapes, strides, dtypes and devices, at the present number of threads.
+
+    Below Dynamo: no guards, no second compile. Inductor's inner compile is private to torch; where it is not what it
+    was, ``torch.compile`` of the same graph does.
+
+    Args:
+        graph: operators of ATen alone, without constants of its own; its output is a list.
+        inputs: of its placeholders. What it writes into (in place) are inputs.
+
+    Returns:
+        a function that may clear the list it is given.
+
+    Raises:
+        CompileError: when there is no compiler or it fails.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the compiler about itself
+        try:
+            return _inner_compile(graph, inputs)
+        except (ImportError, AttributeError, TypeError):
+            return _by_dynamo(graph, inputs)
+        except Exception as error:  # compilers fail in many ways
+            raise CompileError(_one_line(error)) from error
+
+
+def _inner_compile(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Flat:
+    from torch._guards import TracingContext, tracing
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    fake = FakeTensorMode(shape_env=ShapeEnv())  # without one Inductor's disk cache steps aside
+    fakes = [fake.from_tensor(tensor, static_shapes=True) for tensor in inputs]
+    with config.patch(_options()), tracing(TracingContext(fake)), torch.no_grad():
+        compiled = compile_fx_inner(graph, fakes, is_inference=True)
+    return getattr(compiled, "current_callable", None) or compiled
+
+
+def _options() -> dict[str, object]:
+    # the engine gives the same shapes in every call
+    options: dict[str, object] = {"size_asserts": False, "alignment_asserts": False, "scalar_asserts": False}
+    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
+        options["cpp.vec_isa_ok"] = True  # torch has looked; Inductor would compile a program to find out, 3 s
+    return options
+
+
+def _by_dynamo(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Flat:
+    try:
+        compiled = torch.compile(graph, fullgraph=True, dynamic=False)
+        with torch.no_grad():
+            compiled(*(tensor.clone() for tensor in inputs))  # it compiles at the first call
+    except Exception as error:
+        raise CompileError(_one_line(error)) from error
+
+    def run(tensors: list[Tensor]) -> Sequence[Tensor]:
+        with torch.no_grad():
+            return compiled(*tensors)
+
+    return run
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text[:300]}"

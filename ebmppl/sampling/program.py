@@ -1,0 +1,184 @@
+"""The tick of a run as one flat function of tensors: noise by row, the kernel's tick, dual averaging, and a log."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ebmppl.kernels.adaptation import Adaptation
+from ebmppl.kernels.base import Kernel
+
+
+class Carried(NamedTuple):
+    """What a tick hands to the next one."""
+
+    state: Any
+    tuning: Any
+    averaging: Any | None  # of the adaptation
+    adapting: Tensor  # () bool: whether the tuning moves
+    rows: tuple[Tensor, ...]  # (1,) int64 each: the row of the log that is next, then those of the noise
+
+
+class Log:
+    """Rows of what ticks gave: positions, and the fields of the kernel's info, those of one dtype in one tensor.
+
+    Args:
+        position: of the chains, ``(chains, *event)``.
+        info: of a tick, fields ``(chains,)``.
+        ticks: how many rows.
+    """
+
+    def __init__(self, position: Tensor, info: Any, ticks: int) -> None:
+        self.ticks, self.fields = ticks, type(info)._fields
+        self.dtypes = list(dict.fromkeys(value.dtype for value in info))
+        self.groups = [[i for i, v in enumerate(info) if v.dtype == dtype] for dtype in self.dtypes]
+        self.buffers = [position.new_zeros(ticks, *position.shape)]
+        for dtype, group in zip(self.dtypes, self.groups, strict=True):
+            self.buffers.append(torch.zeros(ticks, len(group), len(position), dtype=dtype, device=position.device))
+
+    def pack(self, position: Tensor, info: Any) -> list[Tensor]:
+        """One row of every buffer."""
+        return [position, *(torch.stack([info[i] for i in group]) for group in self.groups)]
+
+    def read(self, ticks: int) -> dict[str, Tensor]:
+        """The first rows by name, ``(ticks, chains, ...)``: views of what the next ticks overwrite."""
+        found = {"position": self.buffers[0][:ticks]}
+        for buffer, group in zip(self.buffers[1:], self.groups, strict=True):
+            found.update((self.fields[i], buffer[:ticks, k]) for k, i in enumerate(group))
+        return found
+
+
+class Program:
+    """The flat function of one kernel's tick, with the shapes of one run.
+
+    Its inputs are the leaves of ``Carried``, chunks of noise ``(ticks, chains, *shape)`` by name, and logs
+    ``(ticks, ...)`` that it writes a row of, see ``Log``.
+
+    Args:
+        kernel: the kernel, its gradient traced.
+        adaptation: what warm-up adapts.
+        ticks: by name of the noise, how many ticks a chunk holds.
+    """
+
+    def __init__(self, kernel: Kernel, adaptation: Adaptation | None, ticks: Mapping[str, int]) -> None:
+        self.kernel, self.adaptation, self.ticks = kernel, adaptation, dict(ticks)
+        several = sorted({n for n in ticks.values() if n > 1})
+        self.row_of = {n: i + 1 for i, n in enumerate(several)}  # in Carried.rows, by ticks of the chunk
+        self.changed: list[int] = []  # leaves of Carried that a tick changes, other than in place; known once traced
+
+    def first(self, state: Any, tuning: Any, averaging: Any | None) -> Carried:
+        """What the first tick is given, in memory of its own, contiguous."""
+        device = state[0].device
+        rows = tuple(torch.zeros(1, dtype=torch.int64, device=device) for _ in range(1 + len(self.row_of)))
+        adapting = torch.tensor(averaging is not None, device=device)
+        return Carried(_own(state), _own(tuning), None if averaging is None else _own(averaging), adapting, rows)
+
+    def tick(self, carried: Carried, chunks: Sequence[Tensor]) -> tuple[Carried, Any]:
+        """One tick: what the next one is given, and the kernel's info."""
+        state, tuning, averaging, adapting, rows = carried
+        noise = {name: self._row(n, chunk, rows) for (name, n), chunk in zip(self.ticks.items(), chunks, strict=True)}
+        state, info = self.kernel.tick(state, tuning, noise)
+        if averaging is not None and self.adaptation is not None:
+            averaging, adapted = self.adaptation.update(averaging, tuning, info)
+            kept = (
+                old if new is old else torch.where(adapting, new, old) for new, old in zip(adapted, tuning, strict=True)
+            )
+            tuning = type(tuning)(*kept)
+        rows = tuple(row + 1 for row in rows)
+        return Carried(state, tuning, averaging, adapting, rows), info
+
+    def _row(self, ticks: int, chunk: Tensor, rows: Sequence[Tensor]) -> Tensor:
+        return chunk.index_select(0, rows[self.row_of[ticks]]).squeeze(0) if ticks > 1 else chunk.squeeze(0)
+
+    def trace(self, carried: Carried, chunks: Sequence[Tensor], log: Log) -> Traced:
+        """The graph of a tick with its constants as inputs."""
+        leaves = flatten(carried)
+        scratch = [name in self.kernel.scratch for name in type(carried.state)._fields]
+
+        def run(*tensors: Tensor) -> list[Tensor]:
+            given = list(tensors[: len(leaves)])
+            rest = tensors[len(leaves) :]
+            after, info = self.tick(unflatten(carried, given), rest[: len(chunks)])
+            row = log.pack(self.kernel.position(after.state), info)
+            for buffer, value in zip(rest[len(chunks) :], row, strict=True):
+                buffer.index_copy_(0, given[-len(carried.rows)], value.unsqueeze(0))
+            new = flatten(after)
+            written = scratch + [False] * (len(new) - len(scratch))
+            self.changed = [i for i, (a, b) in enumerate(zip(new, given, strict=True)) if a is not b and not written[i]]
+            return [new[i] for i in self.changed]
+
+        from torch._inductor.decomposition import select_decomp_table
+
+        pure = torch.func.functionalize(run, remove="mutations")
+        with torch.no_grad():
+            graph = make_fx(pure, select_decomp_table())(*leaves, *chunks, *log.buffers)
+        constants = _lift(graph)
+        nodes = sum(node.op == "call_function" for node in graph.graph.nodes)
+        return Traced(graph, constants, list(self.changed), nodes, _work(graph))
+
+
+class Traced(NamedTuple):
+    """A tick's graph."""
+
+    graph: fx.GraphModule | None  # None once it is compiled
+    constants: list[Tensor]  # its last inputs
+    changed: list[int]  # which leaves of ``Carried`` are its outputs
+    nodes: int
+    work: int  # numbers that it makes
+
+
+def flatten(carried: Carried) -> list[Tensor]:
+    """The leaves, the state's first and the rows last."""
+    averaging = () if carried.averaging is None else carried.averaging
+    return [*carried.state, *carried.tuning, *averaging, carried.adapting, *carried.rows]
+
+
+def unflatten(like: Carried, leaves: Sequence[Tensor]) -> Carried:
+    """The inverse of ``flatten``."""
+    rest = iter(leaves)
+
+    def take(form: Any) -> Any:
+        return None if form is None else type(form)(*(next(rest) for _ in form))
+
+    state, tuning, averaging, adapting = take(like.state), take(like.tuning), take(like.averaging), next(rest)
+    return Carried(state, tuning, averaging, adapting, tuple(rest))
+
+
+def _own(values: Any) -> Any:
+    return type(values)(*(value.detach().clone(memory_format=torch.contiguous_format) for value in values))
+
+
+def _work(graph: fx.GraphModule) -> int:
+    made = 0
+    for node in graph.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and not node.target.is_view:
+            form = node.meta.get("tensor_meta")
+            made += form.shape.numel() if hasattr(form, "shape") else 0
+    return made
+
+
+def _lift(graph: fx.GraphModule) -> list[Tensor]:
+    """Make the tensors that a graph holds its inputs, each once, and return them."""
+    nodes = graph.graph
+    last = [node for node in nodes.nodes if node.op == "placeholder"][-1]
+    places: dict[int, fx.Node] = {}
+    constants: list[Tensor] = []
+    for node in list(nodes.nodes):
+        if node.op != "get_attr":
+            continue
+        value = getattr(graph, str(node.target))
+        place = places.get(id(value))
+        if place is None:
+            with nodes.inserting_after(last):
+                place = last = nodes.placeholder(f"constant{len(constants)}")
+            places[id(value)] = place
+            constants.append(value.detach())
+        node.replace_all_uses_with(place)
+        nodes.erase_node(node)
+    nodes.eliminate_dead_code()
+    graph.recompile()
+    return constants

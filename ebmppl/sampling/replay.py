@@ -1,0 +1,149 @@
+"""A compiled tick as a list of calls on memory at hand, as a CUDA graph is: nothing is allocated, checked or looked up.
+
+Inductor's Python wrapper around its kernels makes some 60 tensors a tick, which for few chains costs more than the kernels.
+It is straight code: what it would do is read from its source, once for each of two sets of buffers that take turns.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
+from types import CodeType, MethodType
+from typing import Any, NamedTuple, cast
+
+from torch import Tensor
+
+_ALLOCATE = "empty_strided_cpu"
+_MAKE = (_ALLOCATE, "reinterpret_tensor")
+_CALL = ("cpp_fused", "extern_kernels.")
+_SKIP = ("assert_size_stride", "args.clear")
+
+
+class NotReplayable(ValueError):
+    """The wrapper holds something else than calls of kernels."""
+
+
+class _Recorded(NamedTuple):
+    calls: list[Callable[[], object]]
+    outputs: list[Tensor]
+    allocated: list[Tensor]
+
+
+class Replay:
+    """A compiled function called again and again, its outputs taking the place of some of its inputs.
+
+    Args:
+        compiled: what ``compile_graph`` made.
+        inputs: of the first call, in memory of their own; what the calls write in place among them.
+        feedback: by output, the number of the input that it is in the next call.
+
+    Raises:
+        NotReplayable: where it has to be called as it is.
+    """
+
+    def __init__(self, compiled: Callable[..., Any], inputs: Sequence[Tensor], feedback: Sequence[int]) -> None:
+        here = list(inputs)
+        first = _record(compiled, here, {})
+        there = _fed(here, first.outputs, feedback)
+        onward = _record(compiled, there, {})
+        here = _fed(there, onward.outputs, feedback)
+        back = _record(compiled, here, _reuse(first))
+        same = all(a.data_ptr() == b.data_ptr() for a, b in zip(back.outputs, first.outputs, strict=True))
+        if not same or any(_inside(output, there) for output in onward.outputs):
+            raise NotReplayable("an output is not in memory of its own")
+        for i in feedback:
+            here[i].copy_(inputs[i])
+        self._now, self._next = (here, back.calls), (there, onward.calls)
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """What the next call reads; values may be copied into it."""
+        return self._now[0]
+
+    def __call__(self, times: int) -> None:
+        """So many calls."""
+        now, then = self._now, self._next
+        for _ in range(times):
+            for call in now[1]:
+                call()
+            now, then = then, now
+        self._now, self._next = now, then
+
+
+def _fed(inputs: Sequence[Tensor], outputs: Sequence[Tensor], feedback: Sequence[int]) -> list[Tensor]:
+    new = list(inputs)
+    for i, output in zip(feedback, outputs, strict=True):
+        new[i] = output
+    return new
+
+
+def _reuse(recorded: _Recorded) -> dict[int, Tensor]:
+    """By number of the allocation, the memory that holds outputs."""
+    held = {output.untyped_storage().data_ptr() for output in recorded.outputs}
+    return {i: memory for i, memory in enumerate(recorded.allocated) if memory.untyped_storage().data_ptr() in held}
+
+
+def _inside(tensor: Tensor, others: Sequence[Tensor]) -> bool:
+    return any(tensor.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() for other in others)
+
+
+def _record(compiled: Callable[..., Any], inputs: Sequence[Tensor], memory: Mapping[int, Tensor]) -> _Recorded:
+    """What a call with these inputs would do, with some allocations answered from ``memory``. Nothing is computed."""
+    steps, results = _steps(compiled)
+    names = dict(cast(MethodType, compiled).__func__.__globals__)
+    allocated: list[Tensor] = []
+    calls: list[Callable[[], object]] = []
+
+    def allocate(*form: Any) -> Tensor:
+        tensor = memory.get(len(allocated))
+        allocated.append(names["_allocate"](*form) if tensor is None else tensor)
+        return allocated[-1]
+
+    names.update(args=list(inputs), _allocate=names.get(_ALLOCATE), **{_ALLOCATE: allocate})
+    names["_record"] = lambda function, *args, **kwargs: calls.append(partial(function, *args, **kwargs))
+    exec(steps, names)
+    return _Recorded(calls, list(eval(results, names)), allocated)
+
+
+@lru_cache(maxsize=64)
+def _steps(compiled: Callable[..., Any]) -> tuple[CodeType, CodeType]:
+    """Code that makes the wrapper's memory and records its calls, and code for its outputs."""
+    if not isinstance(compiled, MethodType):
+        raise NotReplayable("not the wrapper that Inductor writes for a CPU")
+    try:
+        source = textwrap.dedent(inspect.getsource(compiled.__func__))
+    except OSError as error:
+        raise NotReplayable("its source is not at hand") from error
+    (function,) = ast.parse(source).body
+    assert isinstance(function, ast.FunctionDef)
+    *body, end = function.body
+    if not isinstance(end, ast.Return) or end.value is None:
+        raise NotReplayable("it does not end with its outputs")
+    steps = [step for statement in body if (step := _what_to_do(statement)) is not None]
+    module = ast.fix_missing_locations(ast.Module(steps, []))
+    return compile(module, "<replay>", "exec"), compile(ast.Expression(end.value), "<replay>", "eval")
+
+
+def _what_to_do(statement: ast.stmt) -> ast.stmt | None:
+    """The statement itself where it only makes names and memory, a record of the call where it calls a kernel."""
+    if isinstance(statement, ast.Delete):
+        return None  # the calls to come need all memory
+    if isinstance(statement, ast.Assign):
+        made = not isinstance(statement.value, ast.Call) or _name(statement.value).startswith(_MAKE)
+        if made and isinstance(statement.value, (ast.Name, ast.Call)):
+            return statement
+    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+        call = statement.value
+        if _name(call).startswith(_SKIP):
+            return None
+        if _name(call).startswith(_CALL):
+            record = ast.Call(ast.Name("_record", ast.Load()), [call.func, *call.args], call.keywords)
+            return ast.Expr(record)
+    raise NotReplayable(f"line {ast.unparse(statement)[:100]!r}")
+
+
+def _name(call: ast.Call) -> str:
+    return ast.unparse(call.func)

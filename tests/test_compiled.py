@@ -1,0 +1,470 @@
+"""Compiled ticks: equal to eager ones state by state, compiled once, and given up with a reason where they can't be had."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._inductor import config
+from torch.distributions import constraints
+
+import ebmppl as eb
+from ebmppl.energies import Energy, Gaussian, as_energy
+from ebmppl.errors import SamplingWarning
+from ebmppl.kernels import Kernel
+from ebmppl.sampling import backends, choice, compiler
+from ebmppl.sampling.backends import Compiled
+from ebmppl.sampling.chains import Chains, evaluating
+from ebmppl.sampling.program import flatten
+from ebmppl.sampling.replay import Replay
+from ebmppl.sampling.threads import using_threads
+from tests.registry import KERNELS
+from tests.targets import f64
+
+STATES, TICKS = 50, 200
+BY_DEFAULT = ("nuts", "hmc, steps", "langevin")
+ALL = [name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.long) for name in KERNELS]
+
+
+def banana(x: Tensor) -> Tensor:
+    """Curved, of three coordinates, and infinite outside a ball, so that some steps diverge."""
+    curved = 0.5 * (x[:, 0] ** 2 + (x[:, 1] - x[:, 0] ** 2) ** 2 + x[:, 2] ** 2 / 4)
+    return torch.where(x.square().sum(-1) < 20, curved, torch.inf)
+
+
+BANANA = as_energy(banana, (3,), batched=True)
+
+
+def compile_chains(kernel: Kernel, x: Tensor, seed: int = 0) -> tuple[Chains, Compiled]:
+    chains = Chains(kernel, x, seed, "inductor")
+    chains.now = chains.now._replace(adaptation=None if chains.adaptation is None else _begun(chains))
+    with torch.no_grad(), using_threads(1), evaluating(kernel.target):
+        chains.prepare(1)
+    assert chains.compiled is not None, chains.choice
+    return chains, chains.compiled
+
+
+def _begun(chains: Chains) -> Any:
+    assert chains.adaptation is not None
+    return chains.adaptation.init(chains.now.tuning, chains.now.state)
+
+
+def worst_difference(found: Tensor, wanted: Tensor) -> float:
+    """Relative to the larger of one and the number; infinite where NaN, infinity or a decision differ."""
+    if not wanted.is_floating_point():
+        return 0.0 if torch.equal(found, wanted) else torch.inf
+    finite = wanted.isfinite()
+    if not torch.equal(finite, found.isfinite()) or not torch.equal(wanted.isnan(), found.isnan()):
+        return torch.inf
+    return float(((found - wanted).abs() / wanted.abs().clamp_min(1))[finite].amax()) if bool(finite.any()) else 0.0
+
+
+def compare_state_by_state(kernel: Kernel, x: Tensor) -> float:
+    """Worst difference of a compiled tick from the eager one of the same state, over ``TICKS`` ticks, in every field."""
+    chains, compiled = compile_chains(kernel, x)
+    program, worst = compiled.program, 0.0
+    carried = compiled.form
+    with torch.no_grad(), using_threads(1):
+        for tick in range(TICKS):
+            state, tuning, averaging, adapting, _ = carried
+            compiled.load(state, tuning, averaging, adapting=bool(adapting))
+            before = backends._copy(compiled.carried)
+            log = {name: value.clone() for name, value in compiled.run(tick, 1).items()}
+            after = [leaf.clone() for leaf in flatten(compiled.carried)]
+            for (i, leaf), (name, size) in zip(enumerate(before.rows[1:], 1), program.row_of.items(), strict=True):
+                before.rows[program.row_of[name]].fill_(tick % name)
+            carried, info = program.tick(before, compiled.chunks)
+            wanted = flatten(carried)[: -len(carried.rows)]
+            worst = max(worst, *(worst_difference(a, b) for a, b in zip(after, wanted, strict=False)))
+            worst = max(worst, worst_difference(log["position"][0], kernel.position(carried.state)))
+            worst = max(worst, *(worst_difference(log[n][0], v) for n, v in info._asdict().items()))
+    return worst
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_compiled_ticks_equal_eager_ones_state_by_state(name: str) -> None:
+    """50 chains at points of their own, 200 ticks: each from the state that the eager tick before left, in every field.
+
+    A sum of a few float64 numbers of size up to 1e3 (a Hamiltonian) in another order differs by some 1e-13 of it.
+    """
+    x = 1.5 * torch.randn(STATES, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert compare_state_by_state(KERNELS[name].factory(BANANA), x) < 1e-10
+
+
+def test_the_comparison_sees_a_wrong_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One number of one chain off by 1e-6 is found."""
+    x = torch.randn(STATES, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    kernel = KERNELS["langevin"].factory(BANANA)
+    monkeypatch.setattr(backends, "_LARGE", 0)  # the function itself is called, so that it can be replaced
+    _, compiled = compile_chains(kernel, x)
+    run = compiled.engine.run
+
+    def wrong(tensors: list[Tensor]) -> list[Tensor]:
+        outputs = list(run(tensors))
+        outputs[0][7, 1] += 1e-6
+        return outputs
+
+    engine = compiled.engine._replace(run=wrong)
+    monkeypatch.setattr(Compiled, "_engine", lambda self: (engine, compiled.traced))
+    assert compare_state_by_state(kernel, x) > 1e-7
+
+
+# The same draws
+
+
+D, CONDITION = 100, 1e4
+PRECISION = torch.logspace(-0.5, 0.5, D, dtype=torch.float64) ** 4
+
+
+def wide(x: Tensor) -> Tensor:
+    """A normal in 100 dimensions, condition number 1e4, at any dtype."""
+    return 0.5 * (PRECISION.to(x.dtype) * x.square()).sum(-1)
+
+
+FIXED: dict[str, Callable[[Energy], Kernel]] = {
+    "nuts": partial(eb.NUTS, step_size=0.15, adapt_step_size=False, adapt_mass_matrix=False),
+    "hmc": partial(eb.HMC, step_size=0.15, num_steps=20, adapt_step_size=False, adapt_mass_matrix=False),
+    "langevin": partial(eb.Langevin, step_size=0.01),
+    "mala": partial(eb.MALA, step_size=0.01, adapt_step_size=False, adapt_mass_matrix=False),
+}
+
+
+def fixed_run(make: Callable[[Energy], Kernel], backend: str, dtype: torch.dtype) -> eb.MCMC:
+    start = torch.randn(4, D, generator=torch.Generator().manual_seed(2), dtype=torch.float64) / PRECISION.sqrt()
+    energy = as_energy(wide, (D,), batched=True)
+    mcmc = eb.MCMC(make(energy), 50, 0, start.to(dtype), 4, seed=3, backend=backend, disable_progbar=True)
+    mcmc.run()
+    assert mcmc.backend == backend, mcmc.backend_reason
+    return mcmc
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in ("nuts", "hmc", "langevin") else pytest.param(n, marks=pytest.mark.long) for n in FIXED]
+)
+def test_the_same_seed_gives_the_same_draws_on_every_backend(name: str) -> None:
+    """50 draws of trees of some 30 steps: rounding grows little where the energy is quadratic."""
+    eager, compiled = (fixed_run(FIXED[name], backend, torch.float64) for backend in ("eager", "inductor"))
+    a, b = (run.get_samples(group_by_chain=True)["x"] for run in (eager, compiled))
+    assert torch.allclose(a, b, rtol=0, atol=1e-9)
+    for field, value in eager.stats().items():
+        assert torch.allclose(value.double(), compiled.stats()[field].double(), rtol=1e-7, atol=1e-7), field
+
+
+def test_in_float32_draws_agree_until_a_decision_differs(record_property: Callable[[str, object], None]) -> None:
+    eager, compiled = (fixed_run(FIXED["nuts"], backend, torch.float32) for backend in ("eager", "inductor"))
+    a, b = (run.get_samples(group_by_chain=True)["x"] for run in (eager, compiled))
+    same = (eager.stats()["n_steps"] == compiled.stats()["n_steps"]).long().cumprod(1).bool()
+    same &= (a - b).abs().amax(2).cummax(1).values < 0.1
+    agreed = same.sum(1)
+    record_property("draws until a decision differs, by chain", agreed.tolist())
+    print("draws until a decision differs, by chain:", agreed.tolist())
+    assert int(agreed.min()) >= 1
+    # rounding of 1e-7 grows over some ten trees of 30 steps; the widest coordinate has a standard deviation of 10
+    assert float((a - b)[:, :1].abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("thinning", [1, 3])
+def test_compiled_runs_continue_and_load_bit_for_bit(thinning: int, tmp_path: Path) -> None:
+    options = {"num_chains": 70, "seed": 5, "thinning": thinning, "disable_progbar": True, "backend": "inductor"}
+    make = partial(eb.NUTS, BANANA, 0.3)
+    start = torch.zeros(70, 3, dtype=torch.float64)
+    whole = eb.MCMC(make(), 31, 40, start, **options)
+    whole.run()
+    parts = eb.MCMC(make(), 13, 40, start, **options)
+    parts.run()
+    parts.save(tmp_path / "run.pt")
+    parts.run(num_samples=18)
+    loaded = eb.MCMC.load(tmp_path / "run.pt", make())
+    assert (loaded.backend, loaded.backend_reason) == (parts.backend, parts.backend_reason)
+    loaded.run(num_samples=18)
+    for other in (parts, loaded):
+        assert other.backend == "inductor"
+        assert torch.equal(other.get_samples()["x"], whole.get_samples()["x"])
+        for field, value in whole.stats().items():
+            assert torch.equal(other.stats()[field], value), field
+
+
+def test_ctrl_c_between_compiled_ticks_loses_nothing() -> None:
+    make = partial(eb.NUTS, BANANA, 0.3)
+    options = {"num_chains": 70, "seed": 5, "disable_progbar": True, "backend": "inductor"}
+    start = torch.zeros(70, 3, dtype=torch.float64)
+    whole = eb.MCMC(make(), 300, 0, start, **options)
+    whole.run()
+    timer = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT))
+    mcmc = eb.MCMC(make(), 300, 0, start, hook_fn=lambda *_: timer.is_alive() or timer.ident or timer.start(), **options)
+    with pytest.warns(SamplingWarning, match=r"interrupted: kept \d+ of 300"):
+        mcmc.run()
+        timer.join()
+    assert 0 < mcmc.kept < 300
+    mcmc.run(num_samples=300 - mcmc.kept)
+    assert torch.equal(mcmc.get_samples()["x"], whole.get_samples()["x"])
+
+
+def test_the_calls_read_from_the_wrapper_do_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    runs = []
+    for large in (1 << 22, 0):
+        monkeypatch.setattr(backends, "_LARGE", large)
+        chains, compiled = compile_chains(eb.NUTS(BANANA, 0.3), x)
+        assert isinstance(compiled._calls, Replay) == bool(large)
+        runs.append([compiled.run(tick, 7)["position"].clone() for tick in range(0, 70, 7)])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+# Compiled once
+
+
+@pytest.fixture
+def compiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Counts compiles (of graphs of so many nodes) and begins with nothing compiled in the process."""
+    counted: list[int] = []
+    compile_graph = backends.compile_graph
+
+    def count(graph: Any, inputs: Any) -> Any:
+        counted.append(len(graph.graph.nodes))
+        return compile_graph(graph, inputs)
+
+    monkeypatch.setattr(backends, "compile_graph", count)
+    monkeypatch.setattr(backends, "_known", type(backends._known)())
+    monkeypatch.setattr(backends, "_engines", type(backends._engines)())
+    return counted
+
+
+def run(energy: Energy, make: Callable[..., Kernel] = partial(eb.Langevin, step_size=0.05), **options: Any) -> eb.MCMC:
+    settings = {"num_chains": 5, "seed": 1, "disable_progbar": True, "backend": "inductor", **options}
+    mcmc = eb.MCMC(make(energy), 30, 20, **settings)
+    mcmc.run()
+    return mcmc
+
+
+def agree(a: eb.MCMC, b: eb.MCMC) -> bool:
+    """Runs of the same seed on two back-ends, float32: 50 steps of Langevin, whose rounding decides nothing."""
+    x, y = a.get_samples()["x"], b.get_samples()["x"]
+    return (a.backend, b.backend) == ("inductor", "eager") and torch.allclose(x, y, rtol=1e-4, atol=1e-4)
+
+
+def test_a_second_run_of_the_same_callable_compiles_and_traces_nothing(
+    compiles: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(as_energy(quadratic, (4,)))
+    assert len(compiles) == 1
+    monkeypatch.setattr("ebmppl.sampling.program.make_fx", lambda *_: pytest.fail("traced again"))
+    monkeypatch.setattr("ebmppl.kernels.gradients.make_fx", lambda *_: pytest.fail("traced again"))
+    again = run(as_energy(quadratic, (4,)))  # energy and kernel are new objects
+    assert len(compiles) == 1
+    assert torch.equal(first.get_samples()["x"], again.get_samples()["x"])
+    assert agree(again, run(as_energy(quadratic, (4,)), backend="eager"))
+
+
+def quadratic(x: Tensor) -> Tensor:
+    return 0.5 * (torch.arange(1.0, 5.0) * x.square()).sum(-1)
+
+
+def test_the_same_code_over_other_tensors_is_compiled_once(compiles: list[int]) -> None:
+    for mean in (torch.zeros(3), torch.ones(3)):
+        energy = Gaussian(mean, torch.ones(3))
+        assert agree(run(energy), run(energy, backend="eager"))
+    assert len(compiles) == 1  # captured tensors are inputs
+
+
+def test_another_shape_or_setting_is_compiled_anew(compiles: list[int]) -> None:
+    energy = as_energy(quadratic, (4,))
+    run(energy)
+    run(energy, num_chains=6)
+    assert len(compiles) == 2
+    run(energy, partial(eb.Langevin, step_size=0.01))  # a step size is a tensor
+    assert len(compiles) == 2
+
+
+# Changes of the energy
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0))
+        self.register_buffer("shift", torch.zeros(3))
+        self.power = 2.0
+        self.dropout = nn.Dropout(0.5)
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.dropout(x))
+        return self.scale * (x - self.shift).abs().pow(self.power).sum(-1)
+
+
+def in_place(m: Scaled) -> None:
+    m.scale.data.mul_(3.0)
+
+
+def assigned(m: Scaled) -> None:
+    m.load_state_dict({**m.state_dict(), "scale": torch.tensor(3.0)}, assign=True)
+
+
+def buffer(m: Scaled) -> None:
+    m.shift = torch.ones(3)
+
+
+def attribute(m: Scaled) -> None:
+    m.power = 4.0
+
+
+def statistics(m: Scaled) -> None:
+    m.norm.running_mean.add_(1.0)
+
+
+@pytest.mark.parametrize("change", [in_place, assigned, buffer, attribute, statistics])
+def test_changes_of_a_module_are_seen(change: Callable[[Scaled], None]) -> None:
+    module = Scaled()  # in training mode: kernels evaluate it in evaluation mode
+    before = run(as_energy(module, (3,)))
+    change(module)
+    after = run(as_energy(module, (3,)))
+    assert module.training
+    assert module.dropout.training
+    assert not torch.equal(before.get_samples()["x"], after.get_samples()["x"])
+    assert agree(after, run(as_energy(module, (3,)), backend="eager"))
+
+
+def test_a_closure_that_was_rebound_is_seen() -> None:
+    scale = torch.ones(3)
+
+    def energy(x: Tensor) -> Tensor:
+        return (scale * x.square()).sum(-1)
+
+    run(as_energy(energy, (3,)))
+    scale = 5 * torch.ones(3)
+    assert agree(run(as_energy(energy, (3,))), run(as_energy(energy, (3,)), backend="eager"))
+
+
+def test_a_change_between_two_parts_of_a_run_is_seen() -> None:
+    runs = []
+    for backend in ("inductor", "eager"):
+        module = Scaled()
+        mcmc = run(as_energy(module, (3,)), backend=backend)
+        assigned(module)
+        with pytest.warns(SamplingWarning, match="another one than at the last draw"):
+            mcmc.run(num_samples=10)
+        runs.append(mcmc)
+    assert agree(*runs)
+
+
+# Where it can't be had
+
+
+def expect_eager(energy: Energy, match: str, **options: Any) -> eb.MCMC:
+    with pytest.warns(SamplingWarning, match=match):
+        mcmc = run(energy, **options)
+    assert mcmc.backend == "eager"
+    assert torch.equal(mcmc.get_samples()["x"], run(energy, backend="eager").get_samples()["x"])
+    return mcmc
+
+
+def test_control_flow_that_looks_at_values_runs_eagerly_and_says_so() -> None:
+    def energy(x: Tensor) -> Tensor:
+        return x.square().sum(-1) if bool((x.abs() < 100).all()) else x.abs().sum(-1)
+
+    mcmc = expect_eager(as_energy(energy, (3,), batched=True), "the gradient is not traced|runs untraced")
+    assert "the gradient is not traced" in mcmc.backend_reason
+
+
+def test_a_graph_too_large_says_how_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "MOST_NODES", 20)
+    expect_eager(as_energy(lambda x: x.square().sum(-1), (3,)), r"the graph of a tick has \d+ nodes, more than 20")
+
+
+def test_without_a_compiler_one_line_says_so(compiles: list[int]) -> None:
+    with config.patch({"cpp.cxx": (None, "no-such-compiler"), "force_disable_caches": True}):
+        mcmc = expect_eager(as_energy(lambda x: x.square().sum(-1), (3,)), "the compiler failed")
+    assert "\n" not in mcmc.backend_reason
+
+
+def test_a_wrong_compiler_is_not_trusted(compiles: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_graph = backends.compile_graph
+
+    def miscompile(graph: Any, inputs: Any) -> Any:
+        run = compile_graph(graph, inputs)
+
+        def wrong(tensors: list[Tensor]) -> list[Tensor]:
+            outputs = list(run(tensors))
+            outputs[0][-1] += 0.01  # the last chain's position
+            return outputs
+
+        return wrong
+
+    monkeypatch.setattr(backends, "compile_graph", miscompile)
+    expect_eager(as_energy(lambda x: x.square().sum(-1), (3,)), "the compiled tick differs from the eager one in position")
+
+
+def test_where_the_private_interface_is_gone_dynamo_compiles(
+    compiles: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise ImportError("compile_fx_inner")
+
+    monkeypatch.setattr(compiler, "_inner_compile", gone)
+    energy = as_energy(quadratic, (4,))
+    assert agree(run(energy), run(energy, backend="eager"))
+
+
+def test_backends_that_are_not_there_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected a backend of 'auto', 'eager', 'inductor', 'cudagraph', got 'jit'"):
+        run(BANANA, backend="jit")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="expected a CUDA device for the backend 'cudagraph', got none"):
+            run(BANANA, backend="cudagraph")
+
+
+def test_constrained_sites_and_scalar_events_compile() -> None:
+    gamma = as_energy(lambda x: x - 2 * torch.log(x), (), constraints.positive)
+    assert agree(run(gamma), run(gamma, backend="eager"))
+
+
+# Choosing
+
+
+def test_auto_decides_by_counts_and_the_run_keeps_what_it_chose(
+    compiled: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    energy = as_energy(quadratic, (4,))
+    few = run(energy, backend="auto")
+    assert few.backend == "eager"
+    assert few.backend_reason == "5 chains of 4 numbers, about 50 ticks, fewer than 5000"
+    monkeypatch.setattr(choice, "LEAST_TICKS", 50)
+    small = run(energy, backend="auto")
+    assert small.backend == "eager"
+    assert "too small to be worth compiling" in small.backend_reason
+    monkeypatch.setattr(choice, "LEAST_CALLS", 50)
+    many = run(energy, backend="auto")
+    assert many.backend == "inductor"
+    assert "5 chains of 4 numbers, about 50 ticks, a graph of" in many.backend_reason
+    many.save(tmp_path / "run.pt")
+    assert eb.MCMC.load(tmp_path / "run.pt", eb.Langevin(energy, 0.05)).backend == "inductor"
+    attributes = many.to_arviz(log_likelihood=False).posterior.attrs
+    assert attributes["backend"] == "inductor"
+    assert attributes["backend_reason"] == many.backend_reason
+
+
+def test_threads_are_the_users_again() -> None:
+    before = torch.get_num_threads()
+    for wanted in (1, 2):
+        torch.set_num_threads(wanted)
+        try:
+            run(BANANA)
+            assert torch.get_num_threads() == wanted
+        finally:
+            torch.set_num_threads(before)
+
+
+def test_constants_of_a_run_in_float64_stay_float64() -> None:
+    energy = Gaussian(f64(1.0, -1.0, 0.0), f64(1.0, 2.0, 0.5))
+    a, b = (run(energy, eb.NUTS, backend=backend).get_samples()["x"] for backend in ("inductor", "eager"))
+    assert a.dtype == b.dtype == torch.float64
+    assert torch.allclose(a, b, rtol=0, atol=1e-7)  # 50 adapted draws in three dimensions
