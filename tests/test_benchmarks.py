@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import langevin, nuts
+from tests.benchmarks import langevin, nuts, nuts_equality, report
 from tests.benchmarks.timing import Spread, alternate, ratio, table
+from tests.benchmarks.worker import Failed, Worker
 
 
 def test_langevin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,12 +32,61 @@ def test_langevin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_nuts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("blackjax")
     file = tmp_path / "results.json"
-    nuts.main(["--json", str(file)], nuts.Effort(rounds=1, chains=4, warmup=40, draws=40, seconds=1e-4))
+    nuts.main(["--quick", "--json", str(file)])
+    (cell,) = json.loads(file.read_text())["cells"]
+    assert (cell["problem"], cell["chains"], cell["failed"]) == ("d", 4, {})
+    for side in ("ours", "blackjax", "pyro-jit"):
+        cold, warm = (cell["sides"][side][way] for way in ("cold", "warm"))
+        assert len(cold) == len(warm) == 1
+        assert 0 < cold[0]["seconds"] < cold[0]["whole"]
+        assert warm[0]["rate"] > 0
+        assert warm[0]["per_gradient"] > 0
+    assert 0 < cell["sides"]["ours"]["warm"][0]["used"] <= cell["sides"]["ours"]["warm"][0]["bound"] + 1e-6
+    out = capsys.readouterr().out
+    assert out.count("| eight schools ") == 6
+    assert "best of Pyro's ways (pyro-jit)" in out
+
+
+@pytest.mark.long
+def test_nuts_equality(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("blackjax")
+    file = tmp_path / "results.json"
+    effort = nuts_equality.Effort(rounds=1, chains=4, warmup=40, draws=40, seconds=1e-4)
+    nuts_equality.main(["--json", str(file)], effort)
     results = json.loads(file.read_text())
-    assert [row["problem"] for row in results["per_gradient"]] == [name for name in nuts.EQUAL for _ in range(2)]
+    assert len(results["per_gradient"]) == 2 * len(nuts_equality.EQUAL)
     assert all(min(row["ours"] + row["blackjax"]) > 0 for row in results["per_gradient"])
-    assert results["schools"]["ratio"] > 0
     assert capsys.readouterr().out.count("| adapted |") == 3
+
+
+def test_a_failing_sampler_says_why_and_others_go_on() -> None:
+    with pytest.raises(Failed, match="KeyError"), Worker("no such sampler", "e", nuts.Effort(4, 5, 5), 60) as worker:
+        worker.run(0)
+    cell = nuts.Cell("e", nuts.Effort(4, 5, 5), ["no such sampler"], ["cold"], 60)
+    cell.measure(pairs=2)
+    assert "KeyError" in cell.failed["no such sampler"]
+
+
+def test_targets_are_judged_against_the_best_peer_pair_by_pair() -> None:
+    def runs(rates: list[float], **more: float) -> dict[str, list[dict[str, float]]]:
+        return {"warm": [{"rate": rate, "used": 0.95, "bound": 0.96, **more} for rate in rates]}
+
+    found = {
+        "ours": runs([40.0, 60.0, 50.0], tick=1.5),
+        "numpyro": runs([5.0, 5.0, 5.0]),
+        "blackjax-parallel": runs([10.0, 10.0, 10.0]),
+        "gradient": runs([0.0, 0.0, 0.0], tick=1.0),
+    }
+    judged = report.verdicts("a", 64, found)
+    assert [(v.found.median, v.wanted, v.met) for v in judged] == [
+        (5.0, 4.0, True),
+        (0.95, 0.93, True),
+        (1.5, None, None),
+    ]
+    assert "(blackjax-parallel)" in judged[0].what
+    slow = report.verdicts("a", 512, found)
+    assert [v.met for v in slow] == [False, True, False]
+    assert slow[0].text().endswith("5.00 [4.50, 5.50] >= 8 NO")
 
 
 def test_peers_alternate() -> None:

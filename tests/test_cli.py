@@ -123,7 +123,7 @@ def test_energy_draws_are_those_of_mcmc(cli: Cli) -> None:
     out = sampled(cli("sample", "model.py:energy", "--kernel", "hmc", "--num-steps", "5", *TINY, "--out", "draws.nc"))
     assert "r_hat" in out
     assert "HMC: 4 chains x 50 draws after 20 of warm-up" in out
-    assert re.search(r"[\d,]+ gradients, [\d,]+ a second; seed 1\.", out)
+    assert re.search(r"[\d,]+ gradients, [\d,]+ a second; seed 1, backend eager\.", out)
     assert "Wrote draws to draws.nc." in out
     mcmc = eb.MCMC(
         eb.HMC(Gaussian(torch.zeros(2), torch.eye(2)), num_steps=5), 50, 20, num_chains=4, seed=1, disable_progbar=True
@@ -232,7 +232,7 @@ def test_seed_covers_the_file_too(cli: Cli) -> None:
 
 def test_unseeded_run_says_its_seed(cli: Cli) -> None:
     args = ("sample", "model.py:energy", *HMC, "--chains", "4", "--draws", "20", "--quiet")
-    found = re.search(r"seed (\d+)\.", sampled(cli(*args, "--out", "a.nc")))
+    found = re.search(r"seed (\d+),", sampled(cli(*args, "--out", "a.nc")))
     assert found is not None
     sampled(cli(*args, "--out", "b.nc", "--seed", found[1]))
     a, b = group_of("a.nc", "posterior"), group_of("b.nc", "posterior")
@@ -327,6 +327,7 @@ def test_no_imported_function_among_the_candidates(cli: Cli) -> None:
         ("energy", ["--warmup", "-1"], ["warmup_steps >= 0"]),
         ("energy", ["--thinning", "0"], ["thinning >= 1"]),
         ("energy", ["--seed", "-1"], ["seed"]),
+        ("energy", ["--backend", "jit"], ["expected a backend of 'auto', 'eager', 'inductor', 'cudagraph', got 'jit'"]),
         ("energy", ["--step-size", "-1"], ["step_size > 0", "-1"]),
         ("energy", ["--prob", "1.5"], ["--prob in (0, 1)", "1.5"]),
         ("energy", ["--kernel", "hcm"], ["one of hmc, ", "'hcm'"]),

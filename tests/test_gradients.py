@@ -251,6 +251,6 @@ def test_the_form_of_a_module_names_what_a_trace_takes_for_granted() -> None:
     assert before == form(energy)
     for change in ("mode", "attribute", "another weight", "another buffer"):
         other = Net()
-        form = _form(other)
+        before = form(other)
         CHANGES[change](other)
-        assert form != _form(other), change
+        assert before != form(other), change

@@ -41,8 +41,8 @@ def test_a_chain_has_the_same_numbers_in_any_larger_run() -> None:
 
 def test_what_nobody_looks_at_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
-    draw = NoiseSource._draw
-    monkeypatch.setattr(NoiseSource, "_draw", lambda self, *args: (drawn.append(args), draw(self, *args))[1])
+    draw = NoiseSource.chunk
+    monkeypatch.setattr(NoiseSource, "chunk", lambda self, *args: (drawn.append(args), draw(self, *args))[1])
     noise = source()
     rows = [noise.row(tick) for tick in range(8)]
     assert drawn == []

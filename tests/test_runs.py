@@ -206,7 +206,7 @@ def _start(**sites_: Tensor) -> dict[str, Tensor]:
         ({"warmup_steps": -1}, "expected a whole warmup_steps >= 0, got -1"),
         ({"thinning": 0}, "expected a whole thinning >= 1, got 0"),
         ({"seed": -1}, "expected a whole seed >= 0, got -1"),
-        ({"backend": "fast"}, "expected backend .* got 'fast'"),
+        ({"backend": "fast"}, "expected a backend of .* got 'fast'"),
         ({"initial_params": torch.zeros(3, 3)}, r"initial_params of shape \(4, 3\) .*, got \(3, 3\)"),
         ({"initial_params": torch.zeros(4, 2)}, r"initial_params of shape \(4, 3\) .*, got \(4, 2\)"),
         ({"initial_params": _start(x=torch.zeros(3, 2), rate=torch.zeros(3))}, r"of shape \(4, 3\)"),

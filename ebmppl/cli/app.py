@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pyro
 import torch
@@ -18,6 +18,7 @@ from ebmppl.cli.kernels import kernel_class
 from ebmppl.cli.loading import find, folder_on_path, import_file, split_spec, to_energy
 from ebmppl.cli.outputs import Outputs
 from ebmppl.sampling import MCMC
+from ebmppl.sampling.choice import require_backend
 
 app = typer.Typer(
     name="ebmppl",
@@ -69,6 +70,7 @@ def sample(
     warmup: o.Warmup = None,
     thinning: o.Thinning = 1,
     seed: o.Seed = None,
+    backend: o.Backend = "auto",
     quiet: o.Quiet = False,
     out: o.Out = None,
     save: o.Save = None,
@@ -87,11 +89,12 @@ def sample(
         "max_tree_depth": max_tree_depth,
     }
     settings = {name: value for name, value in settings.items() if value is not None}
-    run = partial(MCMC, num_samples=draws, warmup_steps=warmup, num_chains=chains, thinning=thinning, seed=seed)
+    options: dict[str, Any] = {"thinning": thinning, "seed": seed, "backend": backend, "disable_progbar": quiet}
     with in_one_line(debug=debug):
         kind = kernel_class(kernel, settings)
         outputs = Outputs(save, out, plot, rank_plot)
         outputs.check()
+        require_backend(backend)
         _check_prob(prob)
         file, name = split_spec(spec)
     with in_one_line(file, debug=debug), folder_on_path(file), _default_dtype(dtype):
@@ -99,7 +102,7 @@ def sample(
             pyro.set_rng_seed(seed % 2**32)
         energy = to_energy(find(import_file(file), name), name, event_shape, support or (), is_pyro=is_pyro)
         energy = energy if dtype is None else energy.to(getattr(torch, dtype))
-        mcmc = run(kind(energy, **settings), disable_progbar=quiet)
+        mcmc = MCMC(kind(energy, **settings), draws, warmup, num_chains=chains, **options)
         _run(mcmc)
         _report(mcmc, outputs, prob)
     if mcmc.kept < draws:
@@ -141,7 +144,7 @@ def _facts(mcmc: MCMC) -> str:
     return (
         f"{type(mcmc.kernel).__name__}: {mcmc.num_chains} chains x {mcmc.kept} draws after {mcmc.warmup_steps} of "
         f"warm-up in {seconds:.1f} s; {mcmc.gradients:,} gradients, {mcmc.gradients / max(seconds, 1e-9):,.0f} a second; "
-        f"seed {mcmc.seed}."
+        f"seed {mcmc.seed}, backend {mcmc.backend}."
     )
 
 

@@ -124,6 +124,14 @@ MaxTreeDepth = Annotated[
     ),
 ]
 
+Backend = Annotated[
+    str,
+    Option(
+        "--backend",
+        rich_help_panel=_RUN,
+        help="How ticks run: auto (by counts), eager, inductor (compiled), cudagraph (compiled and captured, on a GPU).",
+    ),
+]
 Chains = Annotated[int, Option("--chains", "-c", rich_help_panel=_RUN, help="Chains, all advanced together.")]
 Draws = Annotated[int, Option("--draws", "-n", rich_help_panel=_RUN, help="Draws to keep of each chain.")]
 Warmup = Annotated[

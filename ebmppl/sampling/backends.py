@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +18,7 @@ from ebmppl.sampling.compiler import CompileError, Flat, compile_graph
 from ebmppl.sampling.noise import NoiseSource
 from ebmppl.sampling.program import Carried, Log, Program, Traced, flatten, unflatten
 from ebmppl.sampling.replay import NotReplayable, Replay
-from ebmppl.sampling.threads import threads, using_threads
+from ebmppl.sampling.scopes import threads, using_threads
 
 MOST_NODES = 3000  # of a graph that is compiled: seconds to minutes of the compiler
 _KEPT = 32  # engines in the process
@@ -257,28 +255,27 @@ def _different(
     names += ["row"] * (len(eager) - len(names))
     pairs = [(n, a, b, 0) for n, a, b in zip(names, eager, leaves, strict=True)]
     pairs += [(f"log {i}", a, b, int(i > 0)) for i, (a, b) in enumerate(zip(wanted, found, strict=True))]
-    energies = state.energy if hasattr(state, "energy") else state[0]
+    by_chain = [t for t in state if t.dim() == 1 and t.is_floating_point()]  # energies, and differences of such
     chains = torch.zeros(len(state[0]), dtype=torch.bool, device=state[0].device)
     bad = set()
     for name, a, b, axis in pairs:
         if a.shape != b.shape or a.dtype != b.dtype or not b.is_contiguous():
             return {f"the form of {name}"}, len(chains)
-        wrong = ~_close(b, a, energies)
+        own = a.dim() > 1 and axis == 0 and name not in program.kernel.scratch  # positions, gradients, momenta
+        wrong = ~_close(b, a, [a] if own else [a, *by_chain])
         if not bool(wrong.any()):
             continue
         bad.add(name)
-        by_chain = a.dim() > axis and a.shape[axis] == len(chains)
-        chains |= wrong.movedim(axis, 0).reshape(len(chains), -1).any(1) if by_chain else wrong.any()
+        of_chains = a.dim() > axis and a.shape[axis] == len(chains)
+        chains |= wrong.movedim(axis, 0).reshape(len(chains), -1).any(1) if of_chains else wrong.any()
     return bad, int(chains.sum())
 
 
-def _close(found: Tensor, wanted: Tensor, energies: Tensor) -> Tensor:
-    """Equal up to rounding at the scale of the numbers and of the energies whose differences they may be."""
+def _close(found: Tensor, wanted: Tensor, scales: Sequence[Tensor]) -> Tensor:
+    """Equal up to rounding, at the scale of numbers of which they may be differences."""
     if not wanted.is_floating_point():
         return found == wanted
-    scale = max(
-        [1.0, *(float(t[t.isfinite()].abs().max()) for t in (wanted, energies.to(wanted)) if t.isfinite().any())]
-    )
+    scale = max([1.0, *(float(t[t.isfinite()].abs().max()) for t in scales if t.isfinite().any())])
     return torch.isclose(found, wanted, rtol=0.0, atol=scale * torch.finfo(wanted.dtype).eps ** 0.6, equal_nan=True)
 
 
@@ -296,19 +293,3 @@ def _put(store: OrderedDict[Hashable, Any], key: Hashable, value: object) -> Non
     store[key] = value
     while len(store) > _KEPT:
         store.popitem(last=False)
-
-
-@contextmanager
-def whole() -> Iterator[None]:
-    """Ctrl-C waits until the ticks under way are made: buffers that are half written are no state."""
-    pressed: list[Any] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed and callable(before):
-        before(*pressed[0])

@@ -3,49 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ebmppl.energies.base import Energy
 from ebmppl.energies.function import same_energy
-from ebmppl.errors import SamplingError, SamplingWarning
+from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.accept import choose
 from ebmppl.kernels.adaptation import AdaptationState
 from ebmppl.kernels.base import Kernel, NoiseSpec
-from ebmppl.sampling.backends import Compiled, whole
+from ebmppl.sampling.backends import Compiled
 from ebmppl.sampling.choice import Choice, choose_backend
-from ebmppl.sampling.draws import Counts, Draws, Ticks, stacked
+from ebmppl.sampling.draws import Counts, Draws, Ticks, finished, unlink
 from ebmppl.sampling.noise import NoiseSource
-from ebmppl.sampling.schedule import stan_windows
-from ebmppl.sampling.threads import PASSES, threads, using_threads
+from ebmppl.sampling.schedule import ENOUGH, FEW, require_some_good, stan_windows, ticks_to_next_look
+from ebmppl.sampling.scopes import PASSES, evaluating, threads, uninterrupted, using_threads
 
 _TICKS = 64  # most between two looks at whether a window ended or all chains have their draws
-_LAST_TICKS = 4  # least between two looks at whether a window ended, where chains finish at their own pace
 _LOG_NUMBERS = 1 << 22  # position numbers that may wait for their harvest
-
-_ENOUGH = 10  # draws of each chain that tell whether a window of warm-up is lost
-_FEW = 5  # that tell whether a whole short warm-up is lost
 
 Report = Callable[[], None]
 Observe = Callable[[Any], None]
-
-
-@contextmanager
-def evaluating(target: Energy) -> Iterator[None]:
-    """Modules in evaluation mode, so that dropout and batch normalisation make no chain depend on chance or neighbours."""
-    training = [module for module in target.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _ticks(method: Callable[..., None]) -> Callable[..., None]:
@@ -100,7 +81,7 @@ class Chains:
     # One tick, and the three ways to ask for many.
 
     def _tick(self, *, adapt: bool, log: bool = False, active: Tensor | None = None) -> Any:
-        """Advance everything by one tick (only the ``active`` chains where given) and return the info."""
+        """Advance everything by one eager tick (only the ``active`` chains where given) and return the info."""
         now = self.now
         state, info = self.kernel.tick(now.state, now.tuning, self.noise.row(now.tick))
         if active is not None:
@@ -140,64 +121,36 @@ class Chains:
         """Compile where that was asked for or pays, and try what was compiled."""
         now = self.now
         averaging = None if self.adaptation is None else self.adaptation.init(now.tuning, now.state).averaging
-        self.choice, self.compiled = choose_backend(
-            self.choice, self.kernel, self.adaptation, self.noise, now.state, now.tuning, averaging,
-            draws=self._planned, ticks=self._most_ticks,
-        )  # fmt: skip
+        run = self.kernel, self.adaptation, self.noise, now.state, now.tuning, averaging
+        self.choice, self.compiled = choose_backend(self.choice, *run, draws=self._planned, ticks=self._most_ticks)
         if self.compiled is not None:
             self.threads = self.compiled.engine.threads
 
     @_ticks
     def warm_up(self, steps: int, draws: Draws, report: Report, more: int = 0) -> None:
-        """Adapt over Stan's windows; a window ends at chains x window finished draws in all.
-
-        Args:
-            steps: draws of each chain.
-            draws: where they are kept.
-            report: called at every look.
-            more: draws that will be sampled afterwards, if known.
-        """
+        """Adapt over Stan's windows (a window ends at chains x window finished draws in all); ``more`` draws will follow."""
         self.now = self.now._replace(counts=draws.counts(self.device))
-        self._planned = more
-        self.prepare(steps)
-        self._planned = steps
         self.begin_adaptation()
+        self._planned = more
+        self.prepare(steps)  # with a step size at which compiled and eager ticks can be compared
+        self._planned = steps
         end, first = 0, self._counts()
-        for length, metric in stan_windows(steps):
+        for length, metric in stan_windows(steps, self.num_chains):
             end += length
+            begun, tick = self._counts(), self.now.tick
 
-            def ticks(counts: Counts, end: int = end, tick: int = self.now.tick, length: int = length) -> int:
-                finished = int(counts.finished.sum())
-                left = end * self.num_chains - finished
-                if left <= 0:
-                    return 0
-                if self.kernel.synchronous:
-                    return min(self._most_ticks, left // self.num_chains)
-                # half of what the pace so far tells, so that a window ends only some ticks late
-                pace = (self.now.tick - tick) / max(1, finished - (end - length) * self.num_chains)
-                return min(self._most_ticks, max(_LAST_TICKS, left // self.num_chains, int(0.5 * pace * left)))
+            def ticks(counts: Counts, end: int = end, begun: Counts = begun, tick: int = tick) -> int:
+                left = end * self.num_chains - int(counts.finished.sum())
+                drawn = int((counts.finished - begun.finished).sum())
+                most = ticks_to_next_look(left, drawn, self.now.tick - tick, self.num_chains, self.kernel.synchronous)
+                return min(most, self._most_ticks)
 
-            begun = self._counts()
             self._run(draws, ticks, report, adapt=True)
-            self._require_some_good(begun, _ENOUGH)
+            require_some_good(begun, self._counts(), ENOUGH, self.now.tuning)
             self.end_window(metric=metric)
-        if _FEW <= steps < _ENOUGH:
-            self._require_some_good(first, steps)
+        if FEW <= steps < ENOUGH:
+            require_some_good(first, self._counts(), steps, self.now.tuning)
         self.end_adaptation()
-
-    def _require_some_good(self, begun: Counts, enough: int) -> None:
-        """Stop a warm-up that can't learn anything: all transitions of all chains since then diverged."""
-        counts = self._counts()
-        finished = int((counts.finished - begun.finished).sum())
-        diverged = int((counts.diverging - begun.diverging).sum())
-        if diverged < finished or finished < enough * self.num_chains:
-            return
-        step = getattr(self.now.tuning, "step_size", None)
-        at = "" if step is None else f" at a step size of {float(step):.3g}"
-        raise SamplingError(
-            f"all {finished} transitions of {self.num_chains} chains diverged in warm-up{at}: begin where the "
-            "energy is smooth (initial_params), bring the parameters to a scale of about one, or give a smaller step_size"
-        )
 
     @_ticks
     def collect(self, num_samples: int, draws: Draws, report: Report) -> None:
@@ -217,7 +170,7 @@ class Chains:
         try:
             while (n := ticks(self._counts())) > 0:
                 if self.compiled is not None:
-                    with whole():
+                    with uninterrupted():
                         self._take_in(draws, self._run_compiled(self.compiled, n, adapt=adapt), adapt=adapt)
                 else:
                     for _ in range(n):
@@ -247,31 +200,20 @@ class Chains:
 
     def _harvest(self, draws: Draws, *, adapt: bool) -> None:
         """Take in what eager ticks left."""
-        positions, infos = [], []
-        node = self.now.log
-        while node is not None:
-            node, position, info = node
-            positions.append(position)
-            infos.append(info)
-        if infos:
-            fields = zip(*infos[::-1], strict=True)
-            log: dict[str, Ticks] = dict(zip(type(infos[0])._fields, fields, strict=True))
-            self._take_in(draws, {"position": positions[::-1], **log}, adapt=adapt)
+        if self.now.log is not None:
+            self._take_in(draws, unlink(self.now.log), adapt=adapt)
 
     def _take_in(self, draws: Draws, log: Mapping[str, Ticks], *, adapt: bool) -> None:
         """Keep and count the draws of some ticks, and let the adaptation see them."""
-        now = self.now
-        own: AdaptationState | None = now.adaptation
-        if adapt and own is not None:
-            own = self._observe(own, log)
-        self.now = now._replace(counts=draws.extend(self._counts(), log), adaptation=own, log=None)
+        if adapt:
+            self._observe(log)
+        self.now = self.now._replace(counts=draws.extend(self._counts(), log), log=None)
 
-    def _observe(self, own: AdaptationState, log: Mapping[str, Ticks]) -> AdaptationState:
-        assert self.adaptation is not None  # it made its state
-        at = stacked(log["done"]).flatten().nonzero().squeeze(1)
-        x = stacked(log["position"])
-        drawn = x.reshape(x.shape[0] * x.shape[1], -1).index_select(0, at)
-        return own._replace(draws=self.adaptation.observe(own.draws, drawn))
+    def _observe(self, log: Mapping[str, Ticks]) -> None:
+        own: AdaptationState | None = self.now.adaptation
+        if own is not None and self.adaptation is not None:
+            own = own._replace(draws=self.adaptation.observe(own.draws, finished(log)))
+            self.now = self.now._replace(adaptation=own)
 
     @_ticks
     def advance(self, n: int, *, adapt: bool = False, observe: Observe | None = None) -> None:
@@ -283,13 +225,17 @@ class Chains:
             observe: called with the info of every tick.
         """
         self.prepare(n, values=False)
+        if self.compiled is not None and self.kernel.synchronous and observe is None and not adapt:
+            for first in range(0, n, self._most_ticks):
+                with uninterrupted():
+                    self._run_compiled(self.compiled, min(self._most_ticks, n - first), adapt=False)
+            return
         left = torch.full((self.num_chains,), n, device=self.device)
         ticks = n if self.kernel.synchronous else None
         while ticks is None or ticks > 0:
             info = self._tick(adapt=adapt, active=None if ticks is not None else left > 0)
-            if adapt and self.now.adaptation is not None:
-                log = {"done": [info.done], "position": [self.position()]}
-                self.now = self.now._replace(adaptation=self._observe(self.now.adaptation, log))
+            if adapt:
+                self._observe({"done": [info.done], "position": [self.position()]})
             if observe is not None:
                 observe(info)
             if ticks is not None:

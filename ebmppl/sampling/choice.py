@@ -69,7 +69,7 @@ def choose_backend(
     device = noise.device.type
     require(wanted.backend != "cudagraph" or device == "cuda", "chains on a CUDA device for 'cudagraph'", device)
     backend, planned = wanted.backend, draws * kernel.ticks_per_draw
-    counts = f"{noise.chains} chains of {state[0].numel() // noise.chains} numbers, about {planned} ticks"
+    counts = f"{noise.chains} chains of {kernel.target.event_shape.numel()} numbers, about {planned} ticks"
     if backend == "auto":
         if planned < LEAST_TICKS:
             return Choice("eager", f"{counts}, fewer than {LEAST_TICKS}"), None

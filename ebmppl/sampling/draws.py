@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -113,3 +113,21 @@ class Draws:
 def stacked(values: Ticks) -> Tensor:
     """``(ticks, chains, ...)``."""
     return values if isinstance(values, Tensor) else torch.stack(list(values))
+
+
+def finished(log: Mapping[str, Ticks]) -> Tensor:
+    """The points ``(draws, dimension)`` that chains drew in some ticks."""
+    at = stacked(log["done"]).flatten().nonzero().squeeze(1)
+    x = stacked(log["position"])
+    return x.reshape(x.shape[0] * x.shape[1], -1).index_select(0, at)
+
+
+def unlink(node: tuple[Any, Tensor, Any] | None) -> dict[str, Ticks]:
+    """What eager ticks left, a list of (older, position, info) linked from the newest on, by field."""
+    positions, infos = [], []
+    while node is not None:
+        node, position, info = node
+        positions.append(position)
+        infos.append(info)
+    fields = zip(*infos[::-1], strict=True)
+    return {"position": positions[::-1], **dict(zip(type(infos[0])._fields, fields, strict=True))}

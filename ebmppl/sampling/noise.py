@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +20,7 @@ STREAMS = {"ticks": 0, "initial": 1, "step_size": 2}
 _MOST_TICKS = 32  # of one draw
 _CALL = 1 << 12  # numbers that make a call of the generator worth while on a CPU
 _MOST_NUMBERS = 1 << 14  # of one call on a CPU; they stay in cache
+_WORTH_THREADS = 1 << 15  # numbers of one call that several threads share
 _ON_DEVICE = 1 << 17  # numbers of one call on a device, where a call costs more than they
 
 
@@ -93,8 +97,18 @@ class NoiseSource:
         else:
             places = [torch.empty_like(part, memory_format=torch.contiguous_format) for part in whole.split(BLOCK, 1)]
         draw = Tensor.normal_ if self.specs[name].kind == "normal" else Tensor.uniform_
-        for place, seed in zip(places, block_seeds(self._starts[name], chunk, self.blocks), strict=True):
-            draw(place, generator=self._generator.manual_seed(seed))
+        seeds = block_seeds(self._starts[name], chunk, self.blocks)
+        several = min(torch.get_num_threads(), self.blocks) if whole.is_cpu and whole.numel() >= _WORTH_THREADS else 1
+
+        def share(first: int) -> None:
+            generator = self._generator if several == 1 else torch.Generator(self.device)
+            for place, seed in zip(places[first::several], seeds[first::several], strict=True):
+                draw(place, generator=generator.manual_seed(seed))
+
+        if several == 1:
+            share(0)
+        else:  # torch lets go of Python's lock while it draws
+            list(_helpers(os.getpid()).map(share, range(several)))
         return whole if ticks == 1 or self.blocks == 1 else torch.cat(places, 1, out=whole)
 
 
@@ -112,6 +126,11 @@ class _Row(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.source.specs)
+
+
+@cache
+def _helpers(process: int) -> ThreadPoolExecutor:  # a fork has no threads of its parent's
+    return ThreadPoolExecutor(thread_name_prefix="ebmppl-noise")
 
 
 def _at_once(spec: NoiseSpec, device: torch.device) -> int:

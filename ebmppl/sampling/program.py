@@ -116,6 +116,7 @@ class Program:
         pure = torch.func.functionalize(run, remove="mutations")
         with torch.no_grad():
             graph = make_fx(pure, select_decomp_table())(*leaves, *chunks, *log.buffers)
+        _leave_out_factors_of_one(graph)
         constants = _lift(graph)
         nodes = sum(node.op == "call_function" for node in graph.graph.nodes)
         return Traced(graph, constants, list(self.changed), nodes, _work(graph))
@@ -150,6 +151,17 @@ def unflatten(like: Carried, leaves: Sequence[Tensor]) -> Carried:
 
 def _own(values: Any) -> Any:
     return type(values)(*(value.detach().clone(memory_format=torch.contiguous_format) for value in values))
+
+
+def _leave_out_factors_of_one(graph: fx.GraphModule) -> None:
+    """X * 1.0 is x, NaN included; softplus has such factors, which hide from the compiler that two exponentials are one."""
+    for node in graph.graph.nodes:
+        if node.target is not torch.ops.aten.mul.Tensor or node.args[1] != 1.0 or isinstance(node.args[1], fx.Node):
+            continue
+        before = node.args[0]
+        if before.meta["tensor_meta"].dtype == node.meta["tensor_meta"].dtype:
+            node.replace_all_uses_with(before)
+            graph.graph.erase_node(node)
 
 
 def _work(graph: fx.GraphModule) -> int:

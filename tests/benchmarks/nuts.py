@@ -1,295 +1,192 @@
-"""NUTS next to BlackJAX's, gradient for gradient, and next to Pyro's; its tick next to its gradient.
+"""Our NUTS next to NumPyro's, BlackJAX's, nutpie's and Pyro's: smallest effective draws per second, warm and cold.
 
-    python -m tests.benchmarks.nuts [--quick] [--rounds 5] [--json FILE]
+    python -m tests.benchmarks.nuts [--quick] [--problems a b c d e] [--chains 4 64 512] [--ways cold warm] [--pairs 5]
+        [--peers numpyro numpyro-parallel blackjax blackjax-parallel nutpie pyro pyro-jit pyro-processes] [--json FILE]
 
-(A) Effective draws per gradient at one step size and inverse mass for both, on three posteriors.
-(B) The same, each as its own warm-up adapts it.
-(C) Divergences on Neal's funnel at one step size for both.
-(D) A tick, eager with the traced gradient, on one thread: logistic regression 1000x25.
-(E) Eight schools from the Pyro model: smallest effective draws per second, warm-up and tracing included, next to Pyro's
-    own NUTS, whose best way of many chains here is the best of: one after the other (with and without its jit), and
-    two processes.
-Effective draws are ArviZ's bulk ESS; the smallest of all coordinates counts.
+(a) logistic regression 1000x25, (b) Gaussian in 100 dimensions, condition number 1e4, (c) Neal's funnel, (d) eight
+schools and (e) a regression of 205 latents, for ours and Pyro's from the Pyro model. Every sampler at its own defaults
+(target acceptance 0.8, depth 10), 500 + 500 draws, float32, begun at uniform(-2, 2) in the unconstrained space.
+
+Every run of every side happens in a process of that side alone, one process at work at a time. Cold: its first run,
+with no compiled code on disk. Warm: the second run in the process; ours over the same callable with new ``as_energy``,
+``NUTS`` and ``MCMC`` and another seed, the peers with what they compiled (a new ``MCMC`` of NumPyro's compiles again).
+Sides take turns, every second pair in reverse order; ratios are taken pair by pair: medians [quartiles].
+
+Effective draws: ArviZ's bulk ESS, the smallest of all coordinates. Seconds: from the call to draws on the host.
+Neither they nor the ratios that are judged count imports and the making of data, on any side (modules that a library
+imports late, in its run, count); the column "with imports" counts everything from the new process's start.
+Used: gradients of the kept draws' trees over those computed in the sampling phase, the last chains' tail included, next
+to its bound where chains have different work, mean over maximum of the chains' own gradients. For samplers whose chains
+wait for the deepest tree of each draw, their most.
+Chains of Pyro's and nutpie's have nothing in common: their rates are those of one to four chains, times as many as asked
+for would take as much longer, and they are measured once for a posterior, with 64 chains where these are chosen.
+All cells take many hours on two cores, with JAX's and 512 chains most of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import signal
 import sys
-import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import arviz as az
-import numpy as np
-import torch
-from torch import Tensor
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that the script runs from a checkout
 
-import ebmppl as eb
-from ebmppl.sampling.chains import Chains, ticking
-from tests.benchmarks.problems import PROBLEMS, Problem
-from tests.benchmarks.schools import pyro_run, schools
-from tests.benchmarks.timing import Spread, alternate, machine, ratio, save, table
+from tests.benchmarks.peers import SIDES, Effort
+from tests.benchmarks.posteriors import POSTERIORS
+from tests.benchmarks.report import Findings, Verdict, head, notes, rows, verdicts
+from tests.benchmarks.timing import machine, save
+from tests.benchmarks.worker import Failed, Worker
 
-EQUAL = ("logistic 1000x25", "Gaussian 100-d, condition 1e4", "eight schools, non-centred")
-FUNNEL, FUNNEL_STEP = "funnel 10-d", 0.5
-TICKS = {4: 0.5, 64: 0.9, 512: None}  # chains: most milliseconds, with the first trace of torch 2.13 in mind
-WITHIN, AS_ADAPTED, OVER_PYRO = 0.05, 0.95, 30.0
-
-
-class Effort(NamedTuple):
-    """How much to measure."""
-
-    rounds: int = 5
-    chains: int = 64
-    warmup: int = 500
-    draws: int = 500
-    seconds: float = 0.5  # of one turn of ticks
+CHAINS, WAYS = (4, 64, 512), ("cold", "warm")
+PEERS = tuple(side for side in SIDES if side != "blackjax-parallel")
+QUICK = {"problems": ["d"], "chains": [4], "pairs": 1, "peers": ["blackjax", "pyro-jit"], "draws": 40, "limit": 300.0}
+FULL = {
+    "problems": list(POSTERIORS),
+    "chains": list(CHAINS),
+    "pairs": 5,
+    "peers": list(PEERS),
+    "draws": 500,
+    "limit": 3600.0,
+}
 
 
-class Found(NamedTuple):
-    """What a run found."""
+class Cell:
+    """One posterior at one number of chains.
 
-    ess: float  # the smallest of all coordinates
-    gradients: int  # of the kept draws' trees
-    divergences: Tensor  # (chains,)
+    Args:
+        key: of the posterior.
+        effort: size of a run.
+        sides: "ours", its peers, and "gradient" if ticks are to be compared with it.
+        ways: "cold", "warm" or both.
+        limit: most seconds of one run.
+    """
 
-    @property
-    def per_gradient(self) -> float:
-        """Effective draws for one gradient."""
-        return self.ess / self.gradients
+    def __init__(self, key: str, effort: Effort, sides: Sequence[str], ways: Sequence[str], limit: float) -> None:
+        self.key, self.effort, self.sides, self.ways, self.limit = key, effort, sides, ways, limit
+        self.findings: dict[str, dict[str, list[dict[str, Any]]]] = {
+            side: {way: [] for way in (ways if side != "gradient" else ["warm"])} for side in sides
+        }
+        self.failed: dict[str, str] = {}
+        self._kept: dict[str, Worker] = {}
 
+    def measure(self, pairs: int) -> Findings:
+        """So many turns of every side; a side that fails has no more."""
+        with ExitStack() as stack:
+            for pair in range(pairs):
+                for side in self.sides if pair % 2 == 0 else self.sides[::-1]:
+                    if side in self.failed:
+                        continue
+                    try:
+                        self._turn(side, pair, stack)
+                    except Failed as error:
+                        self.failed[side] = str(error)
+                        self.findings[side] = {}
+        self._kept.clear()
+        return self.findings
 
-def smallest_ess(draws: Any) -> float:
-    """Of draws ``(chains, draws, dimension)``."""
-    draws = np.asarray(draws, dtype=np.float64)
-    return min(float(az.ess(draws[..., i])) for i in range(draws.shape[-1]))
+    def _turn(self, side: str, pair: int, stack: ExitStack) -> None:
+        found, seed = self.findings[side], 2 * pair
+        with self._worker(side, stack) as (worker, fresh):
+            if fresh:
+                first = worker.run(seed)
+                if "cold" in found:
+                    found["cold"].append(first)
+            if "warm" in found:
+                found["warm"].append(worker.run(seed + 1))
 
-
-class Tuned(NamedTuple):
-    """A step size, an inverse mass and points of a chain that has forgotten its beginning."""
-
-    step_size: float
-    inverse_mass: Tensor
-    points: Tensor
-
-
-def ours(problem: Problem, effort: Effort, seed: int, tuned: Tuned | None = None) -> tuple[Found, eb.MCMC]:
-    """One run: as tuned, or as adapted by its own warm-up."""
-    energy = eb.as_energy(problem.energy, (problem.dimension,), batched=True)
-    if tuned is None:
-        kernel, warmup, start = eb.NUTS(energy), effort.warmup, None
-    else:
-        mass = tuned.inverse_mass
-        kernel = eb.NUTS(energy, tuned.step_size, False, False, inverse_mass_matrix=mass)
-        warmup, start = 0, tuned.points
-    mcmc = eb.MCMC(kernel, effort.draws, warmup, start, effort.chains, seed=seed, disable_progbar=True)
-    mcmc.run()
-    stats = mcmc.stats()
-    ess = smallest_ess(mcmc.get_samples(group_by_chain=True)["x"])
-    return Found(ess, int(stats["n_steps"].sum()), stats["diverging"].sum(1).double()), mcmc
-
-
-class BlackJAX:
-    """BlackJAX's NUTS on one problem, its chains by ``vmap``; compiled once for each way."""
-
-    def __init__(self, problem: Problem, effort: Effort) -> None:
-        import jax
-
-        self.problem, self.effort = problem, effort
-        self._tuned = jax.jit(jax.vmap(self._sample, (0, 0, None, None)))
-        self._adapted = jax.jit(jax.vmap(self._adapt_and_sample))
-
-    def _sample(self, key: Any, x: Any, step_size: Any, inverse_mass: Any) -> Any:
-        import blackjax
-        import jax
-
-        kernel = blackjax.nuts(self.problem.log_density, step_size, inverse_mass)
-
-        def step(state: Any, key: Any) -> Any:
-            state, info = kernel.step(key, state)
-            return state, (state.position, info.num_integration_steps, info.is_divergent)
-
-        return jax.lax.scan(step, kernel.init(x), jax.random.split(key, self.effort.draws))[1]
-
-    def _adapt_and_sample(self, key: Any, x: Any) -> Any:
-        import blackjax
-        import jax
-
-        first, second = jax.random.split(key)
-        warmup = blackjax.window_adaptation(blackjax.nuts, self.problem.log_density)
-        (state, found), _ = warmup.run(first, x, num_steps=self.effort.warmup)
-        return self._sample(second, state.position, found["step_size"], found["inverse_mass_matrix"])
-
-    def __call__(self, seed: int, tuned: Tuned | None = None) -> Found:
-        """One run, as ``ours``."""
-        import jax
-        import jax.numpy as jnp
-
-        first, second = jax.random.split(jax.random.PRNGKey(seed))
-        keys = jax.random.split(first, self.effort.chains)
-        if tuned is None:
-            shape = (self.effort.chains, self.problem.dimension)
-            draws = self._adapted(keys, jax.random.uniform(second, shape, minval=-2.0, maxval=2.0))
-        else:
-            x, mass = jnp.array(tuned.points.numpy()), jnp.array(tuned.inverse_mass.numpy())
-            draws = self._tuned(keys, x, tuned.step_size, mass)
-        position, steps, diverging = map(np.array, draws)
-        return Found(smallest_ess(position), int(steps.sum()), torch.from_numpy(diverging).sum(1).double())
+    @contextmanager
+    def _worker(self, side: str, stack: ExitStack) -> Iterator[tuple[Worker, bool]]:
+        """A process and whether it is new; one that is never cold serves all pairs."""
+        if "cold" in self.findings[side]:
+            with Worker(side, self.key, self.effort, self.limit) as worker:
+                yield worker, True
+            return
+        fresh = side not in self._kept
+        if fresh:
+            self._kept[side] = stack.enter_context(Worker(side, self.key, self.effort, self.limit))
+        yield self._kept[side], fresh
 
 
-def per_gradient(effort: Effort) -> list[dict[str, Any]]:
-    """Parts A and B."""
-    rows = []
-    for name in EQUAL:
-        problem = PROBLEMS[name]()
-        peer, warm = BlackJAX(problem, effort), ours(problem, effort, seed=1000)[1]
-        now = warm.now.tuning
-        tuned = Tuned(float(now.step_size), now.inverse_mass, warm.chains.position())  # type: ignore[union-attr]
-        for way, given in (("equal", tuned), ("adapted", None)):
-            pairs = [(ours(problem, effort, seed, given)[0], peer(seed, given)) for seed in range(effort.rounds)]
-            mine, theirs = ([found.per_gradient for found in side] for side in zip(*pairs, strict=True))
-            rows.append({"problem": name, "tuning": way, "ours": mine, "blackjax": theirs})
-    return rows
+def sides_of(key: str, chains: int, options: argparse.Namespace) -> list[str]:
+    """Who takes part in a cell, ours first."""
+    alone = 64 if 64 in options.chains else options.chains[0]
+    found = ["ours"]
+    for peer in options.peers:
+        if peer.startswith(("numpyro", "blackjax", "nutpie")) and POSTERIORS[key].log_density is None:
+            continue
+        if peer.startswith(("nutpie", "pyro")) and chains != alone:
+            continue
+        found.append(peer)
+    if key == "a" and "warm" in options.ways and not options.no_gradient:
+        found.append("gradient")
+    return found
 
 
-def table_ab(rows: Sequence[dict[str, Any]]) -> str:
-    """Effective draws per 1000 gradients."""
-    lines = []
-    for row in rows:
-        found = ratio(row["ours"], row["blackjax"])
-        met = abs(found.median - 1) <= WITHIN if row["tuning"] == "equal" else found.median >= AS_ADAPTED
-        wanted = f"1 +- {WITHIN}" if row["tuning"] == "equal" else f">= {AS_ADAPTED}"
-        sides = [Spread.of([1000 * value for value in row[side]]).text(1) for side in ("ours", "blackjax")]
-        lines.append([row["problem"], row["tuning"], *sides, found.text(3), f"{wanted} {'yes' if met else 'NO'}"])
-    return table(["posterior", "tuning", "ours", "BlackJAX", "ratio", "wanted"], lines)
-
-
-def divergences(effort: Effort) -> dict[str, Any]:
-    """Part C: divergences of chains that begin with exact draws, and the difference in its standard errors."""
-    effort = effort._replace(chains=4 * effort.chains)
-    problem, generator = PROBLEMS[FUNNEL](), torch.Generator().manual_seed(0)
-    points = eb.energies.Funnel(problem.dimension).sample(effort.chains, generator).float()
-    tuned = Tuned(FUNNEL_STEP, torch.ones(problem.dimension), points)
-    found = {"ours": ours(problem, effort, 0, tuned)[0], "blackjax": BlackJAX(problem, effort)(0, tuned)}
-    counts = {name: run.divergences for name, run in found.items()}
-    error = sum(float(count.var()) / effort.chains for count in counts.values()) ** 0.5
-    z = (float(counts["ours"].mean()) - float(counts["blackjax"].mean())) / max(error, 1e-9)
-    return {"draws": effort.chains * effort.draws, **{n: int(c.sum()) for n, c in counts.items()}, "z": z}
-
-
-def ticks(effort: Effort) -> list[dict[str, Any]]:
-    """Part D: the engine going on with a long run, next to the gradient it takes."""
-    problem, rows = PROBLEMS["logistic 1000x25"](), []
-    for chains in TICKS:
-        x = 0.1 * torch.randn(chains, problem.dimension, generator=torch.Generator().manual_seed(0))
-        kernel = eb.NUTS(eb.as_energy(problem.energy, (problem.dimension,), batched=True), 0.1)
-        run = Chains(kernel, x, 0)
-        run.prepare(1000)
-
-        def tick(n: int, run: Chains = run) -> None:
-            with ticking(run.numbers):
-                for _ in range(n):
-                    run._tick(adapt=False)
-
-        def gradient(n: int, f: Callable[[Tensor], Any] = kernel.value_and_grad, x: Tensor = x) -> None:
-            with torch.no_grad():
-                for _ in range(n):
-                    f(x)
-
-        works = {"tick": tick, "gradient": gradient}
-        times = alternate(works, rounds=effort.rounds, seconds=dict.fromkeys(works, effort.seconds))
-        rows.append({"chains": chains, **times})
-    return rows
-
-
-def table_d(rows: Sequence[dict[str, Any]]) -> str:
-    """Microseconds on one thread."""
-    lines = []
-    for row in rows:
-        tick, gradient, most = Spread.of(row["tick"]), Spread.of(row["gradient"]), TICKS[row["chains"]]
-        met = "" if most is None else f"{1000 * most:.0f} {'yes' if tick.median <= 1000 * most else 'NO'}"
-        share = ratio(row["gradient"], row["tick"])
-        lines.append([str(row["chains"]), tick.text(0), met, gradient.text(0), share.text(2)])
-    return table(["chains", "us/tick", "at most", "us/gradient", "of a tick"], lines)
-
-
-def pyro_schools(effort: Effort) -> dict[str, Any]:
-    """Part E: smallest effective draws per second on both sides."""
-
-    def ours_once(seed: int) -> float:
-        start = time.perf_counter()
-        mcmc = eb.MCMC(
-            eb.NUTS(eb.from_pyro(schools)),
-            effort.draws,
-            effort.warmup,
-            None,
-            effort.chains,
-            seed=seed,
-            disable_progbar=True,
-        )
-        mcmc.run()
-        seconds = time.perf_counter() - start
-        draws = mcmc.get_samples(group_by_chain=True)
-        return smallest_ess(torch.cat([draws["z"], draws["mu"][..., None], draws["tau"][..., None]], -1)) / seconds
-
-    ours_once(99)  # imports and caches
-    mine = [ours_once(seed) for seed in range(effort.rounds)]
-    ways: dict[str, list[float]] = {}
-    for way, options in {
-        "in turn": {"num_chains": 1},
-        "in turn, jit": {"num_chains": 1, "jit_compile": True},
-        "two processes": {"num_chains": 2},
-    }.items():
-        runs = [pyro_run(effort.warmup, effort.draws, seed=seed, **options) for seed in range(effort.rounds)]
-        ways[way] = [smallest_ess(draws) / seconds for seconds, draws in runs]
-    best = max(statistics.median(rates) for rates in ways.values())
-    return {"ours": mine, "pyro": ways, "ratio": statistics.median(mine) / best}
-
-
-def main(arguments: Sequence[str] | None = None, effort: Effort | None = None) -> None:
-    """Measure and print."""
+def arguments_of(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Options, with what ``--quick`` or a full run chooses where nothing is given."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--quick", action="store_true", help="a smoke run")
-    parser.add_argument("--rounds", type=int, default=Effort().rounds)
-    parser.add_argument("--json", metavar="FILE", help="write all results to FILE")
+    parser.add_argument("--problems", nargs="+", choices=list(POSTERIORS), help="posteriors, a to e")
+    parser.add_argument("--chains", nargs="+", type=int)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--peers", nargs="*", choices=list(SIDES), help="none: ours alone")
+    parser.add_argument("--pairs", type=int, help="turns of every side")
+    parser.add_argument("--draws", type=int, help="of each chain, after as many in warm-up")
+    parser.add_argument("--backend", default="auto", help="ours")
+    parser.add_argument("--limit", type=float, help="most seconds of one run")
+    parser.add_argument("--no-gradient", action="store_true", help="don't compare (a)'s ticks with the bare gradient")
+    parser.add_argument("--json", metavar="FILE", help="write all findings to FILE, after every cell")
     options = parser.parse_args(arguments)
-    effort = effort or (Effort(2, 8, 60, 60, 0.02) if options.quick else Effort(rounds=options.rounds))
-    warnings.simplefilter("ignore", eb.errors.SamplingWarning)
-    where = machine(["torch", "blackjax", "jax", "pyro-ppl", "ebmppl"])
+    for name, value in (QUICK if options.quick else FULL).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print, and return what ``--json`` writes."""
+    options = arguments_of(arguments)
+    if "nutpie" in options.peers and find_spec("nutpie") is None:
+        options.peers.remove("nutpie")
+        print("nutpie is not installed: left out")
+    libraries = ("torch", "jax", "numpyro", "blackjax", "nutpie", "pyro-ppl", "arviz", "ebmppl")
+    where = machine([name for name in libraries if name != "nutpie" or find_spec("nutpie")])
     print("\n".join(f"{name}: {value}" for name, value in where.items()))
-    print(
-        f"float32; medians [quartiles] of {effort.rounds} rounds; {effort.chains} chains, {effort.warmup}+{effort.draws}"
-    )
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        timed = ticks(effort)
-    finally:
-        torch.set_num_threads(before)
-    print(f"\n(D) eager tick, one thread, logistic 1000x25\n\n{table_d(timed)}", flush=True)
-    schools_found = pyro_schools(effort)
-    print("\n(E) eight schools from the Pyro model: smallest ESS per second, all included\n")
-    print(f"ours, 64 chains: {Spread.of(schools_found['ours']).text(0)}")
-    print(
-        "Pyro's NUTS: " + ", ".join(f"{way} {Spread.of(rates).text(1)}" for way, rates in schools_found["pyro"].items())
-    )
-    met = "yes" if schools_found["ratio"] >= OVER_PYRO else "NO"
-    print(f"ratio to its best {schools_found['ratio']:.1f} >= {OVER_PYRO:.0f} {met}", flush=True)
-    count = divergences(effort)
-    print(f"\n(C) divergences on the funnel, step {FUNNEL_STEP}, of {count['draws']:,} draws: ", end="")
-    print(f"{count['ours']:,} and BlackJAX {count['blackjax']:,}, {count['z']:+.1f} standard errors apart", flush=True)
-    rows = per_gradient(effort)
-    print(f"\n(A, B) smallest effective draws per 1000 gradients\n\n{table_ab(rows)}")
-    if options.json:
-        results = {"machine": where, "effort": effort._asdict(), "per_gradient": rows, "divergences": count}
-        save(options.json, {**results, "ticks": timed, "schools": schools_found})
+    print(f"{options.draws}+{options.draws} draws, float32; medians [quartiles] of {options.pairs} alternating pairs")
+    print("(ratios count no imports, on any side; 'with imports' all from the process's start)\n")
+    print(head(), flush=True)
+    results: dict[str, Any] = {"machine": where, "options": vars(options), "cells": []}
+    judged: list[Verdict] = []
+    for chains in options.chains:
+        for key in options.problems:
+            effort = Effort(chains, options.draws, options.draws, options.backend)
+            cell = Cell(key, effort, sides_of(key, chains, options), options.ways, options.limit)
+            findings = cell.measure(options.pairs)
+            found = verdicts(key, chains, findings)
+            judged += found
+            for line in rows(key, chains, findings):
+                print(line)
+            told = [*notes(findings), *(f"{side} FAILED: {why}" for side, why in cell.failed.items())]
+            told += [verdict.text() for verdict in found]
+            print("\n".join(f"  {line}" for line in told), flush=True)
+            lines = [{**verdict._asdict(), "found": verdict.found._asdict(), "met": verdict.met} for verdict in found]
+            results["cells"].append(
+                {"problem": key, "chains": chains, "sides": findings, "failed": cell.failed, "verdicts": lines}
+            )
+            if options.json:
+                save(options.json, results)
+    print("\nTargets\n")
+    for verdict in judged:
+        if verdict.wanted is not None:
+            print(verdict.text())
+    return results
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no process outlives this one
     main()

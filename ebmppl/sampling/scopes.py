@@ -1,0 +1,66 @@
+"""Scopes in which ticks run: at a number of threads, with modules in evaluation mode, and whole under Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+PASSES = 32  # of an eager tick over the positions
+_SMALL = 1 << 20  # numbers that a tick makes; under it a second thread costs more than it brings
+_outside: list[int] = []  # the user's setting while ticks run at another one; the setting is the process's own, too
+
+
+def threads(work: int | None = None) -> int:
+    """How many threads for a tick that makes so many numbers: one for small ones; the user's setting when None."""
+    setting = _outside[0] if _outside else torch.get_num_threads()
+    return setting if work is None or work >= _SMALL else 1
+
+
+@contextmanager
+def using_threads(use: int) -> Iterator[None]:
+    """Compute with so many intra-op threads; the user's setting returns."""
+    before = torch.get_num_threads()
+    if use != before:
+        torch.set_num_threads(use)
+    _outside.append(before)
+    try:
+        yield
+    finally:
+        _outside.pop()
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
+
+
+@contextmanager
+def evaluating(target: nn.Module) -> Iterator[None]:
+    """Modules in evaluation mode, so that dropout and batch normalisation make no chain depend on chance or neighbours."""
+    training = [module for module in target.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until the ticks under way are made: buffers that are half written are no state."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[Any] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed and callable(before):
+        before(*pressed[0])
