@@ -27,9 +27,9 @@ def stan_windows(warmup_steps: int, chains: int = 1) -> list[Window]:
     the first two lengths are divided by the square root of the number of chains, down to 20 and 15, which dual
     averaging needs to forget its first leaps.
 
-    Where that doesn't fit (under 150 draws for one chain) the first part takes 15 per cent and the last one 10, as in Stan, but at least 25 draws or half of
-    all: dual averaging begins it at ten times the step size, and needs about so many updates. Under 20 only the step
-    size adapts (Stan reference manual, "Automatic parameter tuning").
+    Where that doesn't fit (under 150 draws for one chain) the first part takes 15 per cent and the last one 10, as in
+    Stan, but at least 25 draws or half of all: dual averaging begins it at ten times the step size, and needs about so
+    many updates. Under 20 only the step size adapts (Stan reference manual, "Automatic parameter tuning").
 
     Example:
         >>> [w.length for w in stan_windows(500)]
