@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ebmppl.kernels.base import NoiseSpec
+from ebmppl.sampling import noise
 from ebmppl.sampling.noise import NoiseSource, block_seeds
 
 CPU = torch.device("cpu")
@@ -86,3 +87,22 @@ def test_neighbouring_generators_are_not_correlated() -> None:
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match=r"expected noise of kind 'normal' or 'uniform', got \['cauchy'\]"):
         NoiseSource({"x": NoiseSpec("cauchy", ())}, 4, 0, torch.float64, CPU)
+
+
+def test_few_blocks_have_the_seeds_of_many() -> None:
+    """Python's integers and NumPy's give the same seeds."""
+    for chunk in (0, 1, 2**18 - 1):
+        assert block_seeds(2**32 - 5, chunk, 3) == block_seeds(2**32 - 5, chunk, 100)[:3]
+
+
+def test_threads_that_share_a_draw_change_nothing() -> None:
+    spec = {"normal": NoiseSpec("normal", (100,))}
+    before, drawn = torch.get_num_threads(), []
+    for threads in (1, 3):  # of 9 blocks, the last one short
+        torch.set_num_threads(threads)
+        try:
+            drawn.append(NoiseSource(spec, 515, 7, torch.float32, torch.device("cpu")).row(5)["normal"])
+        finally:
+            torch.set_num_threads(before)
+    assert drawn[0].numel() >= noise._WORTH_THREADS
+    assert torch.equal(*drawn)

@@ -23,7 +23,6 @@ from ebmppl.sampling.scopes import threads, using_threads
 MOST_NODES = 3000  # of a graph that is compiled: seconds to minutes of the compiler
 _KEPT = 32  # engines in the process
 _TRIED = 3  # ticks that are compared with eager ones
-_BORDERLINE = 1000  # one chain of so many may decide otherwise by rounding
 _LARGE = 1 << 22  # numbers of a state from which its own memory counts more than calls do
 
 
@@ -132,9 +131,8 @@ class Compiled:
         kernel.prepare(x, values=True, many=True)
         reason = kernel.untraced(x)
         if reason is not None:
-            raise Refused(
-                f"the gradient is not traced: {reason}", worth_a_warning=False
-            )  # it was told when it happened
+            # a warning told it when it happened
+            raise Refused(f"the gradient is not traced: {reason}", worth_a_warning=False)
         try:
             traced = self.program.trace(_copy(self.form), self.chunks, self.log)
         except Exception as error:  # the kernel's or the energy's own code may raise anything
@@ -154,7 +152,7 @@ class Compiled:
     def _wrong(self, engine: Engine, traced: Traced) -> str | None:
         """Names of what differs from eager ticks; None where compiled ones can be trusted."""
         bad: set[str] = set()
-        times = 0
+        times = torch.zeros(len(self.form.state[0]), device=self.form.state[0].device)
         with torch.no_grad(), using_threads(engine.threads):
             carried = _copy(self.form)
             for _ in range(_TRIED):
@@ -168,9 +166,10 @@ class Compiled:
                 wanted = self.log.pack(self.program.kernel.position(carried.state), info)
                 found = [buffer.index_select(0, row).squeeze(0) for buffer in logs]
                 names, chains = _different(self.program, carried, leaves, wanted, found)
-                times += chains > len(carried.state[0]) // _BORDERLINE
+                times += chains
                 bad |= names
-        return ", ".join(sorted(bad)) if times > 1 else None
+        # rounding turns a decision of some chain now and then, but hardly one of the same chain again
+        return ", ".join(sorted(bad)) if bool((times > 1).any()) else None
 
     # Running.
 
@@ -246,8 +245,8 @@ def _compile(traced: Traced, inputs: Sequence[Tensor], shapes: Hashable) -> Engi
 
 def _different(
     program: Program, carried: Carried, leaves: Sequence[Tensor], wanted: Sequence[Tensor], found: Sequence[Tensor]
-) -> tuple[set[str], int]:
-    """Names of the fields that differ between an eager and a compiled tick, and in how many chains."""
+) -> tuple[set[str], Tensor]:
+    """Names of the fields that differ between an eager and a compiled tick, and in which chains."""
     state = carried.state
     names = [*state._fields, *(f"tuning {name}" for name in carried.tuning._fields)]
     names += [f"averaging {name}" for name in getattr(carried.averaging, "_fields", ())]
@@ -260,7 +259,7 @@ def _different(
     bad = set()
     for name, a, b, axis in pairs:
         if a.shape != b.shape or a.dtype != b.dtype or not b.is_contiguous():
-            return {f"the form of {name}"}, len(chains)
+            return {f"the form of {name}"}, ~torch.zeros_like(chains)
         own = a.dim() > 1 and axis == 0 and name not in program.kernel.scratch  # positions, gradients, momenta
         wrong = ~_close(b, a, [a] if own else [a, *by_chain])
         if not bool(wrong.any()):
@@ -268,7 +267,7 @@ def _different(
         bad.add(name)
         of_chains = a.dim() > axis and a.shape[axis] == len(chains)
         chains |= wrong.movedim(axis, 0).reshape(len(chains), -1).any(1) if of_chains else wrong.any()
-    return bad, int(chains.sum())
+    return bad, chains
 
 
 def _close(found: Tensor, wanted: Tensor, scales: Sequence[Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ STREAMS = {"ticks": 0, "initial": 1, "step_size": 2}
 _MOST_TICKS = 32  # of one draw
 _CALL = 1 << 12  # numbers that make a call of the generator worth while on a CPU
 _MOST_NUMBERS = 1 << 14  # of one call on a CPU; they stay in cache
+_FEW_BLOCKS = 8  # for which Python's integers are faster than an array
 _WORTH_THREADS = 1 << 15  # numbers of one call that several threads share
 _ON_DEVICE = 1 << 17  # numbers of one call on a device, where a call costs more than they
 
@@ -146,8 +147,15 @@ def block_seeds(start: int, chunk: int, blocks: int) -> list[int]:
     Blocks are the golden section of 2^32 apart and chunks one, so that no two of up to 4096 blocks and 2^18 chunks
     meet (three-distance theorem); then MurmurHash3's finalizer, a bijection, scatters them.
     """
-    x = (start + chunk + np.arange(blocks, dtype=np.uint64) * 0x9E3779B1) & 0xFFFFFFFF
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        x = ((x ^ (x >> np.uint64(shift))) * np.uint64(factor)) & np.uint64(0xFFFFFFFF)
-    seeds: list[int] = (x ^ (x >> np.uint64(16))).tolist()
+    if blocks <= _FEW_BLOCKS:
+        return [_scattered(start + chunk + block * 0x9E3779B1) for block in range(blocks)]
+    seeds: list[int] = _scattered(start + chunk + np.arange(blocks, dtype=np.uint64) * 0x9E3779B1).tolist()
     return seeds
+
+
+def _scattered(x: Any) -> Any:
+    """Of an integer of Python's or an array."""
+    x = x & 0xFFFFFFFF
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
+    return x ^ (x >> 16)
