@@ -418,7 +418,7 @@ def test_interrupt_with_draws_writes_them(cli: Cli) -> None:
 
 
 def test_interrupt_before_any_draw(cli: Cli) -> None:
-    args = ("--event-shape", "2", "--kernel", "hmc", "--chains", "4", "--draws", "900", "--quiet", "--out", "d.nc")
+    args = ("--event-shape", "2", "--kernel", "hmc", "--chains", "4", "--draws", "450", "--quiet", "--out", "d.nc")
     result = cli("sample", "model.py:interrupted", *args)
     assert result.exit_code == 130
     assert result.stdout == ""

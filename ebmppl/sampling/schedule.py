@@ -24,7 +24,7 @@ def stan_windows(warmup_steps: int, chains: int = 1) -> list[Window]:
     """75 draws for the step size, windows of 25, 50, 100 ... draws for the metric, 50 for the step size.
 
     Chains that pool their draws know enough for a first metric sooner, and until then trajectories are at their longest:
-    the first two lengths are divided by the square root of the number of chains, down to 20 and 15, which dual
+    the first two lengths are divided by the square root of the number of chains, down to 15 each, which dual
     averaging needs to forget its first leaps.
 
     Where that doesn't fit (under 150 draws for one chain) the first part takes 15 per cent and the last one 10, as in
@@ -35,12 +35,12 @@ def stan_windows(warmup_steps: int, chains: int = 1) -> list[Window]:
         >>> [w.length for w in stan_windows(500)]
         [75, 25, 50, 100, 200, 50]
         >>> [w.length for w in stan_windows(500, chains=64)]
-        [20, 15, 30, 60, 325, 50]
+        [15, 15, 30, 60, 330, 50]
     """
     if warmup_steps < 20:
         return [Window(warmup_steps, metric=False)] if warmup_steps else []
     share = math.sqrt(chains)
-    start, base, end = max(20, math.ceil(75 / share)), max(15, math.ceil(25 / share)), 50
+    start, base, end = max(15, math.ceil(75 / share)), max(15, math.ceil(25 / share)), 50
     if start + base + end > warmup_steps:
         start, end = int(0.15 * warmup_steps), max(int(0.1 * warmup_steps), min(25, warmup_steps // 2))
         base = warmup_steps - start - end
