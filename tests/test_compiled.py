@@ -6,10 +6,12 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,12 +22,13 @@ import ebmppl as eb
 from ebmppl.energies import Energy, Gaussian, as_energy
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels import Kernel
-from ebmppl.sampling import backends, choice, compiler
+from ebmppl.sampling import backends, choice, compiler, noise
+from ebmppl.sampling import chains as chains_module
 from ebmppl.sampling.backends import Compiled
 from ebmppl.sampling.chains import Chains
-from ebmppl.sampling.program import flatten
+from ebmppl.sampling.program import copy, flatten
 from ebmppl.sampling.replay import Replay
-from ebmppl.sampling.scopes import evaluating, using_threads
+from ebmppl.sampling.scopes import evaluating, uninterrupted, using_threads
 from tests.registry import KERNELS
 from tests.targets import f64
 
@@ -71,12 +74,12 @@ def compare_state_by_state(kernel: Kernel, x: Tensor) -> float:
     """Worst difference of a compiled tick from the eager one of the same state, over ``TICKS`` ticks, in every field."""
     chains, compiled = compile_chains(kernel, x)
     program, worst = compiled.program, 0.0
-    carried = compiled.form
+    carried = compiled.first
     with torch.no_grad(), using_threads(1):
         for tick in range(TICKS):
             state, tuning, averaging, adapting, _ = carried
             compiled.load(state, tuning, averaging, adapting=bool(adapting))
-            before = backends._copy(compiled.carried)
+            before = copy(compiled.carried)
             log = {name: value.clone() for name, value in compiled.run(tick, 1).items()}
             after = [leaf.clone() for leaf in flatten(compiled.carried)]
             for size, row in program.row_of.items():
@@ -211,6 +214,7 @@ def test_ctrl_c_between_compiled_ticks_loses_nothing() -> None:
         mcmc.run()
     timer.join()
     assert 0 < mcmc.kept < 300
+    assert mcmc.backend == "inductor"  # an interrupted run knows it, too
     mcmc.run(num_samples=300 - mcmc.kept)
     assert torch.equal(mcmc.get_samples()["x"], whole.get_samples()["x"])
 
@@ -364,6 +368,79 @@ def test_a_change_between_two_parts_of_a_run_is_seen() -> None:
             mcmc.run(num_samples=10)
         runs.append(mcmc)
     assert agree(*runs)
+
+
+@pytest.mark.parametrize("make", [LANGEVIN, KERNELS["hmc, steps"].factory])
+def test_values_in_containers_that_change_are_seen(make: Callable[..., Kernel]) -> None:
+    """By a new kernel of the same callable, and by one kernel between two parts of a run."""
+    settings = {"scale": [1.0]}
+
+    def energy(x: Tensor) -> Tensor:
+        return (settings["scale"][0] * x.square()).sum(-1)
+
+    first = run(as_energy(energy, (3,)), make)
+    settings["scale"] = [25.0]
+    assert agree(run(as_energy(energy, (3,)), make), run(as_energy(energy, (3,)), make, backend="eager"))
+    settings["scale"] = [4.0]
+    with pytest.warns(SamplingWarning, match="another one than at the last draw"):
+        first.run(num_samples=300)
+    # chains that were ahead of the slowest one had drawn some more from the old one
+    x, lp = first.get_samples(group_by_chain=True)["x"][:, 60:], first.stats()["lp"][:, 60:]
+    assert torch.allclose(lp, -energy(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_wall_that_the_first_ticks_do_not_meet_is_seen() -> None:
+    class Walled:
+        def __init__(self) -> None:
+            self.options = {"wall": 10.0}
+
+        def __call__(self, x: Tensor) -> Tensor:
+            inside = x.abs().amax(-1) < self.options["wall"]
+            return torch.where(inside, 0.01 * x.square().sum(-1), torch.inf)
+
+    walled, start = Walled(), torch.zeros(5, 2)
+    for wall in (10.0, 2.0):
+        walled.options["wall"] = wall
+        kernel = eb.Langevin(as_energy(walled, (2,), batched=True), 0.1)
+        mcmc = eb.MCMC(kernel, 3000, 0, start, 5, seed=1, disable_progbar=True, backend="inductor")
+        mcmc.run()
+        largest = float(mcmc.get_samples()["x"].abs().max())
+        assert mcmc.backend == "inductor"
+        assert 0.9 * wall < largest < wall
+
+
+def test_callables_are_told_apart_by_identity_whatever_they_say_of_equality() -> None:
+    @dataclass
+    class Bowl:
+        scale: float
+
+        def __call__(self, x: Tensor) -> Tensor:
+            return (self.scale * x.square()).sum(-1)
+
+    for bowl in (Bowl(1.0), Bowl(9.0)):  # can't be hashed
+        assert agree(run(as_energy(bowl, (3,))), run(as_energy(bowl, (3,)), backend="eager"))
+
+
+def test_counts_of_numpys_are_settings_like_others() -> None:
+    for n in (4, 16):
+        kernel = partial(eb.HMC, step_size=0.1, num_steps=np.int64(n), jitter=0.0, adapt_step_size=False)
+        assert int(run(BANANA, kernel).stats()["n_steps"].max()) == n  # a trajectory that leaves the ball is shorter
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_logs_and_noise_of_few_ticks(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As large states have: their first ticks are tried all the same."""
+    monkeypatch.setattr(chains_module, "_LOG_NUMBERS", 15 * rows)
+    monkeypatch.setattr(noise, "_at_once", lambda spec, device: rows)
+    energy = as_energy(quadratic, (4,))
+    assert agree(run(energy, num_chains=3), run(energy, num_chains=3, backend="eager"))
+
+
+def test_ctrl_c_under_a_handler_that_is_not_pythons(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: pytest.fail("can't be put back"))
+    with uninterrupted():
+        pass
 
 
 # Where it can't be had

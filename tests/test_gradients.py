@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 import ebmppl as eb
 from ebmppl.energies.base import Energy
+from ebmppl.energies.fingerprint import fingerprint as form
 from ebmppl.errors import SamplingWarning
-from ebmppl.kernels.gradients import Gradient, form
+from ebmppl.kernels.gradients import Gradient
 from tests.targets import TARGETS
 
 

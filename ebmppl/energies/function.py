@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ebmppl.energies.base import Energy, Shape, Support, flatten_batch
+from ebmppl.energies.fingerprint import same
 from ebmppl.energies.linalg import rowwise
 from ebmppl.errors import EnergyError
 
@@ -85,7 +86,7 @@ class FunctionEnergy(Energy):
     def identity(self) -> tuple[Any, ...]:
         """The callable, and how it is called."""
         sites = tuple((name, shape, repr(self.site_support(name))) for name, shape in self.sites.items())
-        return (type(self), self.fn, self.packed, self.batched, sites)
+        return (type(self), same(self.fn), self.packed, self.batched, sites)
 
     def _rows(self, x: Tensor) -> Any:
         return rowwise(self._call_fn, x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.distributions import Distribution, Transform
 from torch.utils._pytree import tree_map
 
 from ebmppl.energies.base import Energy, flatten_batch
+from ebmppl.energies.fingerprint import same
 from ebmppl.energies.linalg import rowwise
 from ebmppl.errors import SamplingWarning
 from ebmppl.interop.pyro_checks import check_model, plate_nesting
@@ -121,9 +122,8 @@ class PyroEnergy(Energy):
 
     def identity(self) -> tuple[Any, ...]:
         """The model and the arguments it was given."""
-        given = (*self.args, *self.kwargs.items())
-        hashable = all(isinstance(value, Hashable) for value in given)
-        return (type(self), self.model, *given) if hashable else (self,)
+        named = ((name, same(value)) for name, value in self.kwargs.items())
+        return (type(self), same(self.model), *map(same, self.args), *named)
 
     def constrain(self, x: Tensor) -> dict[str, Tensor]:
         """Values of the latent sites in their support, ``(*batch, *site)``."""

@@ -15,6 +15,7 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
 from ebmppl.energies.base import Energy
+from ebmppl.energies.fingerprint import fingerprint
 from ebmppl.energies.unconstrained import unconstrained
 from ebmppl.kernels.gradients import Gradient
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ebmppl.kernels.adaptation import Adaptation
 
 Noise = Mapping[str, Tensor]
+_NOT_SETTINGS = ("energy", "target", "model")
 
 
 class NoiseSpec(NamedTuple):
@@ -106,7 +108,8 @@ class Kernel(MCMCKernel):
 
     def identity(self) -> tuple[Any, ...]:
         """What kernels whose ticks are the same share: kind, settings and energy."""
-        return (type(self), tuple(sorted(self.settings().items())), self.target.identity())
+        own = {name: value for name, value in vars(self).items() if name[0] != "_" and name not in _NOT_SETTINGS}
+        return (type(self), fingerprint(own), self.target.identity())
 
     def restart(self, state: Any) -> Any:
         """The state with every draw in progress dropped; a synchronous kernel has none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ebmppl.energies.base import Energy
+from ebmppl.energies.fingerprint import fingerprint
 from ebmppl.energies.function import same_energy
 from ebmppl.energies.linalg import RowwiseLinalg
 from ebmppl.errors import SamplingWarning
@@ -19,6 +21,7 @@ from ebmppl.errors import SamplingWarning
 logger = logging.getLogger(__name__)
 aten = torch.ops.aten
 
+TRACING = threading.RLock()  # tracing and compiling change torch's global state
 Run = Callable[[Tensor], tuple[Tensor, Tensor]]
 _MOST_NUMBERS = 1 << 22  # of a constant
 _NEW = {aten.ones_like.default: 1.0, aten.zeros_like.default: 0.0}
@@ -73,17 +76,20 @@ class Gradient:
         """
         key = (x.shape, x.dtype, x.device)
         known = self._traced.get(key)
-        if (known is None and not trace) or (known is not None and not values and known.form == form(self.energy)):
+        if (known is None and not trace) or (
+            known is not None and not values and known.form == fingerprint(self.energy)
+        ):
             return
         points = (x, 0.9 * x.flip(0))  # the rows change places
         eager = [self.energy.value_and_grad(point) for point in points]
-        now = form(self.energy)
+        now = fingerprint(self.energy)
         if known is not None and known.form == now and (known.run is None or _agree(known.run, points, eager)):
             return
         run: Run | None = None
         reason: str | None = "the traced gradient differs from the eager one"
         try:
-            traced = _trace(self.energy.value_and_grad, x)
+            with TRACING:
+                traced = _trace(self.energy.value_and_grad, x)
             if _agree(traced, points, eager):
                 run, reason = traced, None
         except Exception as error:
@@ -97,18 +103,6 @@ class Gradient:
 def _agree(run: Run, points: tuple[Tensor, ...], eager: list[tuple[Tensor, Tensor]]) -> bool:
     found = [run(point) for point in points]
     return all(same_energy(a, b) for f, e in zip(found, eager, strict=True) for a, b in zip(f, e, strict=True))
-
-
-def form(energy: Energy) -> tuple[Any, ...]:
-    """What a trace takes for granted of a module: which tensors, modes and plain attributes it has."""
-    tensors = [(id(t), t.data_ptr(), t.dtype) for t in (*energy.parameters(), *energy.buffers())]
-    plain = [
-        (name, value)
-        for module in energy.modules()
-        for name, value in vars(module).items()
-        if isinstance(value, (bool, int, float, str, type(None)))
-    ]
-    return (*tensors, *plain)
 
 
 def _trace(value_and_grad: Run, x: Tensor) -> Run:

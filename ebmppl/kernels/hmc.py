@@ -11,7 +11,7 @@ from torch import Tensor
 from ebmppl.energies.base import Energy
 from ebmppl.kernels.accept import metropolis, not_finite, select, some
 from ebmppl.kernels.adaptation import Tuning
-from ebmppl.kernels.base import Noise, NoiseSpec, require
+from ebmppl.kernels.base import Noise, NoiseSpec, require, whole
 from ebmppl.kernels.hamiltonian import FullMass, HamiltonianKernel
 from ebmppl.kernels.integrators import Phase, hamiltonian, leapfrog
 
@@ -102,7 +102,8 @@ class HMC(HamiltonianKernel):
         )
         require(trajectory_length is None or num_steps is None, "trajectory_length or num_steps, not both", "both")
         require(trajectory_length is None or trajectory_length > 0, "trajectory_length > 0", trajectory_length)
-        require(num_steps is None or (num_steps >= 1 and num_steps % 1 == 0), "a whole num_steps >= 1", num_steps)
+        num_steps = None if num_steps is None else whole("num_steps", num_steps, 1)
+        max_num_steps = whole("max_num_steps", max_num_steps, 1)
         require(max_num_steps >= (num_steps or 1), f"max_num_steps >= {num_steps or 1}", max_num_steps)
         require(0 <= jitter <= 1, "jitter in [0, 1]", jitter)
         self.num_steps = num_steps

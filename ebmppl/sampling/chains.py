@@ -98,21 +98,20 @@ class Chains:
     def prepare(self, draws: int, *, values: bool = True) -> None:
         """Get the kernel ready for so many draws more, if they are enough to be worth it, and notice another energy."""
         self._planned += draws
-        x = self.position()
-        compiled = self.compiled is not None and self.compiled.holds
-        if not compiled and self.choice.backend != "eager":
+        x, cached = self.position(), getattr(self.now.state, "energy", None)
+        other = False
+        if values and cached is not None:
+            with torch.no_grad():
+                other = not same_energy(self.kernel.target(x), cached)
+        if other:
+            self.kernel.prepare(x, values=True, many=False)  # what was traced of the old one
+            self.now = self.now._replace(state=self.kernel.init(x))
+        holds = self.compiled is not None and self.compiled.holds and not other
+        if not holds and self.choice.backend != "eager":
             self._choose_backend()
         if self.compiled is None:
             self.kernel.prepare(x, values=values, many=self._planned >= self.kernel.target.traced_from)
-        cached = getattr(self.now.state, "energy", None)
-        if not values or cached is None:
-            return
-        with torch.no_grad():
-            energy = self.kernel.target(x)
-        if not same_energy(energy, cached):
-            if compiled:
-                self._choose_backend()
-            self.now = self.now._replace(state=self.kernel.init(x))
+        if other:
             if self.now.counts is not None and bool(self.now.counts.finished.any()):
                 told = "the energy is another one than at the last draw (new parameters or data): the draws to come are of it"
                 warnings.warn(told, SamplingWarning, stacklevel=4)
@@ -162,7 +161,7 @@ class Chains:
             # no chain finishes more than one draw in a tick
             return min(self._most_ticks, num_samples * draws.thinning - int(counts.finished.min()))
 
-        self.prepare(num_samples)
+        self.prepare(num_samples * draws.thinning - int(self._counts().finished.min()))
         draws.reserve(num_samples)
         self._run(draws, ticks, report, adapt=False)
 
@@ -186,7 +185,8 @@ class Chains:
         now = self.now
         own = now.adaptation
         compiled.load(now.state, now.tuning, None if own is None else own.averaging, adapting=adapt and own is not None)
-        log = compiled.run(now.tick, n)
+        with using_threads(compiled.engine.threads):
+            log = compiled.run(now.tick, n)
         state, tuning, averaging, *_ = compiled.carried
         if own is not None:
             own = own._replace(averaging=averaging)

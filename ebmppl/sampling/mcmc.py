@@ -100,7 +100,7 @@ class MCMC:
     def run(self, num_samples: int | None = None) -> None:
         """Warm up and sample; or add ``num_samples`` draws of each chain to a run that was made or loaded.
 
-        A continued run equals an uninterrupted one, bit for bit. Ctrl-C keeps the draws so far.
+        A continued run equals an uninterrupted one on the same back-end, bit for bit. Ctrl-C keeps the draws so far.
 
         Raises:
             EnergyError: when the energy does not keep its contract at the initial points.
@@ -150,7 +150,6 @@ class MCMC:
             report = lambda: self._report(progress, "Sample", int(self._finished().min()))
             chains.collect(self.num_samples, self.draws, report)
             self.kept = self.num_samples
-            self.backend, self.backend_reason = chains.choice
         except KeyboardInterrupt:
             self.kept = int(self._finished().min()) // self.thinning
             if not self.kept:
@@ -162,6 +161,7 @@ class MCMC:
                 stacklevel=3,
             )
         finally:
+            self.backend, self.backend_reason = chains.choice
             progress.close()
 
     def _report(self, progress: Progress, stage: str, finished: int) -> None:
@@ -185,7 +185,7 @@ class MCMC:
 
     @property
     def now(self) -> Now:
-        """State, tuning and counts of the chains."""
+        """State, tuning and counts of the chains, in memory that compiled ticks to come will change."""
         return self._chains().now
 
     @property

@@ -11,6 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ebmppl.kernels.adaptation import Adaptation
 from ebmppl.kernels.base import Kernel
+from ebmppl.sampling.compiler import Flat
 
 
 class Carried(NamedTuple):
@@ -94,6 +95,14 @@ class Program:
     def _row(self, ticks: int, chunk: Tensor, rows: Sequence[Tensor]) -> Tensor:
         return chunk.index_select(0, rows[self.row_of[ticks]]).squeeze(0) if ticks > 1 else chunk.squeeze(0)
 
+    def rows(self, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The rows among leaves; a tick adds one to each."""
+        return leaves[-1 - len(self.row_of) :]
+
+    def wrapped(self, rows: Sequence[Tensor], ticks: int) -> tuple[Tensor, ...]:
+        """Rows that are there, of a log of so many ticks and of the noise."""
+        return tuple(row % size for row, size in zip(rows, [ticks, *self.row_of], strict=True))
+
     def trace(self, carried: Carried, chunks: Sequence[Tensor], log: Log) -> Traced:
         """The graph of a tick with its constants as inputs."""
         leaves = flatten(carried)
@@ -131,6 +140,11 @@ class Traced(NamedTuple):
     nodes: int
     work: int  # numbers that it makes
 
+    def advance(self, run: Flat, leaves: list[Tensor], rest: Sequence[Tensor]) -> None:
+        """One compiled tick; its outputs take the place of leaves of ``Carried``."""
+        for i, output in zip(self.changed, run([*leaves, *rest]), strict=True):
+            leaves[i] = output
+
 
 def flatten(carried: Carried) -> list[Tensor]:
     """The leaves, the state's first and the rows last."""
@@ -147,6 +161,11 @@ def unflatten(like: Carried, leaves: Sequence[Tensor]) -> Carried:
 
     state, tuning, averaging, adapting = take(like.state), take(like.tuning), take(like.averaging), next(rest)
     return Carried(state, tuning, averaging, adapting, tuple(rest))
+
+
+def copy(carried: Carried) -> Carried:
+    """The same in other memory."""
+    return unflatten(carried, [leaf.clone() for leaf in flatten(carried)])
 
 
 def _own(values: Any) -> Any:

@@ -92,6 +92,15 @@ def _inside(tensor: Tensor, others: Sequence[Tensor]) -> bool:
 
 def _record(compiled: Callable[..., Any], inputs: Sequence[Tensor], memory: Mapping[int, Tensor]) -> _Recorded:
     """What a call with these inputs would do, with some allocations answered from ``memory``. Nothing is computed."""
+    try:
+        return _recorded(compiled, inputs, memory)
+    except NotReplayable:
+        raise
+    except Exception as error:  # it reads what another project writes
+        raise NotReplayable(f"{type(error).__name__}: {error}") from error
+
+
+def _recorded(compiled: Callable[..., Any], inputs: Sequence[Tensor], memory: Mapping[int, Tensor]) -> _Recorded:
     steps, results = _steps(compiled)
     names = dict(cast(MethodType, compiled).__func__.__globals__)
     allocated: list[Tensor] = []

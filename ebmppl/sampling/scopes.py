@@ -26,10 +26,10 @@ def threads(work: int | None = None) -> int:
 def using_threads(use: int) -> Iterator[None]:
     """Compute with so many intra-op threads; the user's setting returns."""
     before = torch.get_num_threads()
-    if use != before:
-        torch.set_num_threads(use)
     _outside.append(before)
     try:
+        if use != before:
+            torch.set_num_threads(use)
         yield
     finally:
         _outside.pop()
@@ -41,9 +41,9 @@ def using_threads(use: int) -> Iterator[None]:
 def evaluating(target: nn.Module) -> Iterator[None]:
     """Modules in evaluation mode, so that dropout and batch normalisation make no chain depend on chance or neighbours."""
     training = [module for module in target.modules() if module.training]
-    for module in training:
-        module.training = False
     try:
+        for module in training:
+            module.training = False
         yield
     finally:
         for module in training:
@@ -53,7 +53,8 @@ def evaluating(target: nn.Module) -> Iterator[None]:
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Ctrl-C waits until the ticks under way are made: buffers that are half written are no state."""
-    if threading.current_thread() is not threading.main_thread():
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not None
+    if not ours:  # Python never interrupts other threads, and handlers that are not Python's can't be put back
         yield
         return
     pressed: list[Any] = []
@@ -62,5 +63,5 @@ def uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if pressed and callable(before):
-        before(*pressed[0])
+        if pressed and callable(before):
+            before(*pressed[0])
