@@ -6,11 +6,13 @@ import gc
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+_compiled_before = False  # in this process
 Flat = Callable[[list[Tensor]], Sequence[Tensor]]
 
 
@@ -81,9 +83,26 @@ def _options() -> dict[str, object]:
         "cpp.enable_loop_tail_vec": False,
         "cpp.min_chunk_size": 4096,  # numbers of a loop that are worth a thread
     }
+    options |= _headers()
     if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
         options["cpp.vec_isa_ok"] = True  # torch has looked; Inductor would compile a program to find out, 3 s
     return options
+
+
+def _headers() -> dict[str, object]:
+    """Whether C++ headers are compiled first: that takes as long as three kernels without it, so not for a first graph."""
+    global _compiled_before
+    from torch._inductor import codecache, config
+
+    option = "cpp_cache_precompile_headers"
+    folder, ignored = getattr(codecache, "_HEADER_DIR", None), getattr(config, "_cache_config_ignore_prefix", None)
+    if folder is None or ignored is None:
+        return {}
+    if option not in ignored:
+        ignored.append(option)  # what is compiled is the same: let the disk cache know it again
+    there = _compiled_before or any(Path(folder).glob("*.gch"))
+    _compiled_before = True
+    return {option: there}
 
 
 def _by_dynamo(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Flat:
