@@ -727,7 +727,7 @@ def test_whole_runs_have_the_right_moments(sampler: str, target: str) -> None:
     case, n = TARGETS[target], 96
     start = -torch.rand(n, 2, generator=gen(17), dtype=torch.float64) if target == "walls" else None
     kernel = SAMPLERS[sampler](case.energy)
-    mcmc = eb.MCMC(kernel, 120, 150, start, n, seed=18, disable_progbar=True)
+    mcmc = eb.MCMC(kernel, 200, 150, start, n, seed=18, disable_progbar=True)
     mcmc.run()
     means = moments(target, mcmc.get_samples(group_by_chain=True)["x"]).mean(1)  # (chains, functions)
     exact = moments(target, case.sample(400_000, gen(19)))
