@@ -204,18 +204,18 @@ def test_ctrl_c_between_compiled_ticks_loses_nothing() -> None:
     make = partial(KERNELS["nuts"].factory, BANANA)
     options = {"num_chains": 70, "seed": 5, "disable_progbar": True, "backend": "inductor"}
     start = torch.zeros(70, 3, dtype=torch.float64)
-    whole = eb.MCMC(make(), 300, 0, start, **options)
+    whole = eb.MCMC(make(), 1000, 0, start, **options)
     whole.run()
     timer = threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGINT))
     mcmc = eb.MCMC(
-        make(), 300, 0, start, hook_fn=lambda *_: timer.is_alive() or timer.ident or timer.start(), **options
+        make(), 1000, 0, start, hook_fn=lambda *_: timer.is_alive() or timer.ident or timer.start(), **options
     )
-    with pytest.warns(SamplingWarning, match=r"interrupted: kept \d+ of 300"):
+    with pytest.warns(SamplingWarning, match=r"interrupted: kept \d+ of 1000"):
         mcmc.run()
     timer.join()
-    assert 0 < mcmc.kept < 300
+    assert 0 < mcmc.kept < 1000
     assert mcmc.backend == "inductor"  # an interrupted run knows it, too
-    mcmc.run(num_samples=300 - mcmc.kept)
+    mcmc.run(num_samples=1000 - mcmc.kept)
     assert torch.equal(mcmc.get_samples()["x"], whole.get_samples()["x"])
 
 

@@ -25,7 +25,7 @@ def wrong_fields(
         traced: its graph's form.
         first: where to begin; left as it is.
         chunks: of the noise.
-        log: what rows look like.
+        log: of the run, not yet in use; rows of it are overwritten.
     """
     bad: set[str] = set()
     times = torch.zeros(len(first.state[0]), device=first.state[0].device)
@@ -33,12 +33,11 @@ def wrong_fields(
     for _ in range(_TRIED):
         carried = carried._replace(rows=program.wrapped(carried.rows, log.ticks))
         leaves = flatten(copy(carried))
-        logs = [buffer.clone() for buffer in log.buffers]
-        traced.advance(run, leaves, [*chunks, *logs, *traced.constants])
+        traced.advance(run, leaves, [*chunks, *log.buffers, *traced.constants])
         row = carried.rows[0]
         carried, info = program.tick(carried, chunks)
         wanted = log.pack(program.kernel.position(carried.state), info)
-        found = [buffer.index_select(0, row).squeeze(0) for buffer in logs]
+        found = [buffer.index_select(0, row).squeeze(0) for buffer in log.buffers]
         names, chains = _different(program, carried, leaves, wanted, found)
         times += chains
         bad |= names
