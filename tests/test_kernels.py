@@ -571,17 +571,9 @@ def test_stan_windows(steps: int, lengths: list[int]) -> None:
         assert not any(window.metric for window in windows)
 
 
-def test_many_chains_have_a_first_metric_sooner() -> None:
-    lengths = {chains: [window.length for window in stan_windows(500, chains)] for chains in (1, 4, 64, 4096)}
-    assert lengths[1] == [75, 25, 50, 100, 200, 50]
-    assert lengths[4] == [38, 15, 30, 60, 307, 50]
-    assert lengths[64] == lengths[4096] == [15, 15, 30, 60, 330, 50]
-
-
-@pytest.mark.parametrize("chains", [1, 6, 64])
-def test_windows_sum_up_for_every_warm_up(chains: int) -> None:
+def test_windows_sum_up_for_every_warm_up() -> None:
     for steps in range(2001):
-        windows = stan_windows(steps, chains)
+        windows = stan_windows(steps)
         assert sum(window.length for window in windows) == steps
         assert all(window.length > 0 for window in windows)
 
@@ -727,7 +719,7 @@ def test_whole_runs_have_the_right_moments(sampler: str, target: str) -> None:
     case, n = TARGETS[target], 96
     start = -torch.rand(n, 2, generator=gen(17), dtype=torch.float64) if target == "walls" else None
     kernel = SAMPLERS[sampler](case.energy)
-    mcmc = eb.MCMC(kernel, 200, 150, start, n, seed=18, disable_progbar=True)
+    mcmc = eb.MCMC(kernel, 120, 150, start, n, seed=18, disable_progbar=True)
     mcmc.run()
     means = moments(target, mcmc.get_samples(group_by_chain=True)["x"]).mean(1)  # (chains, functions)
     exact = moments(target, case.sample(400_000, gen(19)))

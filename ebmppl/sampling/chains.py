@@ -134,7 +134,7 @@ class Chains:
         self.prepare(steps)  # with a step size at which compiled and eager ticks can be compared
         self._planned = steps
         end, first = 0, self._counts()
-        for length, metric in stan_windows(steps, self.num_chains):
+        for length, metric in stan_windows(steps):
             end += length
             begun, tick = self._counts(), self.now.tick
 
