@@ -1,10 +1,23 @@
 """ebmppl: energy-based and score-based models on Pyro and PyTorch."""
 
-from ebmppl import energies, kernels
+from ebmppl import energies, kernels, models
 from ebmppl.energies import Energy, as_energy
 from ebmppl.interop import from_pyro
-from ebmppl.kernels import HMC, MALA, NUTS, Langevin
+from ebmppl.kernels import HMC, MALA, NUTS, Gibbs, Langevin
 from ebmppl.sampling import MCMC
 
 __version__ = "0.1.0"
-__all__ = ["HMC", "MALA", "MCMC", "NUTS", "Energy", "Langevin", "as_energy", "energies", "from_pyro", "kernels"]
+__all__ = [
+    "HMC",
+    "MALA",
+    "MCMC",
+    "NUTS",
+    "Energy",
+    "Gibbs",
+    "Langevin",
+    "as_energy",
+    "energies",
+    "from_pyro",
+    "kernels",
+    "models",
+]

@@ -12,6 +12,7 @@ from ebmppl.energies.function import as_energy
 from ebmppl.energies.gaussian import Gaussian, GaussianMixture, Quadratic
 from ebmppl.energies.landscapes import DoubleWell, Funnel, Rosenbrock
 from ebmppl.energies.student import StudentT
+from ebmppl.energies.supports import categories, spin
 from ebmppl.energies.unconstrained import Unconstrained, unconstrained
 
 __all__ = [
@@ -31,6 +32,8 @@ __all__ = [
     "Tempered",
     "Unconstrained",
     "as_energy",
+    "categories",
     "check_energy",
+    "spin",
     "unconstrained",
 ]

@@ -11,6 +11,7 @@ from torch.distributions.constraints import Constraint
 
 from ebmppl.energies.analytic import AnalyticEnergy
 from ebmppl.energies.base import Energy, like, register, require_energy
+from ebmppl.energies.discrete import Conditionals
 from ebmppl.energies.gaussian import Quadratic
 
 
@@ -89,6 +90,16 @@ class Tempered(Energy):
         beta = self.beta.detach()
         return _scaled(beta, value), _scaled(_rows(beta, self.event_shape), grad)
 
+    def conditionals(self) -> Conditionals | None:
+        """Those of the energy, their logits times beta."""
+        inside = self.energy.conditionals()
+        return None if inside is None else _TemperedConditionals(inside, self)
+
+    def relaxed(self) -> Energy | None:
+        """Beta times the energy's extension."""
+        inside = self.energy.relaxed()
+        return None if inside is None else Tempered(inside, self.beta)
+
     def as_quadratic(self) -> Quadratic | None:
         """Beta times the quadratic form, for one positive beta."""
         form = self.energy.as_quadratic()
@@ -96,6 +107,22 @@ class Tempered(Energy):
             return None
         beta = self.beta.to(form.A.dtype)
         return Quadratic(beta * form.A, beta * form.b, beta * form.constant)
+
+
+class _TemperedConditionals:
+    """Conditionals of an energy at an inverse temperature, which may change in place."""
+
+    def __init__(self, inside: Conditionals, tempered: Tempered) -> None:
+        self.inside, self.tempered = inside, tempered
+
+    @property
+    def blocks(self) -> Sequence[Tensor]:
+        return self.inside.blocks
+
+    def logits(self, block: int, x: Tensor) -> Tensor:
+        logits = self.inside.logits(block, x)
+        beta = self.tempered.beta.to(logits.dtype)
+        return beta.reshape(*beta.shape, *[1] * (logits.dim() - beta.dim())) * logits
 
 
 class GeometricPath(Energy):

@@ -16,6 +16,7 @@ from ebmppl.energies.linalg import rowwise
 if TYPE_CHECKING:
     from torch.distributions import Transform
 
+    from ebmppl.energies.discrete import Conditionals
     from ebmppl.energies.gaussian import Quadratic
 
 Shape = Sequence[int]
@@ -97,6 +98,17 @@ class Energy(nn.Module):
 
     def as_quadratic(self) -> Quadratic | None:
         """This energy as x'Ax - b'x + c where it is one, else None."""
+        return None
+
+    def conditionals(self) -> Conditionals | None:
+        """For a discrete energy: blocks of independent coordinates and their conditionals, where its structure tells them."""
+        return None
+
+    def relaxed(self) -> Energy | None:
+        """For an energy of categories ``(*event)``: its extension to real vectors ``(*event, levels)`` from one-hot ones.
+
+        None where there is none; an energy of spins, bits or ordered integers is itself asked at real numbers.
+        """
         return None
 
     def identity(self) -> tuple[Any, ...]:
@@ -230,6 +242,17 @@ def like(*energies: nn.Module) -> Tensor:
     """An empty tensor at the dtype and device of the energies' first floating tensor; torch's defaults without any."""
     tensors = (t for energy in energies for t in (*energy.parameters(), *energy.buffers()))
     return next((t.detach().new_empty(0) for t in tensors if t.is_floating_point()), torch.empty(0))
+
+
+def dtype_and_device(energy: nn.Module) -> tuple[torch.dtype, torch.device]:
+    """The widest floating dtype of an energy's parameters and buffers and their device; torch's defaults without any."""
+    tensors = [t for t in (*energy.parameters(), *energy.buffers()) if t.is_floating_point()]
+    if not tensors:
+        return torch.get_default_dtype(), torch.get_default_device()
+    dtype = tensors[0].dtype
+    for t in tensors[1:]:
+        dtype = torch.promote_types(dtype, t.dtype)
+    return dtype, tensors[0].device
 
 
 def flatten_batch(x: Tensor, event_shape: torch.Size) -> tuple[Tensor, torch.Size]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ebmppl.energies.base import Energy
+from ebmppl.energies.discrete import discrete, levels_of
 from ebmppl.energies.function import RANDOM, same_energy
 from ebmppl.errors import EnergyError
 
@@ -71,8 +72,10 @@ def _check_tensor(value: Tensor, x: Tensor) -> None:
     if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise EnergyError(f"expected energy of shape ({len(x)},), got {got}")
-    if value.dtype != x.dtype:
+    if x.is_floating_point() and value.dtype != x.dtype:
         raise EnergyError(f"expected energy of dtype {x.dtype} (that of the initial points), got {value.dtype}")
+    if not value.is_floating_point():
+        raise EnergyError(f"expected energy of a floating point dtype, got {value.dtype}")
     if value.device != x.device:
         raise EnergyError(f"expected energy on {x.device} (where the initial points are), got {value.device}")
 
@@ -87,7 +90,7 @@ def _check_rows(energy: Energy, x: Tensor, value: Tensor) -> None:
                 "from its energy beside the other chains; chains must not depend on one another"
             )
     # chains may all start at one point, where a mean over the batch is that point: so the others move away
-    others = x[:1] + torch.linspace(0.5, 1.5, len(x), dtype=x.dtype, device=x.device).view(-1, *[1] * (x.dim() - 1))
+    others = _elsewhere(energy, x)
     try:
         beside = _call(energy, torch.cat([x[:1], others[1:]]))
     except EnergyError:
@@ -97,6 +100,17 @@ def _check_rows(energy: Energy, x: Tensor, value: Tensor) -> None:
             "the energy mixes the rows of a batch: the energy of chain 0 changes when the other chains "
             "move (a function of one point? then pass batched=False); chains must not depend on one another"
         )
+
+
+def _elsewhere(energy: Energy, x: Tensor) -> Tensor:
+    """Points that differ from one another and from x; of a discrete energy every coordinate's next level."""
+    if discrete(energy):
+        levels = levels_of(energy)
+        table = levels.table.to(x.device)
+        at = (x.reshape(len(x), -1, 1) == table).long().argmax(-1)
+        after = (at + 1) % levels.counts.to(x.device)
+        return table.gather(1, after.mT).mT.reshape(x.shape).to(x.dtype)
+    return x[:1] + torch.linspace(0.5, 1.5, len(x), dtype=x.dtype, device=x.device).view(-1, *[1] * (x.dim() - 1))
 
 
 def _check_finite(what: str, value: Tensor) -> None:

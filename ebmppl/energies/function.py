@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ebmppl.energies.base import Energy, Shape, Support, flatten_batch
+from ebmppl.energies.base import Energy, Shape, Support, flatten_batch, like
 from ebmppl.energies.fingerprint import same
 from ebmppl.energies.linalg import rowwise
 from ebmppl.errors import EnergyError
@@ -34,7 +34,7 @@ def as_energy(
             and returns ``(batch,)``, or gets ``event`` and returns a scalar. Over named sites it gets one
             dict of such tensors, as Pyro's ``potential_fn`` does.
         event_shape: shape of one point, or a dict of shapes by site name.
-        support: constraint of the points, or a dict by site; fn always sees points inside the support.
+        support: constraint of the points, or a dict by site; fn always sees points inside the support, as floating point numbers.
         batched: True if fn is written for a batch, False for one point; None finds out at the first call
             (``repr`` tells which) and vectorises a function of one point with ``torch.func.vmap``.
 
@@ -71,6 +71,8 @@ class FunctionEnergy(Energy):
 
     def forward(self, x: Tensor) -> Tensor:
         """Energies ``(*batch)`` in nats of points ``(*batch, *event)``."""
+        if not x.is_floating_point():  # states of discrete kernels; what users write is for real numbers
+            x = x.to(like(self).dtype)
         rows, batch = flatten_batch(x, self.event_shape)
         if not len(rows):  # fn need not know what to do with nothing
             return rows.reshape(0, self.event_shape.numel()).sum(1).reshape(batch)

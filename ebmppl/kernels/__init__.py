@@ -6,9 +6,11 @@ adaptation are shared parts: ``accept.py``, ``integrators.py``, ``adaptation.py`
 """
 
 from ebmppl.kernels.base import GradientKernel, Kernel, NoiseSpec
+from ebmppl.kernels.discrete import DiscreteKernel
+from ebmppl.kernels.gibbs import Gibbs
 from ebmppl.kernels.hmc import HMC
 from ebmppl.kernels.langevin import Langevin
 from ebmppl.kernels.mala import MALA
 from ebmppl.kernels.nuts import NUTS
 
-__all__ = ["HMC", "MALA", "NUTS", "GradientKernel", "Kernel", "Langevin", "NoiseSpec"]
+__all__ = ["HMC", "MALA", "NUTS", "DiscreteKernel", "Gibbs", "GradientKernel", "Kernel", "Langevin", "NoiseSpec"]

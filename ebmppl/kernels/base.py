@@ -88,6 +88,10 @@ class Kernel(MCMCKernel):
     def position(self, state: Any) -> Tensor:
         """The chains' last draws ``(chains, *event)`` in the coordinates of ``target``."""
 
+    def random_dtype(self, x: Tensor) -> torch.dtype:
+        """Of the random numbers of chains at such points."""
+        return x.dtype
+
     def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
         """Before ticks of chains at points ``(chains, *event)``: look whether what was got ready still holds.
 

@@ -63,8 +63,8 @@ class Chains:
 
     def __init__(self, kernel: Kernel, x: Tensor, seed: int, backend: str = "eager") -> None:
         self.kernel, self.num_chains, self.seed = kernel, len(x), seed
-        self.dtype, self.device = x.dtype, x.device
-        self.noise = NoiseSource(kernel.noise(), len(x), seed, x.dtype, x.device)
+        self.dtype, self.device = kernel.random_dtype(x), x.device
+        self.noise = NoiseSource(kernel.noise(), len(x), seed, self.dtype, x.device)
         self.adaptation = kernel.adaptation()
         self.numbers = x.numel()
         self.choice = Choice(backend, "as asked for")

@@ -9,8 +9,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ebmppl.energies.base import Energy
+from ebmppl.energies.base import ONE_SITE, Energy, dtype_and_device
 from ebmppl.energies.checks import check_energy
+from ebmppl.energies.discrete import discrete, levels_of
+from ebmppl.energies.supports import is_discrete, require_inside
 from ebmppl.errors import EnergyError
 from ebmppl.kernels.base import NoiseSpec, require
 from ebmppl.sampling.noise import NoiseSource
@@ -34,7 +36,7 @@ class Start(Protocol):
 
 
 class Uniform(NamedTuple):
-    """Uniform in (-radius, radius) in the unconstrained space, as Stan and Pyro begin."""
+    """Uniform in (-radius, radius) in the unconstrained space, as Stan and Pyro begin; over all levels of discrete sites."""
 
     radius: float = 2.0
 
@@ -42,6 +44,8 @@ class Uniform(NamedTuple):
         """See ``Start``; dtype and device are those of the energy's parameters and buffers (else torch's defaults)."""
         require(self.radius > 0, "radius > 0", self.radius)
         dtype, device = dtype_and_device(target)
+        if discrete(target):
+            return _uniform_levels(target, chains, seed)
         specs = {"point": NoiseSpec("uniform", tuple(target.event_shape))}
         source = NoiseSource(specs, chains, seed, dtype, device, "initial")
         return lambda attempt: (2 * source.row(attempt)["point"] - 1) * self.radius
@@ -61,10 +65,12 @@ class FromData(NamedTuple):
     def sampler(self, target: Energy, chains: int, seed: int) -> Callable[[int], Tensor]:
         """See ``Start``."""
         require(self.jitter >= 0, "jitter >= 0", self.jitter)
+        require(self.jitter == 0 or not discrete(target), "no jitter for a discrete energy", self.jitter)
         rows = _unconstrained_rows(target, self.values)
         normal = NoiseSpec("normal", tuple(target.event_shape))
         specs = {"row": NoiseSpec("uniform", ())} | ({"jitter": normal} if self.jitter else {})
-        source = NoiseSource(specs, chains, seed, rows.dtype, rows.device, "initial")
+        dtype = rows.dtype if rows.is_floating_point() else torch.get_default_dtype()
+        source = NoiseSource(specs, chains, seed, dtype, rows.device, "initial")
 
         def draw(attempt: int) -> Tensor:
             noise = source.row(attempt)
@@ -74,14 +80,44 @@ class FromData(NamedTuple):
         return draw
 
 
+def _uniform_levels(target: Energy, chains: int, seed: int) -> Callable[[int], Tensor]:
+    """Any level of every coordinate, at the smallest integers that hold them."""
+    dtype, device = dtype_and_device(target)
+    levels = levels_of(target)
+    source = NoiseSource({"point": NoiseSpec("uniform", (len(levels.table),))}, chains, seed, dtype, device, "initial")
+    table, count = levels.table.to(device=device, dtype=levels.dtype), levels.counts.to(device)
+
+    def draw(attempt: int) -> Tensor:
+        # a uniform just under 1 times many levels may round to their number
+        which = (source.row(attempt)["point"] * count).long().minimum(count - 1)
+        return table.gather(1, which.mT).mT.reshape(chains, *target.event_shape).contiguous()
+
+    return draw
+
+
+def _require_tensors(target: Energy, by_site: Mapping[str, Tensor], what: str) -> None:
+    """Raise ``ValueError`` unless these are numbers; floating point ones for continuous energies, inside discrete supports."""
+    whole = discrete(target)
+    for value in by_site.values():
+        if not isinstance(value, Tensor) or value.is_complex() or not (whole or value.is_floating_point()):
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"expected {'' if whole else 'floating point '}tensors as {what}, got {got}")
+    for name, shape in target.sites.items():
+        support = target.site_support(name)
+        if (
+            is_discrete(support)
+            and name in by_site
+            and by_site[name].shape[by_site[name].dim() - len(shape) :] == shape
+        ):
+            value = by_site[name]
+            require_inside(name, value.reshape(-1, *shape), support)
+
+
 def _unconstrained_rows(target: Energy, values: Tensor | Mapping[str, Tensor]) -> Tensor:
     by_site = values if isinstance(values, Mapping) else {name: values for name in target.sites}
     if not isinstance(values, Mapping) and target.packed:
         raise ValueError(f"expected data by site, {sorted(target.sites)}, got one tensor")
-    for value in by_site.values():
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"expected floating point tensors as data to begin at, got {got}")
+    _require_tensors(target, by_site, "data to begin at")
     rows = target.unconstrain(by_site).detach()
     require(
         rows.dim() > len(target.event_shape) and len(rows) > 0,
@@ -105,24 +141,32 @@ def starting_points(target: Energy, start: Tensor | Start, chains: int, seed: in
     """
     attempts = torch.ones(chains, dtype=torch.int64)
     if isinstance(start, Tensor):
-        check_energy(target, start)
+        check_energy(target, start, gradient=not discrete(target))
         return Started(start, attempts)
     draw = start.sampler(target, chains, seed)
     x = draw(0)
-    check_energy(target, x, finite=False)
+    check_energy(target, x, gradient=not discrete(target), finite=False)
     for attempt in range(1, RETRIES + 1):
-        energy, grad = target.value_and_grad(x)
-        bad = ~torch.isfinite(energy + grad.reshape(chains, -1).sum(1))
+        bad = ~_finite(target, x)
         if not bool(bad.any()):
             _report(attempts)
             return Started(x, attempts)
         attempts += bad.cpu()
         x = torch.where(bad.view(-1, *[1] * (x.dim() - 1)), draw(attempt), x)
     try:
-        check_energy(target, x)
+        check_energy(target, x, gradient=not discrete(target))
     except EnergyError as error:
         raise EnergyError(f"{error}; each drew {RETRIES} points: pass initial_params inside the support") from None
     return Started(x, attempts)
+
+
+def _finite(target: Energy, x: Tensor) -> Tensor:
+    """By chain, whether energy and, where there is one, gradient are finite."""
+    if discrete(target):
+        with torch.no_grad():
+            return torch.isfinite(target(x))
+    energy, grad = target.value_and_grad(x)
+    return torch.isfinite(energy + grad.reshape(len(x), -1).sum(1))
 
 
 def _report(attempts: Tensor) -> None:
@@ -157,25 +201,13 @@ def given_points(target: Energy, params: Tensor | Mapping[str, Tensor], chains: 
     Raises:
         ValueError: for unknown or missing sites, another shape, or integers.
     """
-    for value in params.values() if isinstance(params, Mapping) else [params]:
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"expected floating point tensors as initial_params, got {got}")
+    by_site = params if isinstance(params, Mapping) else {} if target.packed else {ONE_SITE: params}
+    _require_tensors(target, by_site, "initial_params")
     x = target.pack(params) if isinstance(params, Mapping) else params
     if x.shape == target.event_shape and chains == 1:
         x = x.unsqueeze(0)
     if x.shape != (chains, *target.event_shape):
         wanted = f"{(chains, *target.event_shape)} (unconstrained, chains first)"
         raise ValueError(f"expected initial_params of shape {wanted}, got {tuple(x.shape)}")
-    return x.detach().clone()
-
-
-def dtype_and_device(energy: Energy) -> tuple[torch.dtype, torch.device]:
-    """The widest floating dtype of an energy's parameters and buffers and their device; torch's defaults without any."""
-    tensors = [t for t in (*energy.parameters(), *energy.buffers()) if t.is_floating_point()]
-    if not tensors:
-        return torch.get_default_dtype(), torch.get_default_device()
-    dtype = tensors[0].dtype
-    for t in tensors[1:]:
-        dtype = torch.promote_types(dtype, t.dtype)
-    return dtype, tensors[0].device
+    x = x.detach().clone()
+    return x.to(levels_of(target).dtype) if discrete(target) and x.dtype == torch.bool else x  # bools don't add up

@@ -1,0 +1,58 @@
+"""What kernels for discrete energies share: points as small integers, flat; and drawing from conditionals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebmppl.energies.base import Energy, dtype_and_device
+from ebmppl.energies.discrete import indexed, levels_of
+from ebmppl.kernels.base import Kernel
+
+
+class DiscreteKernel(Kernel):
+    """Abstract kernel for energies of finitely many levels: moves flat integers ``(chains, coordinates)``.
+
+    States hold the points at the dtype that the chains began with, int8 by default. Energies and random numbers have
+    the dtype of the energy's tensors.
+
+    Raises:
+        ValueError: for an energy with a continuous site.
+    """
+
+    def __init__(self, energy: Energy) -> None:
+        super().__init__(energy)
+        self.target = indexed(energy)
+        self._levels = levels_of(self.target)
+        self.num_coordinates = self.target.event_shape.numel()
+
+    def random_dtype(self, x: Tensor) -> torch.dtype:
+        """That of the energy."""
+        return dtype_and_device(self.target)[0]
+
+    def energies(self, x: Tensor) -> Tensor:
+        """``(chains,)`` in nats at flat points."""
+        return self.target(x.view(len(x), *self.target.event_shape))
+
+    def flat(self, x: Tensor) -> Tensor:
+        """Own contiguous copy ``(chains, coordinates)`` of points ``(chains, *event)``."""
+        return x.detach().reshape(len(x), self.num_coordinates).clone(memory_format=torch.contiguous_format)
+
+    def position(self, state: Any) -> Tensor:
+        """The chains' last draws ``(chains, *event)``."""
+        x: Tensor = state.position
+        return x.view(len(x), *self.target.event_shape)
+
+
+def draw_upper(log_odds: Tensor, uniform: Tensor) -> Tensor:
+    """Whether each of two levels is the upper one, by uniforms in [0, 1) of the same shape."""
+    return uniform < torch.sigmoid(log_odds)
+
+
+def draw_level(logits: Tensor, uniform: Tensor) -> Tensor:
+    """A level's number for every row of log-probabilities up to a constant ``(..., levels)``, by uniforms ``(...)``."""
+    below = torch.softmax(logits, -1).cumsum(-1)
+    # the last one is 1 up to rounding, and a uniform may lie above it
+    return (uniform.unsqueeze(-1) >= below[..., :-1]).sum(-1)

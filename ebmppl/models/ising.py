@@ -1,0 +1,100 @@
+"""The Ising model on a lattice or any graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ebmppl.energies.base import Energy, flatten_batch
+from ebmppl.energies.supports import spin
+from ebmppl.models.graph import Graph
+from ebmppl.models.pairwise import NeighbourTables, as_parameter, couplings_of_matrix, products, whole_tensor
+
+
+class Ising(Energy):
+    r"""Spins that are -1 or +1: :math:`E(x) = -\sum_{(i,j)} J_{ij} x_i x_j - \sum_i h_i x_i`, every edge once.
+
+    Positive couplings are ferromagnetic. The temperature is part of J and h; ``beta * ising`` tempers.
+
+    Args:
+        lattice: sites along each axis, ``(L,)``, ``(L, L)``, ``(L, L, L)``, ...: nearest neighbours interact. Or a
+            ``Graph`` of your own. None with a matrix of couplings.
+        coupling: J: a number for all edges, or ``(edges,)`` in the order of ``graph.edges``; or without a lattice a
+            symmetric matrix ``(sites, sites)`` with a zero diagonal.
+        field: h: a number for all sites, or a tensor of the lattice's shape.
+        periodic: of a lattice, whether its axes close (or each of them).
+        symmetrise: take the mean of a matrix and its transpose.
+        dtype: of the parameters; that of given tensors, else torch's default.
+
+    Raises:
+        ValueError: for a matrix that is not symmetric, self-couplings, or shapes that don't fit.
+
+    Example:
+        >>> import torch
+        >>> ising = Ising(lattice=(4, 4), coupling=0.4)
+        >>> ising(torch.ones(1, 4, 4)).item()  # 32 bonds
+        -12.800000190734863
+    """
+
+    coupling: nn.Parameter
+    field: nn.Parameter
+
+    def __init__(
+        self,
+        lattice: Sequence[int] | Graph | None = None,
+        coupling: float | Tensor = 1.0,
+        field: float | Tensor = 0.0,
+        *,
+        periodic: bool | Sequence[bool] = True,
+        symmetrise: bool = False,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if lattice is None:
+            graph, coupling = couplings_of_matrix(coupling, symmetrise=symmetrise)
+        else:
+            graph = lattice if isinstance(lattice, Graph) else Graph.lattice(lattice, periodic)
+        super().__init__(graph.shape, spin)
+        self.graph = graph
+        self.coupling = as_parameter("coupling", coupling, (len(graph.edges),), (coupling, field), dtype)
+        self.field = as_parameter("field", field, graph.shape, (coupling, field), dtype)
+        self.tables = NeighbourTables(graph)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Energies ``(*batch)`` in nats of spins ``(*batch, *lattice)``, any real dtype or integers."""
+        rows, batch = flatten_batch(x.to(self.coupling.dtype) if not x.is_floating_point() else x, self.event_shape)
+        flat = rows.reshape(len(rows), -1)
+        pairs = products(flat, self.graph, self.tables.edges) @ whole_tensor(self.coupling, len(self.graph.edges))
+        return -(pairs + flat @ self.fields).reshape(batch)
+
+    @property
+    def fields(self) -> Tensor:
+        """H of every site, ``(sites,)``."""
+        return whole_tensor(self.field, self.graph.num_sites)
+
+    def conditionals(self) -> IsingConditionals:
+        """By colour: log-odds of +1 are twice the local field."""
+        return IsingConditionals(self)
+
+    def extra_repr(self) -> str:
+        """Shape and edges, for ``repr``."""
+        return f"{tuple(self.event_shape)}, {len(self.graph.edges)} edges"
+
+
+class IsingConditionals:
+    """See ``Conditionals``."""
+
+    def __init__(self, model: Ising) -> None:
+        self.model = model
+
+    @property
+    def blocks(self) -> Sequence[Tensor]:
+        """The sites of each colour."""
+        return self.model.tables.classes
+
+    def logits(self, block: int, x: Tensor) -> Tensor:
+        r"""Log-odds :math:`2 (\sum_j J_{ij} x_j + h_i)` of +1."""
+        model = self.model
+        local = model.tables.local_fields(block, x, model.coupling)
+        return 2 * (local + model.fields[model.tables.classes[block]])

@@ -1,0 +1,113 @@
+"""What models of pairs share: parameters on a graph, its tables as buffers, and sums over neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ebmppl.models.graph import Graph
+
+
+class NeighbourTables(nn.Module):
+    """A graph's edges, colour classes and neighbours as buffers, which follow the model from device to device."""
+
+    edges: Tensor
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.register_buffer("edges", graph.edges, persistent=False)
+        sites, numbers = graph.neighbours()
+        classes = graph.classes()
+        self.colours = len(classes)
+        for c, members in enumerate(classes):
+            degree = max(1, int((numbers[members] < len(graph.edges)).sum(1).max()))
+            self.register_buffer(f"members{c}", members, persistent=False)
+            self.register_buffer(f"sites{c}", sites[members, :degree], persistent=False)
+            self.register_buffer(f"numbers{c}", numbers[members, :degree], persistent=False)
+
+    @property
+    def classes(self) -> list[Tensor]:
+        """The sites of each colour."""
+        return [self.get_buffer(f"members{c}") for c in range(self.colours)]
+
+    def neighbours(self, colour: int, x: Tensor) -> Tensor:
+        """Values ``(rows, size, degree)`` of the neighbours of a colour's sites; of missing ones any."""
+        near = self.get_buffer(f"sites{colour}")
+        return x.index_select(-1, near.flatten()).reshape(*x.shape[:-1], *near.shape)
+
+    def weights(self, colour: int, coupling: Tensor) -> Tensor:
+        """Couplings ``(size, degree)`` to them, 0 to missing ones."""
+        weights = torch.cat([whole_tensor(coupling, len(self.edges)), coupling.new_zeros(1)])
+        numbers = self.get_buffer(f"numbers{colour}")
+        return weights.index_select(0, numbers.flatten()).reshape(numbers.shape)
+
+    def local_fields(self, colour: int, x: Tensor, coupling: Tensor) -> Tensor:
+        """Sums over neighbours of coupling times value, ``(rows, size)``, of flat values ``(rows, sites)``."""
+        near = self.neighbours(colour, x).to(coupling.dtype)
+        return (near * self.weights(colour, coupling)).sum(-1)
+
+
+def products(x: Tensor, graph: Graph, edges: Tensor) -> Tensor:
+    """Of the values at the two ends of every edge, ``(rows, edges)``, from ``(rows, sites)``."""
+    return x.index_select(1, edges[:, 0]) * x.index_select(1, edges[:, 1])
+
+
+def couplings_of_matrix(matrix: float | Tensor, *, symmetrise: bool) -> tuple[Graph, Tensor]:
+    """The graph of a matrix of couplings, and the coupling of every edge.
+
+    Raises:
+        ValueError: for anything but a symmetric square matrix with a zero diagonal.
+    """
+    if not isinstance(matrix, Tensor) or matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
+        got = tuple(matrix.shape) if isinstance(matrix, Tensor) else repr(matrix)
+        raise ValueError(f"expected a lattice, or coupling as a matrix (sites, sites), got {got}")
+    if symmetrise:
+        matrix = (matrix + matrix.mT) / 2
+    values = matrix.detach()
+    if not torch.equal(values, values.mT):
+        i, j = (values != values.mT).nonzero()[0].tolist()
+        raise ValueError(
+            f"expected symmetric couplings, got {values[i, j].item():.6g} at ({i}, {j}) and {values[j, i].item():.6g} "
+            f"at ({j}, {i}): symmetrise=True takes their mean"
+        )
+    loops = values.diagonal().nonzero()
+    if len(loops):
+        i = int(loops[0])
+        raise ValueError(f"expected no self-couplings, got {values[i, i].item():.6g} at ({i}, {i})")
+    graph = Graph.of_matrix(values)
+    return graph, matrix[graph.edges[:, 0], graph.edges[:, 1]]
+
+
+def as_parameter(
+    name: str, value: float | Tensor, shape: Sequence[int], like: Sequence[object], dtype: torch.dtype | None
+) -> nn.Parameter:
+    """A scalar or a tensor of a shape as a parameter of a model.
+
+    Args:
+        name: for the error.
+        value: what was given; a ``Parameter`` is shared, not copied.
+        shape: that a tensor must have.
+        like: arguments of which the first floating tensor sets the dtype and device.
+        dtype: asked for.
+
+    Raises:
+        ValueError: for another shape, or values that are not finite.
+    """
+    if isinstance(value, nn.Parameter):
+        parameter = value
+    else:
+        first = next((v for v in like if isinstance(v, Tensor) and v.is_floating_point()), torch.empty(0))
+        tensor = torch.as_tensor(value, dtype=dtype or first.dtype, device=first.device)
+        parameter = nn.Parameter(tensor.detach().clone())
+    if parameter.dim() and parameter.shape != torch.Size(shape):
+        raise ValueError(f"expected {name} as a number or of shape {tuple(shape)}, got {tuple(parameter.shape)}")
+    if not bool(torch.isfinite(parameter).all()):
+        raise ValueError(f"expected a finite {name}, got {parameter.detach()[~torch.isfinite(parameter)][0].item()}")
+    return parameter
+
+
+def whole_tensor(value: Tensor, size: int) -> Tensor:
+    """A scalar or a tensor as a vector ``(size,)``."""
+    return value.expand(size) if value.dim() == 0 else value.reshape(size)
