@@ -1,6 +1,6 @@
 """ebmppl: energy-based and score-based models on Pyro and PyTorch."""
 
-from ebmppl import energies, kernels, models
+from ebmppl import energies, kernels, losses, models
 from ebmppl.energies import Energy, as_energy
 from ebmppl.interop import from_pyro
 from ebmppl.kernels import HMC, MALA, NUTS, Gibbs, Langevin
@@ -19,5 +19,6 @@ __all__ = [
     "energies",
     "from_pyro",
     "kernels",
+    "losses",
     "models",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class EnergyError(ValueError):
     """An energy does not keep its contract: shape, dtype, device, finiteness, gradient or row independence."""
@@ -13,3 +15,18 @@ class SamplingError(RuntimeError):
 
 class SamplingWarning(UserWarning):
     """A run went on or was cut short, and its result should be read with care."""
+
+
+class NonFiniteLoss(SamplingError):
+    """A loss is NaN or infinite.
+
+    Args:
+        message: says which term, at which step.
+        step: number of the step, from 0.
+        terms: every term's value.
+        state: ``state_dict`` of the bound loss before the step.
+    """
+
+    def __init__(self, message: str, step: int, terms: dict[str, float], state: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.step, self.terms, self.state = step, terms, state

@@ -1,0 +1,10 @@
+"""Losses in the protocol of Pyro's ELBO: hyper-parameters, called with an energy, called with data.
+
+To add a loss: one file with its final ``Loss`` and ``BoundLoss`` (``bind``, ``terms``), one line here, one row in
+``tests/loss_registry.py``, whose laws then test it.
+"""
+
+from ebmppl.losses.base import BoundLoss, Loss
+from ebmppl.losses.contrastive import CD, PCD
+
+__all__ = ["CD", "PCD", "BoundLoss", "Loss"]

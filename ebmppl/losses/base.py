@@ -1,0 +1,198 @@
+"""Losses speak ELBO: hyper-parameters that are called with an energy, and the bound module that is called with data."""
+
+from __future__ import annotations
+
+import itertools
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
+
+import pyro
+import torch
+from pyro.infer.elbo import ELBO
+from torch import Tensor, nn
+
+from ebmppl.energies.base import ONE_SITE, Energy, require_energy
+from ebmppl.energies.discrete import discrete
+from ebmppl.energies.supports import is_discrete, require_inside
+from ebmppl.errors import NonFiniteLoss
+
+_names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # in Pyro's store, one for each module
+_numbers = itertools.count()
+
+Data = Tensor | Mapping[str, Tensor]
+
+
+class BoundLoss(nn.Module):
+    """Abstract: a loss of one energy (and guide), called with a batch of data, as Pyro's bound ELBO is.
+
+    Final classes implement ``terms``. What a loss trains beside the energy (NCE's log Z) are parameters of its own;
+    persistent chains are buffers. In ``eval()`` nothing moves: neither chains nor seeds.
+
+    Args:
+        energy: what is trained.
+        guide: the auxiliary distribution where the method has one.
+    """
+
+    step: Tensor
+
+    def __init__(self, energy: Energy, guide: Any = None) -> None:
+        super().__init__()
+        self.energy = energy
+        self.guide = guide
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    @abstractmethod
+    def terms(self, x: Tensor) -> dict[str, Tensor]:
+        """Scalars that add up to the loss, in nats where the loss has a unit, for checked data ``(rows, *event)``."""
+
+    def forward(self, x: Data) -> Tensor:
+        """The loss of a batch ``(rows, *event)`` or by site ``(rows, *site)``; its gradient is the method's.
+
+        Raises:
+            ValueError: for data of another shape, outside the support, or with NaN.
+            NonFiniteLoss: where it is NaN or infinite.
+        """
+        before = self.state_dict() if self.training else {}
+        terms = self.terms(self.data(x))
+        total = torch.stack([term.reshape(()) for term in terms.values()]).sum()
+        if not bool(torch.isfinite(total.detach())):
+            self._not_finite(terms, before)
+        if self.training:
+            self.step += 1
+        return total
+
+    def data(self, x: Data) -> Tensor:
+        """Checked points ``(rows, *event)`` at the energy's dtype."""
+        return checked_data(self.energy, x)
+
+    def _not_finite(self, terms: Mapping[str, Tensor], state: dict[str, Any]) -> None:
+        values = {name: float(term.detach()) for name, term in terms.items()}
+        bad = [f"{name} is {value}" for name, value in values.items() if not abs(value) < float("inf")]
+        step = int(self.step)
+        raise NonFiniteLoss(f"the loss is not finite at step {step}: {', '.join(bad) or values}", step, values, state)
+
+
+class Loss(ELBO):
+    """Abstract: the hyper-parameters of a loss. Calling it with an energy binds it; ``SVI`` takes it as it takes an ELBO.
+
+    Under ``SVI(energy, guide, optim, loss=loss)`` it binds once for each energy and guide, and keeps that as ``bound``.
+    All parameters are registered with Pyro; ``evaluate_loss`` moves nothing.
+
+    Class attributes:
+        continuous: True where the method is for continuous energies alone, False for discrete ones alone, None for both.
+
+    Example:
+        >>> import ebmppl as eb
+        >>> bound = eb.losses.CD(k=1, kernel=eb.Gibbs)(eb.models.Ising((3, 3)))  # doctest: +SKIP
+    """
+
+    continuous: ClassVar[bool | None] = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bound: BoundLoss | None = None
+
+    @abstractmethod
+    def bind(self, energy: Energy, guide: Any) -> BoundLoss:
+        """The loss of one energy."""
+
+    def __call__(self, energy: Energy, guide: Any = None) -> BoundLoss:
+        """Bind: an ``nn.Module`` whose call with data gives the loss, for plain ``torch.optim`` loops.
+
+        Raises:
+            ValueError: for something else than an energy, or one that the method isn't for.
+        """
+        require_energy(energy)
+        if self.continuous is not None and discrete(energy) is self.continuous:
+            kind = "continuous" if self.continuous else "discrete"
+            raise ValueError(f"expected a {kind} energy for {type(self).__name__}, got one over {energy.support}")
+        return self.bind(energy, guide)
+
+    # Pyro's protocol.
+
+    def differentiable_loss(self, energy: Energy, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss as a tensor."""
+        bound = self._bound_to(energy, guide)
+        _register(bound)
+        return bound(*args, **kwargs)
+
+    def loss_and_grads(self, energy: Energy, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """The loss, after adding its gradient to the parameters' ``.grad``.
+
+        Raises:
+            ValueError: when there is nothing to train.
+        """
+        value = self.differentiable_loss(energy, guide, *args, **kwargs)
+        if not value.requires_grad:
+            raise ValueError(
+                "expected something to train, got an energy (and loss) without parameters that require gradients"
+            )
+        value.backward()
+        return value.item()
+
+    def loss(self, energy: Energy, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """The loss as a number; nothing moves."""
+        bound = self._bound_to(energy, guide)
+        with torch.enable_grad(), _still(bound):  # Pyro calls it under no_grad, and scores are gradients
+            return bound(*args, **kwargs).item()
+
+    def _bound_to(self, energy: Energy, guide: Any) -> BoundLoss:
+        bound = self.bound
+        if bound is None or bound.energy is not energy or bound.guide is not guide:
+            bound = self.bound = self(energy, guide)
+        return bound
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        raise NotImplementedError("losses of energies have no traces")
+
+
+@contextmanager
+def _still(bound: BoundLoss) -> Iterator[None]:
+    """The bound loss itself in ``eval`` mode (not the energy's modules), and back."""
+    training, bound.training = bound.training, False
+    try:
+        yield
+    finally:
+        bound.training = training
+
+
+def _register(bound: BoundLoss) -> None:
+    name = _names.get(bound.energy)
+    if name is None:
+        name = _names[bound.energy] = f"energy{next(_numbers)}"
+    for path, parameter in bound.named_parameters():
+        if parameter.requires_grad:
+            pyro.param(f"{name}$$${path}", parameter)
+
+
+def checked_data(energy: Energy, x: Data) -> Tensor:
+    """Data as points ``(rows, *event)`` of an energy.
+
+    Raises:
+        ValueError: for another shape, no rows, NaN or infinite values (says where), or values outside the support.
+    """
+    by_site = x if isinstance(x, Mapping) else {ONE_SITE: x}
+    if energy.packed and not isinstance(x, Mapping):
+        by_site = energy.unpack(_shaped(energy, x))
+    for name, value in by_site.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"expected data as tensors, got {type(value).__name__}")
+        bad = (~torch.isfinite(value)).nonzero()
+        if len(bad):
+            at = tuple(bad[0].tolist())
+            raise ValueError(f"expected finite data, got {value[at].item()} at row {at[0]}, coordinate {at[1:]}")
+        support = energy.site_support(name) if name in energy.sites else None
+        if support is not None and is_discrete(support):
+            require_inside(name, value, support)
+    return _shaped(energy, energy.pack(by_site) if isinstance(x, Mapping) else x)
+
+
+def _shaped(energy: Energy, x: Tensor) -> Tensor:
+    shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+    if not isinstance(x, Tensor) or x.shape[1:] != energy.event_shape or not len(x):
+        wanted = ", ".join(("rows", *map(str, energy.event_shape)))
+        raise ValueError(f"expected data of shape ({wanted}), at least one row, got {shape}")
+    return x
