@@ -45,8 +45,8 @@ class Layers(Protocol):
         """Log-odds ``(rows, hidden)`` of h = 1 given v."""
 
     def visible_logits(self, h: Tensor) -> Tensor:
-        """Of the visible units given h: for two levels the log-odds of the upper one ``(rows, visible)``, else
-        log-probabilities up to a constant ``(rows, visible, levels)``.
+        """Of the visible units given h: the log-odds of the upper of two levels ``(rows, visible)``, or log-probabilities
+        up to a constant ``(rows, visible, levels)``.
         """  # noqa: D205
 
     def free_energy(self, v: Tensor, hidden_logits: Tensor | None = None) -> Tensor:
