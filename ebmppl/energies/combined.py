@@ -36,6 +36,7 @@ class WeightedConditionals:
         self._same = all(b == blocks[0] for b in blocks)
         self._split = {} if self._same else _intersections(blocks)
         self._tensors: dict[torch.device, list[tuple[Tensor, list[tuple[int, Tensor]]]]] = {}
+        self._at()  # here, not first inside a trace
 
     @property
     def blocks(self) -> Sequence[Tensor]:
@@ -112,6 +113,7 @@ class FreeConditionals:
             if places:
                 self._parts.append((b, [number[int(block[k])] for k in places], places))
         self._tensors: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
+        self._at()  # here, not first inside a trace
 
     @property
     def blocks(self) -> Sequence[Tensor]:

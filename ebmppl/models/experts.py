@@ -164,8 +164,11 @@ class GaussianExperts(FilterExperts):
 
     def as_quadratic(self) -> Quadratic | None:
         """x'(J'J/2)x + b'J x + b'b/2, where J'J is positive definite."""
-        half = 0.5 * self.filters.mT @ self.filters
-        if bool(torch.linalg.cholesky_ex(half.detach())[1] != 0):
+        half, dimension = 0.5 * self.filters.mT @ self.filters, self.filters.shape[1]
+        # rounding may hide from the factorisation that a direction is missing
+        if int(torch.linalg.matrix_rank(self.filters.detach())) < dimension or bool(
+            torch.linalg.cholesky_ex(half)[1] != 0
+        ):
             return None
         return Quadratic(half, -(self.bias @ self.filters), 0.5 * self.bias.square().sum())
 
