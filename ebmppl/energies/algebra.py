@@ -13,6 +13,7 @@ from ebmppl.energies.analytic import AnalyticEnergy
 from ebmppl.energies.base import Energy, like, register, require_energy
 from ebmppl.energies.discrete import Conditionals
 from ebmppl.energies.gaussian import Quadratic
+from ebmppl.energies.structure import Pairwise
 
 
 def add(*energies: Energy) -> Energy:
@@ -48,6 +49,12 @@ class Sum(Energy):
         """Sums of the terms' values and gradients (closed forms are used where terms have them)."""
         values, grads = zip(*(energy.value_and_grad(x) for energy in _members(self.terms)), strict=True)
         return _total(values), _total(grads)
+
+    def pairwise(self) -> Pairwise | None:
+        """The sum of the terms' tables when every term has them."""
+        forms = [energy.pairwise() for energy in _members(self.terms)]
+        known = [form for form in forms if form is not None]
+        return reduce(Pairwise.plus, known) if len(known) == len(forms) else None
 
     def as_quadratic(self) -> Quadratic | None:
         """The quadratic form when every term has one."""
@@ -94,6 +101,11 @@ class Tempered(Energy):
         """Those of the energy, their logits times beta."""
         inside = self.energy.conditionals()
         return None if inside is None else _TemperedConditionals(inside, self)
+
+    def pairwise(self) -> Pairwise | None:
+        """The energy's tables times one beta."""
+        inside = self.energy.pairwise()
+        return None if inside is None or self.beta.dim() else inside.tempered(self.beta)
 
     def relaxed(self) -> Energy | None:
         """Beta times the energy's extension."""
