@@ -218,6 +218,9 @@ class _Tables:
         if step.kind == "drop":
             return self.plus(list(parts)).flatten()
         factor = self.times(self.pair(step), self.unary[step.site][:, None])
+        if self.linear and q == 2:
+            first = parts[0][:, None] * factor[:, 0, None]
+            return torch.addcmul(first, parts[1][:, None], factor[:, 1, None]).flatten()
         return self.plus([self.times(part[:, None], factor[:, o, None]) for o, part in enumerate(parts)]).flatten()
 
     def draw(self, step: Step, message: Tensor, x: Tensor, generator: torch.Generator) -> None:
