@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -35,12 +34,14 @@ class Split:
 
     Attributes:
         levels: of z.
+        points: levels of x, where they are discrete.
         width: numbers that a value of z makes, for the size of chunks.
         tail: at most so many values of the last coordinates of z in a chunk.
     """
 
     name = "enumeration"
     levels: Levels
+    points: Levels
     width: int
     tail: int | None = None
 
@@ -88,7 +89,7 @@ class Whole(Split):
 
     def __init__(self, energy: Energy) -> None:
         super().__init__(energy)
-        self.levels = levels_of(self.target)
+        self.levels = self.points = levels_of(self.target)
         self.width = len(self.levels.counts)
 
     def of(self, z: Tensor) -> Tensor:
@@ -140,23 +141,26 @@ class Hidden(Split):
         number = layers.num_hidden
         self.levels = Levels(torch.tensor([[0, 1]]).repeat(number, 1), torch.full((number,), 2), torch.int8)
         self.real = not discrete(self.target)
-        self.visible = None if self.real else levels_of(self.target)
-        self.width = number + self.target.event_shape.numel() * (1 if self.visible is None else self.visible.most - 1)
+        size = self.target.event_shape.numel()
+        if not self.real:
+            self.points = levels_of(self.target)
+            size *= self.points.most - 1
+        self.width = number + size
 
     def of(self, z: Tensor) -> Tensor:
         r"""By Bayes' rule at one visible v0: :math:`-F(v_0) + \log p(h | v_0) - \log p(v_0 | h)`."""
         v = self._reference(z)
         logits = self.layers.hidden_logits(v)
-        hidden = (z * logits - softplus(logits)).sum(1, dtype=torch.float64)
+        hidden = (z * logits - softplus(logits, threshold=40.0)).sum(1, dtype=torch.float64)
         return hidden - self.layers.free_energy(v).double() - self._log_prob(v, z)
 
     def _reference(self, z: Tensor) -> Tensor:
-        if self.visible is None:
+        if self.real:
             return self._real.visible_mean(z.new_zeros(1, z.shape[1])).detach()
-        return self.visible.table[:, 0].to(z)[None]
+        return self.points.table[:, 0].to(z)[None]
 
     def _log_prob(self, v: Tensor, z: Tensor) -> Tensor:
-        if self.visible is None:
+        if self.real:
             scale = self._real.visible_scale
             normal = torch.distributions.Normal(self._real.visible_mean(z), scale, validate_args=False)
             return normal.log_prob(v).sum(1, dtype=torch.float64)
@@ -165,10 +169,10 @@ class Hidden(Split):
 
     def given(self, z: Tensor) -> Given:
         """The visible layer's law."""
-        if self.visible is None:
+        if self.real:
             mean, scale = self._real.visible_mean(z).double(), self._real.visible_scale.double()
             return Given(None, mean, scale.square())
-        return _given(_probabilities(self._discrete.visible_logits(z)), self.visible)
+        return _given(_probabilities(self._discrete.visible_logits(z)), self.points)
 
     @property
     def _discrete(self) -> Layers:
@@ -187,15 +191,15 @@ class Block(Split):
     def __init__(self, energy: Energy, conditionals: Conditionals) -> None:
         super().__init__(energy)
         self.conditionals = conditionals
-        self.all = levels_of(self.target)
+        self.points = levels_of(self.target)
         self.number = max(range(len(conditionals.blocks)), key=lambda b: len(conditionals.blocks[b]))
         block = conditionals.blocks[self.number]
         self.block = block
-        rest = torch.ones(len(self.all.counts), dtype=torch.bool)
+        rest = torch.ones(len(self.points.counts), dtype=torch.bool)
         rest[block.cpu()] = False
         self.rest = rest.nonzero().squeeze(1)
-        self.levels = Levels(self.all.table[self.rest], self.all.counts[self.rest], self.all.dtype)
-        self.width = len(self.all.counts) * self.all.most
+        self.levels = Levels(self.points.table[self.rest], self.points.counts[self.rest], self.points.dtype)
+        self.width = len(self.points.counts) * self.points.most
 
     def of(self, z: Tensor) -> Tensor:
         r"""With the block at its lowest levels b0: :math:`-E(z, b_0) - \log p(b_0 | z)`."""
@@ -204,7 +208,7 @@ class Block(Split):
         return -self.energies(x).double() - lowest.sum(1, dtype=torch.float64)
 
     def _points(self, z: Tensor) -> Tensor:
-        x = self.all.table[:, 0].to(z).repeat(len(z), 1)
+        x = self.points.table[:, 0].to(z).repeat(len(z), 1)
         x[:, self.rest.to(x.device)] = z
         return x
 
@@ -212,13 +216,10 @@ class Block(Split):
         """The block's law, and certainty for the others."""
         x = self._points(z)
         inside = _probabilities(self.conditionals.logits(self.number, x))
-        at = (x.unsqueeze(-1) == self.all.table.to(x)).long().argmax(-1)
-        whole = one_hot_rows(at, self.all.most)
-        whole[:, self.block] = torch.nn.functional.pad(inside, (0, self.all.most - inside.shape[-1]))
-        return _given(whole, self.all)
-
-
-Maker = Callable[[], Split]
+        at = (x.unsqueeze(-1) == self.points.table.to(x)).long().argmax(-1)
+        whole = one_hot_rows(at, self.points.most)
+        whole[:, self.block] = torch.nn.functional.pad(inside, (0, self.points.most - inside.shape[-1]))
+        return _given(whole, self.points)
 
 
 def _given(probabilities: Tensor, levels: Levels) -> Given:
@@ -229,7 +230,7 @@ def _given(probabilities: Tensor, levels: Levels) -> Given:
 
 def _log_lowest(logits: Tensor) -> Tensor:
     """Log-probabilities ``(rows, size)`` of the lowest level."""
-    return -softplus(logits) if logits.dim() == 2 else log_softmax(logits, -1)[..., 0]
+    return -softplus(logits, threshold=40.0) if logits.dim() == 2 else log_softmax(logits, -1)[..., 0]
 
 
 def _probabilities(logits: Tensor) -> Tensor:

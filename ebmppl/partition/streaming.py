@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ebmppl.errors import EnergyError
+
 Part = Callable[[int], Tensor]
+NO_MASS = "expected a finite energy at one point at least, got infinity at all of them"
 
 
 def log_sum(part: Part, chunks: int, inputs: Sequence[Tensor] = (), outside: Sequence[Tensor] | None = None) -> Tensor:
@@ -81,6 +84,9 @@ def average(
         log_weights: of a chunk, ``(rows,)``.
         chunks: how many.
         accumulate: weighted sums of a chunk for weights ``(rows,)``.
+
+    Raises:
+        EnergyError: where every weight is 0.
     """
     most, mass, sums = None, None, None
     for c in range(chunks):
@@ -97,5 +103,6 @@ def average(
             mass = mass * scale + weights.sum()
             sums = tuple(s * scale + n for s, n in zip(sums, new, strict=True))
         most = top
-    assert mass is not None and sums is not None
+    if mass is None or sums is None:
+        raise EnergyError(NO_MASS)
     return tuple(s / mass for s in sums)

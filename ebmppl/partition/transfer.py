@@ -247,4 +247,3 @@ def pick(weights: Tensor, u: Tensor) -> Tensor:
     total = sums[..., -1:].contiguous()
     last = torch.searchsorted(sums, total)  # the last one that may be drawn
     return torch.minimum(torch.searchsorted(sums, u * total, right=True), last)
-
