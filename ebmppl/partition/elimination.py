@@ -12,7 +12,7 @@ import torch
 from ebmppl.energies.structure import Pairwise
 
 _DEARER = 3  # times the operations that smaller messages may cost
-Edge = tuple[int, int, int]  # at a site: the other end, the edge's number, whether the site is its first end
+Edge = tuple[int, int, bool]  # at a site: the other end, the edge's number, whether the site is its first end
 
 
 class Step(NamedTuple):
@@ -160,8 +160,8 @@ def _steps_of(site: int, back: list[Edge], ending: list[int], frontier: list[int
             continue
         here, there = frontier.index(site), frontier.index(other)
         low, high = min(here, there), max(here, there)
-        sizes = (q**low, q ** (high - low - 1), q ** (len(frontier) - 1 - high))
-        yield Step("couple", site, other, edge, is_first == (here < there), sizes, tuple(frontier))
+        axes = (q**low, q ** (high - low - 1), q ** (len(frontier) - 1 - high))
+        yield Step("couple", site, other, edge, is_first is (here < there), axes, tuple(frontier))
     for other in dict.fromkeys(ending):
         if fused is None or other != fused[0]:
             yield _drop(other, frontier, q)

@@ -27,7 +27,7 @@ def log_sum(part: Part, chunks: int, inputs: Sequence[Tensor] = (), outside: Seq
         outside: tensors in whose place the inputs stand (copies), for the graph outside; the inputs themselves when None.
     """
     given = list(inputs if outside is None else outside)
-    return _LogSum.apply(part, chunks, list(inputs), *given)  # type: ignore[no-any-return, no-untyped-call]
+    return _LogSum.apply(part, chunks, list(inputs), *given)
 
 
 class _LogSum(torch.autograd.Function):

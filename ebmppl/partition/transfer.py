@@ -109,7 +109,7 @@ class Transfer:
         message, log_scale = tables.one(), tables.constant
         for segment in self.segments:
             if torch.is_grad_enabled() and len(self.segments) > 1:
-                message, log_scale = checkpoint(  # type: ignore[no-untyped-call]
+                message, log_scale = checkpoint(
                     tables.run, segment, message, log_scale, use_reentrant=False, preserve_rng_state=False
                 )
             else:
