@@ -97,8 +97,7 @@ class Tempered(Energy):
 
     def forward(self, x: Tensor) -> Tensor:
         """Energies ``(*batch)`` in nats."""
-        energy = self.energy(x)
-        return _scaled(self.beta, energy)
+        return _scaled(self.beta, self.energy(x))
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The energy's value and gradient times beta."""
@@ -239,11 +238,10 @@ class Mixture(Energy):
     @property
     def log_z(self) -> Tensor | None:
         """Log sum of w_k Z_k in nats where all components know theirs."""
-        parts = [energy.log_z for energy in _members(self.components)]
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
+        parts = present([energy.log_z for energy in _members(self.components)])
+        if parts is None:
             return None
-        return torch.logsumexp(self.log_weights + torch.stack([part.to(self.log_weights) for part in known]), 0)
+        return torch.logsumexp(self.log_weights + torch.stack([part.to(self.log_weights) for part in parts]), 0)
 
 
 def _members(modules: nn.ModuleList) -> list[Energy]:

@@ -99,7 +99,7 @@ class Whole(Split):
     def given(self, z: Tensor) -> Given:
         """Certainty."""
         at = (z.unsqueeze(-1) == self.levels.table.to(z)).long().argmax(-1)
-        return Given(one_hot_rows(at, self.levels.most), z.double(), z.new_zeros(1))
+        return Given(one_hot_rows(at, self.levels.most), z.double(), z.new_zeros(1, dtype=torch.float64))
 
 
 class Pairs(Whole):
