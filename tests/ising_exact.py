@@ -48,6 +48,14 @@ def kaufman_log_z(length: int, beta: Tensor) -> Tensor:
     return length**2 / 2 * torch.log(2 * torch.sinh(2 * beta)) - math.log(2) + top + torch.log(total)
 
 
+def strip_log_z(width: int, beta: float) -> float:
+    r"""Log Z per spin of a ring of spins times an infinite length: :math:`\log(2 \sinh 2K)/2 + \sum_r \gamma_{2r+1}/(2W)`."""
+    k = torch.tensor(beta, dtype=torch.float64)
+    odd = torch.arange(1, 2 * width, 2, dtype=torch.float64)
+    gamma = torch.acosh(torch.cosh(2 * k) / torch.tanh(2 * k) - torch.cos(math.pi * odd / width))
+    return float(torch.log(2 * torch.sinh(2 * k)) / 2 + gamma.sum() / (2 * width))
+
+
 def _log_cosh(x: Tensor) -> Tensor:
     return x + torch.log1p(torch.exp(-2 * x))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ebmppl.errors import EnergyError
 from ebmppl.kernels.discrete import draw_level
-from ebmppl.partition.split import Pairs, Split
+from ebmppl.partition.split import Pairs, Split, Whole
 from ebmppl.partition.states import States
 from ebmppl.partition.streaming import NO_MASS, average, leaves, log_sum
 from ebmppl.partition.transfer import pick
@@ -127,8 +127,10 @@ class Enumeration:
         return torch.cat(draws)[torch.randperm(n, generator=generator, device=logs.device)]
 
     def _rest(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        if isinstance(self.split, Whole):
+            return z
         pieces = []
-        for rows in z.split(self.rows):
+        for rows in z.split(max(1, _NUMBERS // self.split.width)):
             given = self.split.given(rows)
             if given.probabilities is None:
                 shape, scale = given.mean.shape, given.variance.sqrt()
