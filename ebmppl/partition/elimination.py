@@ -62,12 +62,23 @@ class Plan(NamedTuple):
         """Numbers in the largest message, over all slices."""
         return self.peak * self.slices
 
+    @property
+    def complete(self) -> bool:
+        """Whether the limit was kept; else there are no steps, and the peak is the first number beyond it."""
+        return bool(self.steps)
 
-def best_plan(form: Pairwise, chunk: int) -> Plan:
-    """The order with the fewest operations of those tried, sliced so that messages hold about ``chunk`` numbers."""
+
+def best_plan(form: Pairwise, chunk: int, limit: int) -> Plan:
+    """The order with the fewest operations of those tried, sliced so that messages hold about ``chunk`` numbers.
+
+    Without steps where messages of more than ``limit`` numbers would be needed.
+    """
     levels, near = form.unary.shape[1], neighbours(form)
-    plans = [_plan(order, (), near, levels) for order in _orders(form, near)]
-    return _sliced(min(plans, key=lambda plan: plan.operations), near, levels, chunk)
+    plans = [_plan(order, (), near, levels, limit) for order in _orders(form, near)]
+    within = [plan for plan in plans if plan.complete]
+    if not within:
+        return plans[0]
+    return _sliced(min(within, key=lambda plan: plan.operations), near, levels, chunk)
 
 
 def neighbours(form: Pairwise) -> list[list[Edge]]:
@@ -102,7 +113,7 @@ def _breadth_first(near: list[list[Edge]]) -> tuple[int, ...]:
         waiting = [] if root in found else [root]
         found.setdefault(root)
         for site in waiting:
-            new = sorted({o for o, _, _ in near[site]} - found.keys(), key=lambda s: (len(near[s]), s))
+            new = sorted({o for o, _, _ in near[site] if o not in found}, key=lambda s: (len(near[s]), s))
             found.update(dict.fromkeys(new))
             waiting += new
     return tuple(found)
@@ -117,7 +128,7 @@ def _sliced(plan: Plan, near: list[list[Edge]], levels: int, chunk: int) -> Plan
     while most and plan.peak > max(chunk, levels**2) and len(fixed) < len(longest) - 1:
         # never fewer than the excess asks for, so that long lattices are not planned too often
         more = min(most, max(1, math.ceil(math.log(plan.peak / chunk, levels) - 1e-9)))
-        sliced = _plan(plan.order, tuple(longest[: len(fixed) + more]), near, levels)
+        sliced = _plan(plan.order, tuple(longest[: len(fixed) + more]), near, levels, plan.peak)
         if sliced.operations * sliced.slices > _DEARER * whole:  # sites that close soon: rather a large message
             most = more // 2
             continue
@@ -125,7 +136,7 @@ def _sliced(plan: Plan, near: list[list[Edge]], levels: int, chunk: int) -> Plan
     return plan
 
 
-def _plan(order: tuple[int, ...], fixed: tuple[int, ...], near: list[list[Edge]], levels: int) -> Plan:
+def _plan(order: tuple[int, ...], fixed: tuple[int, ...], near: list[list[Edge]], levels: int, limit: int) -> Plan:
     place, held = {s: t for t, s in enumerate(order)}, set(fixed)
     last = [max((place[o] for o, _, _ in edges if o not in held), default=-1) for edges in near]
     frontier: list[int] = []
@@ -139,6 +150,8 @@ def _plan(order: tuple[int, ...], fixed: tuple[int, ...], near: list[list[Edge]]
             steps.append(step)
             size = levels ** (len(step.layout) + (step.kind == "append"))
             peak, operations = max(peak, size), operations + size
+            if size > limit:
+                return Plan(order, fixed, (), peak, operations, levels ** len(fixed))
         if last[site] <= place[site]:
             steps.append(_drop(site, frontier, levels))
     return Plan(order, fixed, tuple(steps), peak, operations, levels ** len(fixed))

@@ -198,12 +198,12 @@ class Exact:
             if conditionals is not None and len(conditionals.blocks) > 1:
                 yield Enumeration(Block(energy, conditionals), self.chunk)
         if form is not None and self.by in ("auto", "transfer"):
-            yield Transfer(form, self.chunk)
+            yield Transfer(form, self.chunk, self.max_states)
 
     def _refusal(self, energy: Energy, routes: list[Route]) -> str:
         instead = "draw with MCMC, and estimate log Z by annealing"
         if routes:
-            sizes = " and ".join(f"{power(route.states)} by {route.name}" for route in routes)
+            sizes = " and ".join(f"{_size(route)} by {route.name}" for route in routes)
             return f"expected at most max_states = {power(self.max_states)} states, got {sizes}; instead {instead}"
         if not discrete(energy):
             name = next(n for n in energy.sites if not is_discrete(energy.site_support(n)))
@@ -217,6 +217,11 @@ class Exact:
         require_energy(energy)
         with evaluating(energy):
             yield self.route(energy)
+
+
+def _size(route: Route) -> str:
+    beyond = isinstance(route, Transfer) and not route.plan.complete
+    return ("at least " if beyond else "") + power(route.states)
 
 
 def _device(route: Route) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -109,13 +110,17 @@ class Pairs(Whole):
 
     def __init__(self, energy: Energy, form: Pairwise) -> None:
         super().__init__(energy)
-        form = form.double()
-        n, q = form.unary.shape
-        self.unary = form.unary
-        dense = form.unary.new_zeros(n, n, q, q)
-        where = (form.edges[:, 0], form.edges[:, 1])
-        self.dense = dense.index_put(where, form.pairs, accumulate=True).transpose(1, 2).reshape(n * q, n * q)
+        self.form = form.double()
+        self.unary = self.form.unary
         self.width = 2
+
+    @cached_property
+    def dense(self) -> Tensor:
+        """Tables of all pairs as one matrix ``(coordinates * levels, ...)``; zero where there is no edge."""
+        n, q = self.unary.shape
+        ends = (self.form.edges[:, 0], self.form.edges[:, 1])
+        dense = self.unary.new_zeros(n, n, q, q).index_put(ends, self.form.pairs, accumulate=True)
+        return dense.transpose(1, 2).reshape(n * q, n * q)
 
     def log_weights(self, states: States, chunk: int, tables: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """From the tables of the sites and the pairs, or others in their place."""

@@ -17,6 +17,7 @@ _SAFE = 300.0  # nats by which coming factors may lift what has underflown below
 _RESCALE = 200.0
 _NEVER = -1e30  # a log-weight of what can't be; finite, so that its gradient is 0 and not NaN
 _CHUNK = 1 << 16
+_KEEP = 1 << 22  # numbers that a backward pass keeps; with more it computes pieces anew
 
 
 class Transfer:
@@ -29,14 +30,15 @@ class Transfer:
 
     Args:
         form: the energy.
-        chunk: at most so many numbers in a message; 2^16 when None.
+        chunk: about so many numbers in a message, where that costs little; 2^16 when None.
+        limit: the most numbers in a message, over all values of enumerated sites.
     """
 
     name = "transfer"
 
-    def __init__(self, form: Pairwise, chunk: int | None = None) -> None:
+    def __init__(self, form: Pairwise, chunk: int | None = None, limit: int = 2**25) -> None:
         self.form = form.double()
-        self.plan = best_plan(form, chunk or _CHUNK)
+        self.plan = best_plan(form, chunk or _CHUNK, limit)
         pairs = self.form.pairs.detach()
         ranges = (pairs.amax((1, 2)) - pairs.amin((1, 2))).tolist()
         self.edges = form.edges.tolist()
@@ -108,7 +110,7 @@ class Transfer:
         tables = self._tables(number, unary, pairs)
         message, log_scale = tables.one(), tables.constant
         for segment in self.segments:
-            if torch.is_grad_enabled() and len(self.segments) > 1:
+            if torch.is_grad_enabled() and self.plan.operations > _KEEP:
                 message, log_scale = checkpoint(
                     tables.run, segment, message, log_scale, use_reentrant=False, preserve_rng_state=False
                 )
