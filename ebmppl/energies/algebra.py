@@ -14,6 +14,7 @@ from ebmppl.energies.base import Energy, like, register, require_energy
 from ebmppl.energies.combined import WeightedConditionals, present
 from ebmppl.energies.discrete import Conditionals
 from ebmppl.energies.gaussian import Quadratic
+from ebmppl.energies.structure import Pairwise
 
 
 def add(*energies: Energy) -> Energy:
@@ -50,6 +51,11 @@ class Sum(Energy):
         values, grads = zip(*(energy.value_and_grad(x) for energy in _members(self.terms)), strict=True)
         return _total(values), _total(grads)
 
+    def pairwise(self) -> Pairwise | None:
+        """The sum of the terms' tables when every term has them."""
+        forms = present([energy.pairwise() for energy in _members(self.terms)])
+        return None if forms is None else reduce(Pairwise.plus, forms)
+
     def conditionals(self) -> Conditionals | None:
         """The terms' logits add up, where every term has conditionals."""
         parts = present([energy.conditionals() for energy in _members(self.terms)])
@@ -62,11 +68,10 @@ class Sum(Energy):
 
     def as_quadratic(self) -> Quadratic | None:
         """The quadratic form when every term has one."""
-        forms = [energy.as_quadratic() for energy in _members(self.terms)]
-        known = [form for form in forms if form is not None]
-        if len(known) < len(forms):
+        forms = present([energy.as_quadratic() for energy in _members(self.terms)])
+        if forms is None:
             return None
-        a, b, c = (torch.stack(part).sum(0) for part in zip(*((q.A, q.b, q.constant) for q in known), strict=True))
+        a, b, c = (torch.stack(part).sum(0) for part in zip(*((q.A, q.b, q.constant) for q in forms), strict=True))
         return Quadratic(a, b, c)
 
 
@@ -92,8 +97,7 @@ class Tempered(Energy):
 
     def forward(self, x: Tensor) -> Tensor:
         """Energies ``(*batch)`` in nats."""
-        energy = self.energy(x)
-        return _scaled(self.beta, energy)
+        return _scaled(self.beta, self.energy(x))
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The energy's value and gradient times beta."""
@@ -105,6 +109,11 @@ class Tempered(Energy):
         """Those of the energy, their logits times beta."""
         inside = self.energy.conditionals()
         return None if inside is None else WeightedConditionals([inside], lambda: [self.beta])
+
+    def pairwise(self) -> Pairwise | None:
+        """The energy's tables times one beta."""
+        inside = self.energy.pairwise()
+        return None if inside is None or self.beta.dim() else inside.tempered(self.beta)
 
     def relaxed(self) -> Energy | None:
         """Beta times the energy's extension."""
@@ -229,11 +238,10 @@ class Mixture(Energy):
     @property
     def log_z(self) -> Tensor | None:
         """Log sum of w_k Z_k in nats where all components know theirs."""
-        parts = [energy.log_z for energy in _members(self.components)]
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
+        parts = present([energy.log_z for energy in _members(self.components)])
+        if parts is None:
             return None
-        return torch.logsumexp(self.log_weights + torch.stack([part.to(self.log_weights) for part in known]), 0)
+        return torch.logsumexp(self.log_weights + torch.stack([part.to(self.log_weights) for part in parts]), 0)
 
 
 def _members(modules: nn.ModuleList) -> list[Energy]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ebmppl.energies.discrete import Conditionals, Layers, RealLayers
     from ebmppl.energies.gaussian import Quadratic
+    from ebmppl.energies.structure import Pairwise
 
 Shape = Sequence[int]
 Support = Constraint | dict[str, Constraint]
@@ -106,6 +107,10 @@ class Energy(nn.Module):
 
     def layers(self) -> Layers | RealLayers | None:
         """For a model with hidden bits summed out: its two layers, ``RealLayers`` where the visible one is real."""
+        return None
+
+    def pairwise(self) -> Pairwise | None:
+        """For a discrete energy: tables of its coordinates and pairs of them, where it is a sum of such."""
         return None
 
     def relaxed(self) -> Energy | None:

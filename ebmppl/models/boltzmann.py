@@ -10,6 +10,7 @@ from torch.distributions import constraints
 
 from ebmppl.energies.base import Energy, flatten_batch
 from ebmppl.energies.clamped import Clamped
+from ebmppl.energies.structure import Pairwise
 from ebmppl.models.graph import Graph
 from ebmppl.models.pairwise import NeighbourTables, as_parameter, couplings_of_matrix, products, whole_tensor
 from ebmppl.models.rbm_views import log1p_exp
@@ -111,6 +112,12 @@ class BoltzmannMachine(Energy):
     def conditionals(self) -> BoltzmannConditionals:
         """By colour: the log-odds of 1 are the local field."""
         return BoltzmannConditionals(self)
+
+    def pairwise(self) -> Pairwise:
+        """Tables b x and W x x'."""
+        bits = self.coupling.new_tensor([0.0, 1.0])
+        pairs = whole_tensor(self.coupling, len(self.graph.edges))[:, None, None] * torch.outer(bits, bits)
+        return Pairwise(self.biases[:, None] * bits, self.tables.edges, pairs, self.graph.shape)
 
     def posterior(self, v: Tensor) -> Clamped:
         """The energy of ``h`` given visible bits.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmppl.energies.base import Energy, flatten_batch
+from ebmppl.energies.structure import Pairwise
 from ebmppl.energies.supports import spin
 from ebmppl.models.pairwise import as_parameter, whole_tensor
 
@@ -86,6 +87,13 @@ class Hopfield(Energy):
     def conditionals(self) -> HopfieldConditionals:
         """Single sites, because all interact."""
         return HopfieldConditionals(self)
+
+    def pairwise(self) -> Pairwise:
+        """Tables h x and J x x' of all pairs."""
+        n, spins = len(self.alone), self.field.new_tensor([-1.0, 1.0])
+        edges = torch.combinations(torch.arange(n, device=spins.device))
+        couplings = self.couplings[edges[:, 0], edges[:, 1]][:, None, None]
+        return Pairwise(self.fields[:, None] * spins, edges, couplings * torch.outer(spins, spins), self.event_shape)
 
 
 class HopfieldConditionals:

@@ -11,6 +11,7 @@ from torch.distributions import constraints
 
 from ebmppl.energies.base import Energy, flatten_batch
 from ebmppl.energies.discrete import one_hot
+from ebmppl.energies.structure import Pairwise
 from ebmppl.energies.supports import categories
 from ebmppl.models.graph import Graph
 from ebmppl.models.pairwise import NeighbourTables, as_parameter, couplings_of_matrix, whole_tensor
@@ -94,6 +95,12 @@ class Potts(Energy):
         """By colour: log-probabilities of a state are the couplings to neighbours in that state, and its field."""
         return PottsConditionals(self)
 
+    def pairwise(self) -> Pairwise:
+        """Tables h, and J where the states are equal."""
+        couplings = whole_tensor(self.coupling, len(self.graph.edges))[:, None, None]
+        equal = torch.eye(self.num_states, dtype=couplings.dtype, device=couplings.device)
+        return Pairwise(self.fields, self.tables.edges, couplings * equal, self.graph.shape)
+
     def relaxed(self) -> Energy:
         """Over one-hot vectors ``(*lattice, q)``."""
         return OneHotPotts(self)
@@ -118,6 +125,10 @@ class OneHotPotts(Energy):
         alike = (sites.index_select(1, edges[:, 0]) * sites.index_select(1, edges[:, 1])).sum(-1)
         pairs = alike @ whole_tensor(potts.coupling, len(edges))
         return -(pairs + sites.flatten(1) @ potts.fields.flatten()).reshape(batch)
+
+    def pairwise(self) -> Pairwise:
+        """That of the model."""
+        return self.potts.pairwise()
 
     def identity(self) -> tuple[Any, ...]:
         """That of the model."""
