@@ -1,9 +1,10 @@
 """ebmppl: energy-based and score-based models on Pyro and PyTorch."""
 
-from ebmppl import energies, kernels, losses, models
+from ebmppl import energies, kernels, losses, models, partition
 from ebmppl.energies import Energy, as_energy
 from ebmppl.interop import from_pyro
 from ebmppl.kernels import HMC, MALA, NUTS, Gibbs, Langevin
+from ebmppl.partition import log_partition
 from ebmppl.sampling import MCMC
 
 __version__ = "0.1.0"
@@ -19,6 +20,8 @@ __all__ = [
     "energies",
     "from_pyro",
     "kernels",
+    "log_partition",
     "losses",
     "models",
+    "partition",
 ]

@@ -29,6 +29,14 @@ from ebmppl.energies import (
     as_energy,
 )
 from ebmppl.kernels import HMC, MALA, NUTS, Kernel, Langevin
+from ebmppl.models import (
+    GaussianExperts,
+    GaussianRBM,
+    LogisticExperts,
+    ProductOfExperts,
+    SoftplusExperts,
+    StudentTExperts,
+)
 
 # Energies: name -> (dtype, device) -> energy
 
@@ -102,6 +110,37 @@ ENERGIES: dict[str, Make] = ANALYTIC | {
     ),
     "unconstrained gamma": lambda t, d: Unconstrained(
         as_energy(lambda x: x - 2 * torch.log(x), (), constraints.positive)
+    ),
+}
+
+
+def _random(*shape: int, seed: int) -> Callable[[torch.dtype, torch.device], Tensor]:
+    values = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return lambda dtype, device: values.to(dtype=dtype, device=device)
+
+
+def _gaussian_rbm(t: torch.dtype, d: torch.device, seed: int = 0) -> GaussianRBM:
+    w, b, c, z = (_random(*shape, seed=seed + i)(t, d) for i, shape in enumerate([(3, 4), (3,), (4,), (3,)]))
+    return GaussianRBM(3, 4, W=w, b=b, c=c, log_variance=0.3 * z)
+
+
+ENERGIES |= {
+    "gaussian rbm": _gaussian_rbm,
+    "gaussian rbm, tempered": lambda t, d: _gaussian_rbm(t, d).tempered(0.4, _gaussian_rbm(t, d, 4)),
+    "gaussian experts": lambda t, d: GaussianExperts(4, 3, filters=_random(4, 3, seed=8)(t, d)),
+    "student-t experts": lambda t, d: StudentTExperts(
+        5, 3, filters=_random(5, 3, seed=9)(t, d), bias=_random(5, seed=10)(t, d), alpha=_random(5, seed=11)(t, d).exp()
+    ),
+    "logistic experts": lambda t, d: LogisticExperts(
+        3,
+        3,
+        filters=_random(3, 3, seed=12)(t, d),
+        bias=_random(3, seed=13)(t, d),
+        alpha=_random(3, seed=14)(t, d).exp(),
+    ),
+    "product of experts": lambda t, d: ProductOfExperts(
+        [SoftplusExperts(4, 3, filters=_random(4, 3, seed=15)(t, d)), Gaussian(_MEAN(t, d), _COVARIANCE(t, d))],
+        [0.7, 1.2],
     ),
 }
 

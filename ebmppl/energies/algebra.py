@@ -11,8 +11,10 @@ from torch.distributions.constraints import Constraint
 
 from ebmppl.energies.analytic import AnalyticEnergy
 from ebmppl.energies.base import Energy, like, register, require_energy
+from ebmppl.energies.combined import WeightedConditionals, present
 from ebmppl.energies.discrete import Conditionals
 from ebmppl.energies.gaussian import Quadratic
+from ebmppl.energies.structure import Pairwise
 
 
 def add(*energies: Energy) -> Energy:
@@ -49,13 +51,27 @@ class Sum(Energy):
         values, grads = zip(*(energy.value_and_grad(x) for energy in _members(self.terms)), strict=True)
         return _total(values), _total(grads)
 
+    def pairwise(self) -> Pairwise | None:
+        """The sum of the terms' tables when every term has them."""
+        forms = present([energy.pairwise() for energy in _members(self.terms)])
+        return None if forms is None else reduce(Pairwise.plus, forms)
+
+    def conditionals(self) -> Conditionals | None:
+        """The terms' logits add up, where every term has conditionals."""
+        parts = present([energy.conditionals() for energy in _members(self.terms)])
+        return None if parts is None else WeightedConditionals(parts)
+
+    def relaxed(self) -> Energy | None:
+        """The sum of the terms' extensions, where every term has one."""
+        parts = present([energy.relaxed() for energy in _members(self.terms)])
+        return None if parts is None else Sum(parts)
+
     def as_quadratic(self) -> Quadratic | None:
         """The quadratic form when every term has one."""
-        forms = [energy.as_quadratic() for energy in _members(self.terms)]
-        known = [form for form in forms if form is not None]
-        if len(known) < len(forms):
+        forms = present([energy.as_quadratic() for energy in _members(self.terms)])
+        if forms is None:
             return None
-        a, b, c = (torch.stack(part).sum(0) for part in zip(*((q.A, q.b, q.constant) for q in known), strict=True))
+        a, b, c = (torch.stack(part).sum(0) for part in zip(*((q.A, q.b, q.constant) for q in forms), strict=True))
         return Quadratic(a, b, c)
 
 
@@ -81,8 +97,7 @@ class Tempered(Energy):
 
     def forward(self, x: Tensor) -> Tensor:
         """Energies ``(*batch)`` in nats."""
-        energy = self.energy(x)
-        return _scaled(self.beta, energy)
+        return _scaled(self.beta, self.energy(x))
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The energy's value and gradient times beta."""
@@ -93,7 +108,12 @@ class Tempered(Energy):
     def conditionals(self) -> Conditionals | None:
         """Those of the energy, their logits times beta."""
         inside = self.energy.conditionals()
-        return None if inside is None else _TemperedConditionals(inside, self)
+        return None if inside is None else WeightedConditionals([inside], lambda: [self.beta])
+
+    def pairwise(self) -> Pairwise | None:
+        """The energy's tables times one beta."""
+        inside = self.energy.pairwise()
+        return None if inside is None or self.beta.dim() else inside.tempered(self.beta)
 
     def relaxed(self) -> Energy | None:
         """Beta times the energy's extension."""
@@ -107,22 +127,6 @@ class Tempered(Energy):
             return None
         beta = self.beta.to(form.A.dtype)
         return Quadratic(beta * form.A, beta * form.b, beta * form.constant)
-
-
-class _TemperedConditionals:
-    """Conditionals of an energy at an inverse temperature, which may change in place."""
-
-    def __init__(self, inside: Conditionals, tempered: Tempered) -> None:
-        self.inside, self.tempered = inside, tempered
-
-    @property
-    def blocks(self) -> Sequence[Tensor]:
-        return self.inside.blocks
-
-    def logits(self, block: int, x: Tensor) -> Tensor:
-        logits = self.inside.logits(block, x)
-        beta = self.tempered.beta.to(logits.dtype)
-        return beta.reshape(*beta.shape, *[1] * (logits.dim() - beta.dim())) * logits
 
 
 class GeometricPath(Energy):
@@ -166,6 +170,16 @@ class GeometricPath(Energy):
             _scaled(1 - beta, e0) + _scaled(beta, e1),
             _scaled(1 - rows, g0) + _scaled(rows, g1),
         )
+
+    def conditionals(self) -> Conditionals | None:
+        """The same combination of the ends' logits, where both have conditionals."""
+        parts = present([self.start.conditionals(), self.end.conditionals()])
+        return None if parts is None else WeightedConditionals(parts, lambda: [1 - self.beta, self.beta])
+
+    def relaxed(self) -> Energy | None:
+        """The path between the ends' extensions, where both have one."""
+        parts = present([self.start.relaxed(), self.end.relaxed()])
+        return None if parts is None else GeometricPath(parts[0], parts[1], self.beta)
 
     def as_quadratic(self) -> Quadratic | None:
         """The quadratic form where both ends have one and beta is one number."""
@@ -224,11 +238,10 @@ class Mixture(Energy):
     @property
     def log_z(self) -> Tensor | None:
         """Log sum of w_k Z_k in nats where all components know theirs."""
-        parts = [energy.log_z for energy in _members(self.components)]
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
+        parts = present([energy.log_z for energy in _members(self.components)])
+        if parts is None:
             return None
-        return torch.logsumexp(self.log_weights + torch.stack([part.to(self.log_weights) for part in known]), 0)
+        return torch.logsumexp(self.log_weights + torch.stack([part.to(self.log_weights) for part in parts]), 0)
 
 
 def _members(modules: nn.ModuleList) -> list[Energy]:

@@ -16,8 +16,9 @@ from ebmppl.energies.linalg import rowwise
 if TYPE_CHECKING:
     from torch.distributions import Transform
 
-    from ebmppl.energies.discrete import Conditionals
+    from ebmppl.energies.discrete import Conditionals, Layers, RealLayers
     from ebmppl.energies.gaussian import Quadratic
+    from ebmppl.energies.structure import Pairwise
 
 Shape = Sequence[int]
 Support = Constraint | dict[str, Constraint]
@@ -102,6 +103,14 @@ class Energy(nn.Module):
 
     def conditionals(self) -> Conditionals | None:
         """For a discrete energy: blocks of independent coordinates and their conditionals, where its structure tells them."""
+        return None
+
+    def layers(self) -> Layers | RealLayers | None:
+        """For a model with hidden bits summed out: its two layers, ``RealLayers`` where the visible one is real."""
+        return None
+
+    def pairwise(self) -> Pairwise | None:
+        """For a discrete energy: tables of its coordinates and pairs of them, where it is a sum of such."""
         return None
 
     def relaxed(self) -> Energy | None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmppl.energies.base import Energy, flatten_batch
+from ebmppl.energies.structure import Pairwise
 from ebmppl.energies.supports import spin
 from ebmppl.models.graph import Graph
 from ebmppl.models.pairwise import NeighbourTables, as_parameter, couplings_of_matrix, products, whole_tensor
@@ -76,6 +77,12 @@ class Ising(Energy):
     def conditionals(self) -> IsingConditionals:
         """By colour: log-odds of +1 are twice the local field."""
         return IsingConditionals(self)
+
+    def pairwise(self) -> Pairwise:
+        """Tables h x and J x x'."""
+        spins = self.coupling.new_tensor([-1.0, 1.0])
+        pairs = whole_tensor(self.coupling, len(self.graph.edges))[:, None, None] * torch.outer(spins, spins)
+        return Pairwise(self.fields[:, None] * spins, self.tables.edges, pairs, self.graph.shape)
 
     def extra_repr(self) -> str:
         """Shape and edges, for ``repr``."""
