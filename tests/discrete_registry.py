@@ -69,7 +69,11 @@ class DiscreteCase(NamedTuple):
 DISCRETE_KERNELS: dict[str, DiscreteCase] = {
     "gibbs": DiscreteCase(Gibbs),
     "metropolis": DiscreteCase(Metropolis),
-    "metropolis, random scan": DiscreteCase(partial(Metropolis, random_scan=True), reversible=True),
+    "metropolis, random scan": DiscreteCase(
+        partial(Metropolis, random_scan=True),
+        reversible=True,
+        takes=lambda name: name in ("ising, tempered", "callable, ordered", "callable, sites", "callable, one-hot"),
+    ),
     "gibbs with gradients": DiscreteCase(GibbsWithGradients, reversible=True),
     "dmala": DiscreteCase(partial(DiscreteLangevin, step_size=2.0), reversible=True),
     "dula": DiscreteCase(partial(DiscreteLangevin, step_size=0.5, adjusted=False), exact=False),

@@ -88,7 +88,11 @@ class DiscreteLangevin(DiscreteGradientKernel):
             require(isinstance(flag, bool), f"{name} as True or False", repr(flag))
         self.step_size = positive("step_size", step_size)
         self.adjusted, self.adapt_step_size = adjusted, adapt_step_size and adjusted
-        self.exact = adjusted  # type: ignore[misc]  # of the class where no setting decides
+
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        """Whether it is adjusted."""
+        return self.adjusted
 
     def init_tuning(self, x: Tensor) -> DiscreteLangevinTuning:
         """The step size as a tensor."""

@@ -59,7 +59,11 @@ class Metropolis(DiscreteKernel):
         require(isinstance(random_scan, bool), "random_scan as True or False", repr(random_scan))
         self.random_scan = random_scan
         self._conditionals = None if random_scan else self.target.conditionals()
-        self.calls_per_tick = self.num_coordinates if self._conditionals is None else 1  # type: ignore[misc]
+
+    @property
+    def calls_per_tick(self) -> int:  # type: ignore[override]
+        """One for every proposal, or one after a sweep by conditionals."""
+        return self.num_coordinates if self._conditionals is None else 1
 
     def init(self, x: Tensor) -> MetropolisState:
         """State at points ``(chains, *event)``."""
