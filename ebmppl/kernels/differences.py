@@ -46,7 +46,8 @@ class Differences:
             require(fits, f"a relaxed energy of event shape {wanted}", tuple(relaxed.event_shape))
         self.hot, self.levels = relaxed is not None, levels
         self.energy = energy if relaxed is None else relaxed
-        self.binary = levels.most == 2 and not levels.ragged
+        self._ragged = levels.ragged
+        self.binary = levels.most == 2 and not self._ragged
         self._gradient = Gradient(self.energy, self._elsewhere)
         self._tables: _Tables = {}
         self._checked = False
@@ -111,7 +112,7 @@ class Differences:
             return grad.gather(-1, self.numbers(x).unsqueeze(-1)) - grad
         away = x.to(grad.dtype).unsqueeze(-1) - self.table(x, grad.dtype)
         estimates = grad.unsqueeze(-1) * away
-        return estimates.masked_fill(self._missing(x), -torch.inf) if self.levels.ragged else estimates
+        return estimates.masked_fill(self._missing(x), -torch.inf) if self._ragged else estimates
 
     def squared_distances(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """From the present level to others, of the shape of the estimates or one that broadcasts to it."""
