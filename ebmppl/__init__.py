@@ -3,7 +3,7 @@
 from ebmppl import energies, kernels, models, partition
 from ebmppl.energies import Energy, as_energy
 from ebmppl.interop import from_pyro
-from ebmppl.kernels import HMC, MALA, NUTS, Gibbs, Langevin
+from ebmppl.kernels import HMC, MALA, NUTS, DiscreteLangevin, Gibbs, GibbsWithGradients, Langevin, Metropolis
 from ebmppl.partition import log_partition
 from ebmppl.sampling import MCMC
 
@@ -13,9 +13,12 @@ __all__ = [
     "MALA",
     "MCMC",
     "NUTS",
+    "DiscreteLangevin",
     "Energy",
     "Gibbs",
+    "GibbsWithGradients",
     "Langevin",
+    "Metropolis",
     "as_energy",
     "energies",
     "from_pyro",
