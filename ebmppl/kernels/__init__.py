@@ -12,5 +12,19 @@ from ebmppl.kernels.hmc import HMC
 from ebmppl.kernels.langevin import Langevin
 from ebmppl.kernels.mala import MALA
 from ebmppl.kernels.nuts import NUTS
+from ebmppl.kernels.swendsen_wang import SwendsenWang
+from ebmppl.kernels.wolff import Wolff
 
-__all__ = ["HMC", "MALA", "NUTS", "DiscreteKernel", "Gibbs", "GradientKernel", "Kernel", "Langevin", "NoiseSpec"]
+__all__ = [
+    "HMC",
+    "MALA",
+    "NUTS",
+    "DiscreteKernel",
+    "Gibbs",
+    "GradientKernel",
+    "Kernel",
+    "Langevin",
+    "NoiseSpec",
+    "SwendsenWang",
+    "Wolff",
+]
