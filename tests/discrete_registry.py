@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ebmppl.energies import Energy, as_energy, categories, spin
-from ebmppl.kernels import Gibbs, Kernel
+from ebmppl.kernels import Gibbs, Kernel, SwendsenWang, Wolff
 from ebmppl.models import Graph, Ising
 
 F64 = torch.float64
@@ -23,6 +23,17 @@ def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
 def _symmetric(n: int, seed: int, scale: float = 0.5) -> Tensor:
     a = normal(n, n, seed=seed, scale=scale).triu(1)
     return a + a.mT
+
+
+def _triangles() -> Graph:
+    return Graph([(0, 1), (1, 2), (2, 0), (2, 3), (3, 4), (4, 2), (0, 4)], (5,))
+
+
+def _mattis() -> Tensor:
+    """A glass of both signs that flips of sites 1 and 3 make a ferromagnet."""
+    flip = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0], dtype=F64)
+    i, j = _triangles().edges.unbind(1)
+    return normal(7, seed=6, scale=0.5).abs() * flip[i] * flip[j]
 
 
 # Models: name -> energy in float64, of at most some hundred states
@@ -39,6 +50,11 @@ DISCRETE: dict[str, Callable[[], Energy]] = {
     ),
     "ising, ferromagnet": lambda: Ising((3, 2), 0.35, periodic=(True, False), dtype=F64),
     "ising, tempered": lambda: 0.6 * Ising(Graph([(0, 1), (1, 2), (0, 3)], (4,)), 0.8, 0.2, dtype=F64),
+    "ising, ferromagnet in a field": lambda: Ising(
+        (2, 3), 0.4, normal(2, 3, seed=5, scale=0.3), periodic=(False, True)
+    ),
+    "ising, positive graph": lambda: Ising(_triangles(), normal(7, seed=6, scale=0.5).abs(), -0.15),
+    "ising, mattis glass": lambda: 0.9 * Ising(_triangles(), _mattis(), normal(5, seed=7, scale=0.3)),
     "callable, spins": lambda: as_energy(_callable, (4,), spin),
     "callable, ordered": lambda: as_energy(
         lambda x: 0.3 * (x - 1.2).square().sum(-1) - 0.2 * x.prod(-1), (2,), categories(4)
@@ -65,6 +81,16 @@ class DiscreteCase(NamedTuple):
     takes: Callable[[str], bool] = lambda name: True  # of the models above, by name
 
 
+_FERROMAGNETS = {
+    "ising, ferromagnet",
+    "ising, tempered",
+    "ising, ferromagnet in a field",
+    "ising, positive graph",
+    "ising, mattis glass",
+}
+
 DISCRETE_KERNELS: dict[str, DiscreteCase] = {
     "gibbs": DiscreteCase(Gibbs),
+    "swendsen-wang": DiscreteCase(SwendsenWang, reversible=True, takes=_FERROMAGNETS.__contains__),
+    "wolff": DiscreteCase(Wolff, reversible=True, takes=_FERROMAGNETS.__contains__),
 }
