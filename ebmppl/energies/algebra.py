@@ -11,7 +11,7 @@ from torch.distributions.constraints import Constraint
 
 from ebmppl.energies.analytic import AnalyticEnergy
 from ebmppl.energies.base import Energy, like, register, require_energy
-from ebmppl.energies.bonds import Bonds, Lattice
+from ebmppl.energies.bonds import Bonds, TemperedBonds
 from ebmppl.energies.discrete import Conditionals
 from ebmppl.energies.gaussian import Quadratic
 
@@ -99,7 +99,7 @@ class Tempered(Energy):
     def bonds(self) -> Bonds | None:
         """Those of the energy, their strengths and fields times beta."""
         inside = self.energy.bonds()
-        return None if inside is None else _TemperedBonds(inside, self)
+        return None if inside is None else TemperedBonds(inside, self)
 
     def relaxed(self) -> Energy | None:
         """Beta times the energy's extension."""
@@ -113,35 +113,6 @@ class Tempered(Energy):
             return None
         beta = self.beta.to(form.A.dtype)
         return Quadratic(beta * form.A, beta * form.b, beta * form.constant)
-
-
-class _TemperedBonds:
-    """Bonds of an energy at an inverse temperature, which may change in place."""
-
-    def __init__(self, inside: Bonds, tempered: Tempered) -> None:
-        self.inside, self.tempered = inside, tempered
-
-    @property
-    def edges(self) -> Tensor:
-        return self.inside.edges
-
-    @property
-    def lattice(self) -> Lattice | None:
-        return self.inside.lattice
-
-    def strengths(self) -> Tensor:
-        strengths = self.inside.strengths()
-        return _scaled(_column(self.tempered.beta, strengths, 1), strengths)
-
-    def fields(self) -> Tensor:
-        fields = self.inside.fields()
-        return _scaled(_column(self.tempered.beta, fields, 2), fields)
-
-
-def _column(beta: Tensor, value: Tensor, axes: int) -> Tensor:
-    """Beta, of rows with axes for what a value has in each row."""
-    beta = beta.to(value.dtype)
-    return beta.reshape(*beta.shape, *[1] * axes) if beta.dim() else beta
 
 
 class _TemperedConditionals:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from ebmppl.energies.algebra import Tempered
 
 
 class Lattice(NamedTuple):
@@ -33,3 +36,33 @@ class Bonds(Protocol):
 
     def fields(self) -> Tensor:
         """H in nats of every coordinate and level, ``(coordinates, levels)`` or ``(rows, coordinates, levels)``."""
+
+
+class TemperedBonds:
+    """Bonds of an energy at an inverse temperature, which may change in place."""
+
+    def __init__(self, inside: Bonds, tempered: Tempered) -> None:
+        self.inside, self.tempered = inside, tempered
+
+    @property
+    def edges(self) -> Tensor:
+        """Those of the energy."""
+        return self.inside.edges
+
+    @property
+    def lattice(self) -> Lattice | None:
+        """That of the energy."""
+        return self.inside.lattice
+
+    def strengths(self) -> Tensor:
+        """Beta K."""
+        return self._scaled(self.inside.strengths(), 1)
+
+    def fields(self) -> Tensor:
+        """Beta h."""
+        return self._scaled(self.inside.fields(), 2)
+
+    def _scaled(self, value: Tensor, axes: int) -> Tensor:
+        """A value, which has so many axes without rows, times beta."""
+        beta = self.tempered.beta.to(value.dtype)
+        return value * (beta.reshape(*beta.shape, *[1] * axes) if beta.dim() else beta)
