@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch.distributions import Transform
 
     from ebmppl.energies.bonds import Bonds
-    from ebmppl.energies.discrete import Conditionals
+    from ebmppl.energies.discrete import Conditionals, Layers, RealLayers
     from ebmppl.energies.gaussian import Quadratic
 
 Shape = Sequence[int]
@@ -107,6 +107,10 @@ class Energy(nn.Module):
 
     def bonds(self) -> Bonds | None:
         """For an energy of pairs that like to be equal: the edges and their strengths; None for any other."""
+        return None
+
+    def layers(self) -> Layers | RealLayers | None:
+        """For a model with hidden bits summed out: its two layers, ``RealLayers`` where the visible one is real."""
         return None
 
     def relaxed(self) -> Energy | None:

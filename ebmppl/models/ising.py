@@ -8,10 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from ebmppl.energies.base import Energy, flatten_batch
-from ebmppl.energies.bonds import Lattice
+from ebmppl.energies.bonds import Bonds
 from ebmppl.energies.supports import spin
 from ebmppl.models.graph import Graph
-from ebmppl.models.pairwise import NeighbourTables, as_parameter, couplings_of_matrix, products, whole_tensor
+from ebmppl.models.pairwise import (
+    GraphBonds,
+    NeighbourTables,
+    as_parameter,
+    couplings_of_matrix,
+    products,
+    whole_tensor,
+)
 
 
 class Ising(Energy):
@@ -78,9 +85,13 @@ class Ising(Energy):
         """By colour: log-odds of +1 are twice the local field."""
         return IsingConditionals(self)
 
-    def bonds(self) -> IsingBonds:
+    def bonds(self) -> Bonds:
         """Twice the couplings, as two equal spins differ from two others by 2 J."""
-        return IsingBonds(self)
+        return GraphBonds(
+            self,
+            lambda: 2 * whole_tensor(self.coupling, len(self.graph.edges)),
+            lambda: torch.stack([-self.fields, self.fields], -1),
+        )
 
     def extra_repr(self) -> str:
         """Shape and edges, for ``repr``."""
@@ -103,30 +114,3 @@ class IsingConditionals:
         model = self.model
         local = model.tables.local_fields(block, x, model.coupling)
         return 2 * (local + model.fields[model.tables.classes[block]])
-
-
-class IsingBonds:
-    """See ``Bonds``."""
-
-    def __init__(self, model: Ising) -> None:
-        self.model = model
-
-    @property
-    def edges(self) -> Tensor:
-        """The graph's."""
-        return self.model.tables.edges
-
-    @property
-    def lattice(self) -> Lattice | None:
-        """The graph's, where it is one."""
-        graph = self.model.graph
-        return None if graph.periodic is None else Lattice(tuple(graph.shape), graph.periodic)
-
-    def strengths(self) -> Tensor:
-        """Of every edge 2 J."""
-        return 2 * whole_tensor(self.model.coupling, len(self.model.graph.edges))
-
-    def fields(self) -> Tensor:
-        """Of -1 and +1: -h and h."""
-        field = self.model.fields
-        return torch.stack([-field, field], -1)
