@@ -14,9 +14,10 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 import ebmppl as eb
+from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.clusters import Clusters, ClusterState, balanced
 from ebmppl.kernels.components import components, lattice_components
-from ebmppl.models import Graph, Ising
+from ebmppl.models import Graph, Ising, Potts
 from ebmppl.sampling.chains import Chains
 from tests.discrete import exact_draws, law, number, p_value
 
@@ -220,6 +221,28 @@ def test_antiferromagnets_are_taken_on_bipartite_graphs_only(kernel: Any) -> Non
         even.coupling[...] = 0.5
     chains.advance(200)
     assert float(chains.position().double().mean((1, 2)).abs().mean()) > 0.8
+
+
+def test_potts_models_of_negative_couplings_are_taken_with_two_states_only() -> None:
+    with pytest.raises(ValueError, match=r"strengths >= 0 with 3 levels, got -0.5 at edge \(0, 4\)"):
+        eb.SwendsenWang(Potts((4, 4), 3, -0.5))
+    eb.SwendsenWang(Potts((4, 4), 2, -0.5))
+    with pytest.raises(ValueError, match="frustrated"):
+        eb.SwendsenWang(Potts((3, 3), 2, -0.5))
+
+
+@pytest.mark.parametrize("kernel", [eb.SwendsenWang, eb.Wolff])
+def test_sites_without_edges(kernel: Any) -> None:
+    model = Ising(Graph([], (3,)), field=torch.tensor([0.3, -0.2, 0.0], dtype=F64))
+    chains = Chains(kernel(model), exact_draws(model, 20_000, seed=20), seed=21)
+    chains.advance(2)
+    assert p_value(torch.bincount(number(model, chains.position()), minlength=8), law(model)) > LIMIT
+
+
+def test_ticks_are_eager_and_say_why() -> None:
+    kernel = eb.SwendsenWang(Ising((4, 4), 0.4))
+    with pytest.warns(SamplingWarning, match="labelling clusters takes as many rounds as they need"):
+        eb.MCMC(kernel, 3, 0, num_chains=2, seed=22, backend="inductor", disable_progbar=True).run()
 
 
 def test_parameters_that_become_frustrated_are_refused() -> None:

@@ -88,12 +88,13 @@ class ClusterKernel(DiscreteKernel):
 
     def _find_gauge(self) -> None:
         strengths = self._bonds.strengths().detach()
-        negative = (strengths < 0).reshape(-1, strengths.shape[-1]).any(0).cpu()
+        strengths = strengths if strengths.dim() == 2 else strengths.unsqueeze(0)
+        negative = (strengths < 0).any(0).cpu()
         if self._negative is not None and torch.equal(negative, self._negative):
             return
         gauge = None
         if bool(negative.any()):
-            strengths = strengths.reshape(-1, strengths.shape[-1]).cpu()
+            strengths = strengths.cpu()
             first = int(negative.nonzero()[0])
             edge, worst = tuple(self._bonds.edges[first].tolist()), float(strengths[:, first].min())
             require(
