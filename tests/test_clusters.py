@@ -20,6 +20,7 @@ from ebmppl.kernels.components import components, lattice_components
 from ebmppl.models import Graph, Ising, Potts
 from ebmppl.sampling.chains import Chains
 from tests.discrete import exact_draws, law, number, p_value
+from tests.discrete_registry import DISCRETE
 
 F64 = torch.float64
 LIMIT = 1e-5  # false alarms of each chi-square test of this file
@@ -318,6 +319,19 @@ class NewBonds(eb.Wolff):
         new, info = super().tick(state, tuning, noise)
         flipped = torch.where(new.position > 0, -state.position, state.position)
         return ClusterState(flipped), info
+
+
+def _without_gauge(base: Any) -> Any:
+    """Wrong: it takes the fields as they are, although sites are flipped."""
+    return type(f"Ungauged{base.__name__}", (base,), {"fields": lambda self: self._bonds.fields().detach()})
+
+
+@pytest.mark.parametrize("kernel", [eb.SwendsenWang, eb.Wolff])
+def test_fields_that_are_not_gauged_are_noticed(kernel: Any) -> None:
+    model = DISCRETE["ising, mattis glass"]()
+    chains = Chains(_without_gauge(kernel)(model), exact_draws(model, 40_000, seed=23), seed=24)
+    chains.advance(3)
+    assert p_value(torch.bincount(number(model, chains.position()), minlength=32), law(model)) < 1e-9
 
 
 @pytest.mark.parametrize("kernel", [HalfBonds, BlindWolff, OwnFields, NewBonds])
