@@ -3,7 +3,18 @@
 from ebmppl import energies, kernels, models, partition
 from ebmppl.energies import Energy, as_energy
 from ebmppl.interop import from_pyro
-from ebmppl.kernels import HMC, MALA, NUTS, DiscreteLangevin, Gibbs, GibbsWithGradients, Langevin, Metropolis
+from ebmppl.kernels import (
+    HMC,
+    MALA,
+    NUTS,
+    DiscreteLangevin,
+    Gibbs,
+    GibbsWithGradients,
+    Langevin,
+    Metropolis,
+    SwendsenWang,
+    Wolff,
+)
 from ebmppl.partition import log_partition
 from ebmppl.sampling import MCMC
 
@@ -19,6 +30,8 @@ __all__ = [
     "GibbsWithGradients",
     "Langevin",
     "Metropolis",
+    "SwendsenWang",
+    "Wolff",
     "as_energy",
     "energies",
     "from_pyro",

@@ -259,7 +259,8 @@ class GradientKernel(Kernel):
 
     def untraced(self, x: Tensor) -> str | None:
         """The reason why the gradient isn't traced."""
-        return self._gradient.untraced(x)
+        reason = self._gradient.untraced(x)
+        return None if reason is None else f"the gradient is not traced: {reason}"
 
     def flat(self, x: Tensor) -> Tensor:
         """Own contiguous copy ``(chains, dimension)`` of points ``(chains, *event)``."""
