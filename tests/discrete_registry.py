@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ebmppl.energies import Energy, as_energy, categories, spin
-from ebmppl.kernels import Gibbs, Kernel
+from ebmppl.kernels import Gibbs, Kernel, ParallelTempering
 from ebmppl.models import Graph, Ising
 
 F64 = torch.float64
@@ -67,4 +67,6 @@ class DiscreteCase(NamedTuple):
 
 DISCRETE_KERNELS: dict[str, DiscreteCase] = {
     "gibbs": DiscreteCase(Gibbs),
+    # exact for all replicas together, not for one alone whose others begin anywhere: see test_parallel_tempering.py
+    "tempered gibbs": DiscreteCase(lambda e: ParallelTempering(Gibbs(e), [0.4, 0.7, 1.0]), exact=False),
 }

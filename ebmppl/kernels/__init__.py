@@ -12,5 +12,17 @@ from ebmppl.kernels.hmc import HMC
 from ebmppl.kernels.langevin import Langevin
 from ebmppl.kernels.mala import MALA
 from ebmppl.kernels.nuts import NUTS
+from ebmppl.kernels.parallel_tempering import ParallelTempering
 
-__all__ = ["HMC", "MALA", "NUTS", "DiscreteKernel", "Gibbs", "GradientKernel", "Kernel", "Langevin", "NoiseSpec"]
+__all__ = [
+    "HMC",
+    "MALA",
+    "NUTS",
+    "DiscreteKernel",
+    "Gibbs",
+    "GradientKernel",
+    "Kernel",
+    "Langevin",
+    "NoiseSpec",
+    "ParallelTempering",
+]
