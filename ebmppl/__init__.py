@@ -3,7 +3,7 @@
 from ebmppl import energies, kernels, models
 from ebmppl.energies import Energy, as_energy
 from ebmppl.interop import from_pyro
-from ebmppl.kernels import HMC, MALA, NUTS, Gibbs, Langevin, ParallelTempering
+from ebmppl.kernels import HMC, MALA, NUTS, Blocks, Gibbs, Langevin, ParallelTempering
 from ebmppl.sampling import MCMC
 
 __version__ = "0.1.0"
@@ -12,6 +12,7 @@ __all__ = [
     "MALA",
     "MCMC",
     "NUTS",
+    "Blocks",
     "Energy",
     "Gibbs",
     "Langevin",

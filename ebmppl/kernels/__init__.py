@@ -6,6 +6,7 @@ adaptation are shared parts: ``accept.py``, ``integrators.py``, ``adaptation.py`
 """
 
 from ebmppl.kernels.base import GradientKernel, Kernel, NoiseSpec
+from ebmppl.kernels.blocks import Blocks
 from ebmppl.kernels.discrete import DiscreteKernel
 from ebmppl.kernels.gibbs import Gibbs
 from ebmppl.kernels.hmc import HMC
@@ -18,6 +19,7 @@ __all__ = [
     "HMC",
     "MALA",
     "NUTS",
+    "Blocks",
     "DiscreteKernel",
     "Gibbs",
     "GradientKernel",

@@ -25,7 +25,7 @@ _LEAST = 1e-6  # rejection rate between neighbours that still keeps them apart
 @cache
 def record(name: str, fields: tuple[str, ...]) -> Callable[..., Any]:
     """A NamedTuple type that is known only when the inner kernel is."""
-    return namedtuple(name, fields)  # type: ignore[misc]  # noqa: PYI024
+    return namedtuple(name, fields)
 
 
 class Replicas(Energy):
