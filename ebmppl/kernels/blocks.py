@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ebmppl.energies.base import Energy, dtype_and_device
-from ebmppl.energies.discrete import discrete, levels_of
+from ebmppl.energies.discrete import discrete
 from ebmppl.energies.fingerprint import fingerprint
 from ebmppl.energies.unconstrained import Unconstrained
 from ebmppl.kernels.accept import choose, select, some

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -192,11 +193,9 @@ class BlocksAdaptation:
             if a is None:
                 continue
             energy, inside = self.energies[i], self.at(i, state.position)
-            columns = energy.columns.to(state.position.device)
+            draw = partial(_columns, normal, energy.columns.to(state.position.device))
             with energy.at(state.position):
-                parts[i], new = a.begin(
-                    parts[i], self.tuning(tuning, i), inside, lambda columns=columns: normal().index_select(1, columns)
-                )
+                parts[i], new = a.begin(parts[i], self.tuning(tuning, i), inside, draw)
             tuning = _with(tuning, i, new)
         return self._join(parts), tuning
 
@@ -215,6 +214,10 @@ class BlocksAdaptation:
             if a is not None:
                 tuning = _with(tuning, i, a.finish(inside, self.tuning(tuning, i)))
         return tuning
+
+
+def _columns(normal: Callable[[], Tensor], columns: Tensor) -> Tensor:
+    return normal().index_select(1, columns)
 
 
 def _with(values: Any, i: int, new: Any) -> Any:

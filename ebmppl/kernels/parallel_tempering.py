@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ebmppl.energies.algebra import GeometricPath
+from ebmppl.energies.base import Energy
 from ebmppl.energies.fingerprint import fingerprint
 from ebmppl.kernels.accept import metropolis
 from ebmppl.kernels.base import GradientKernel, Kernel, Noise, NoiseSpec, require
+from ebmppl.kernels.gradients import Gradient
 from ebmppl.kernels.replicas import Replicas, TemperingAdaptation, ladder, record
 
 _OWN_STATE = ("energy", "parity", "label", "round_trips")
@@ -34,6 +37,9 @@ class ParallelTempering(Kernel):
     and more; so does the inner kernel's tuning, by what its chains at beta = 1 accept. Hotter replicas take the same
     tuning, those of Langevin kernels steps of ``step_size / beta``, which suits a Gaussian at every temperature.
 
+    With a base, replicas are at :math:`\beta_i E + (1 - \beta_i) E_0`, from beta = 0 on, and E in the acceptance becomes
+    E - E_0. Then energies are evaluated anew after swaps, and all replicas take the same steps.
+
     Statistics beside the inner kernel's at beta = 1: ``swap_rates`` ``(replicas - 1,)``, the acceptance probability of
     each pair of neighbours, tried or not, from the hottest pair on; ``swap_rate``, their mean; ``round_trips``, how
     often points of the chain's replicas went from beta = 1 to the hottest end and back since warm-up.
@@ -48,6 +54,8 @@ class ParallelTempering(Kernel):
         betas: inverse temperatures, positive, increasing, ending at 1; or how many replicas, in geometric progression.
         beta_min: the least of these.
         adapt_betas: adapt the inverse temperatures between the hottest and 1 in warm-up.
+        base: E_0, an energy over the same space that is easy to explore; betas may then begin at 0, and a number of them is
+            evenly spaced from there.
 
     Raises:
         ValueError: for betas that are not so, or a kernel whose ticks don't finish a draw of every chain (HMC, NUTS).
@@ -68,13 +76,14 @@ class ParallelTempering(Kernel):
         *,
         beta_min: float = 0.1,
         adapt_betas: bool = True,
+        base: Energy | None = None,
     ) -> None:
         _require_synchronous(kernel)
         super().__init__(kernel.energy)
         require(isinstance(adapt_betas, bool), "adapt_betas as True or False", repr(adapt_betas))
         self.target, self.adapt_betas = kernel.target, adapt_betas
-        self._betas = ladder(betas, beta_min)
-        self._replicas = Replicas(kernel.target)
+        self._betas = ladder(betas, beta_min, base=base is not None)
+        self._replicas = Replicas(kernel.target, None if base is None else _seen_alike(base, kernel))
         self._inner = _rebuilt(kernel, self._replicas)
         self._state_type: Any = None  # of the inner kernel, as its tuning; known from init on
         self._tuning_type: Any = None
@@ -88,30 +97,32 @@ class ParallelTempering(Kernel):
 
     def settings(self) -> dict[str, Any]:
         """The inner kernel and the temperatures to begin with."""
-        return {"kernel": repr(self._inner), "betas": list(self._betas), "adapt_betas": self.adapt_betas}
+        base = "none" if self._replicas.base is None else type(self._replicas.base).__name__
+        return {"kernel": repr(self._inner), "betas": list(self._betas), "adapt_betas": self.adapt_betas, "base": base}
 
     def identity(self) -> tuple[Any, ...]:
         """Kind, settings and energy, of the inner kernel, too."""
         own = {n: v for n, v in vars(self._inner).items() if n[0] != "_" and n not in ("energy", "target", "model")}
-        return (type(self), self.num_replicas, type(self._inner), fingerprint(own), self.target.identity())
+        ends = tuple(end.identity() for end in self._replicas.ends)
+        return (type(self), self.num_replicas, type(self._inner), fingerprint(own), ends)
 
     def random_dtype(self, x: Tensor) -> torch.dtype:
         """That of the inner kernel."""
         return self._inner.random_dtype(x)
 
     @property
-    def _gradient(self) -> Any:
-        """Of the energy at beta = 1, where the inner kernel goes by gradients."""
-        return self._replicas.gradient if isinstance(self._inner, GradientKernel) else None
+    def _gradients(self) -> list[Gradient]:
+        """Of the energy at beta = 1, and of the base, where the inner kernel goes by gradients."""
+        return self._replicas.gradients if isinstance(self._inner, GradientKernel) else []
 
     def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
         """Trace the gradient at beta = 1 of all replicas."""
-        if self._gradient is not None:
-            self._gradient.prepare(self._rows(x), values=values, trace=many)
+        for gradient in self._gradients:
+            gradient.prepare(self._rows(x), values=values, trace=many)
 
     def untraced(self, x: Tensor) -> str | None:
         """The reason why the gradient isn't traced."""
-        return None if self._gradient is None else self._gradient.untraced(self._rows(x))
+        return next((why for g in self._gradients if (why := g.untraced(self._rows(x))) is not None), None)
 
     def _rows(self, x: Tensor) -> Tensor:
         return x.repeat_interleave(self.num_replicas, 0)
@@ -165,11 +176,16 @@ class ParallelTempering(Kernel):
         inner = self._inner.adaptation()
         if inner is None and not self.adapt_betas:
             return None
-        return TemperingAdaptation(inner, self._replicas, self._cold, self._inner_tuning, betas=self.adapt_betas)
+        return TemperingAdaptation(inner, self._replicas, self._known, self._inner_tuning, betas=self.adapt_betas)
 
     def _cold(self, state: Any) -> Any:
         """The inner kernel's state at beta = 1."""
         return self._state_type(*(value[:, -1].contiguous() for value in state[len(_OWN_STATE) :]))
+
+    def _known(self, state: Any) -> Any:
+        """The same with what it knows of the energy at beta = 1."""
+        cold = self._cold(state)
+        return cold if self._replicas.base is None else self._inner.init(self._inner.position(cold))
 
     def _inner_tuning(self, tuning: Any) -> Any:
         return self._tuning_type(*tuning[1:])
@@ -183,10 +199,10 @@ class ParallelTempering(Kernel):
         given = {name: noise[name].flatten(0, 1) for name in noise if name != "swap"}
         inner = self._state_type(*(value.flatten(0, 1) for value in state[len(_OWN_STATE) :]))
         with self._replicas.at(rows):
-            inner, info = self._inner.tick(self._times(rows, inner), self._tuning_by_row(tuning, rows), given)
-        inner = self._times(1 / rows, inner)
-        energy = (-info.lp / rows).view(chains, -1)  # at beta = 1
-        swap = metropolis((betas[:-1] - betas[1:]) * (energy[:, 1:] - energy[:, :-1]), noise["swap"])
+            inner = self._times(rows, inner) if self._replicas.base is None else self._anew(inner)
+            inner, info = self._inner.tick(inner, self._tuning_by_row(tuning, rows), given)
+        inner, energy, slope = self._ends(rows, inner, info)
+        swap = metropolis((betas[:-1] - betas[1:]) * (slope[:, 1:] - slope[:, :-1]), noise["swap"])
         accept = swap.accept & self._tried(state, noise)
         source = _exchanged(accept) + torch.arange(chains, device=energy.device).unsqueeze(1) * self.num_replicas
         energy = energy.flatten().index_select(0, source[:, -1])
@@ -194,6 +210,19 @@ class ParallelTempering(Kernel):
         fields = (v.index_select(0, source.flatten()).view(chains, -1, *v.shape[1:]) for v in inner)
         new = type(state)(energy, 1 - state.parity, label, state.round_trips + trips, *fields)
         return new, self._info(info, energy, swap.rate, new.round_trips)
+
+    def _anew(self, inner: Any) -> Any:
+        return self._inner.init(self._inner.position(inner))
+
+    def _ends(self, rows: Tensor, inner: Any, info: Any) -> tuple[Any, Tensor, Tensor]:
+        """What is kept of the inner state, and ``(chains, replicas)``: energies at beta = 1, and their slopes in beta."""
+        replicas = self.num_replicas
+        if self._replicas.base is None:
+            energy = (-info.lp / rows).view(-1, replicas)
+            return self._times(1 / rows, inner), energy, energy
+        x = self._inner.position(inner)
+        energy, base = (end(x).view(-1, replicas) for end in self._replicas.ends)
+        return inner, energy, energy - base
 
     def _tried(self, state: Any, noise: Noise) -> Tensor:
         """Which pairs of neighbours ``(chains, replicas - 1)`` try a swap in this tick."""
@@ -207,7 +236,8 @@ class ParallelTempering(Kernel):
 
     def _tuning_by_row(self, tuning: Any, rows: Tensor) -> Any:
         inner = self._inner_tuning(tuning)
-        return inner._replace(step_size=inner.step_size / rows) if self._inner.step_size_by_chain else inner
+        scaled = self._inner.step_size_by_chain and self._replicas.base is None
+        return inner._replace(step_size=inner.step_size / rows) if scaled else inner
 
     def _info(self, info: Any, energy: Tensor, rates: Tensor, trips: Tensor) -> Any:
         cold = info._replace(**{n: v.view(len(energy), -1, *v.shape[1:])[:, -1] for n, v in info._asdict().items()})
@@ -238,6 +268,13 @@ def _require_synchronous(kernel: object) -> None:
         name = type(kernel).__name__
         told = "replicas can be swapped only where all have finished a draw; take MALA or Gibbs"
         raise ValueError(f"expected a kernel whose every tick finishes a draw of every chain, got {name}: {told}")
+
+
+def _seen_alike(base: Energy, kernel: Kernel) -> Energy:
+    """A base in the coordinates in which a kernel moves."""
+    GeometricPath(base, kernel.energy)  # refuses another space
+    seen: Any = type(kernel.target)
+    return base if kernel.target is kernel.energy else seen(base)
 
 
 def _rebuilt(kernel: Kernel, energy: Replicas) -> Kernel:
