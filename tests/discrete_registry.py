@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from ebmppl.energies import Clamped, Energy, GeometricPath, as_energy, categories, spin
-from ebmppl.kernels import DiscreteLangevin, Gibbs, GibbsWithGradients, Kernel, Metropolis, SwendsenWang, Wolff
+from ebmppl.kernels import (
+    DiscreteLangevin,
+    Gibbs,
+    GibbsWithGradients,
+    Kernel,
+    Metropolis,
+    ParallelTempering,
+    SwendsenWang,
+    Wolff,
+)
 from ebmppl.models import BernoulliRBM, BoltzmannMachine, Graph, Hopfield, Ising, Potts, ProductOfExperts, SoftmaxRBM
 
 F64 = torch.float64
@@ -144,4 +153,6 @@ DISCRETE_KERNELS: dict[str, DiscreteCase] = {
     "dula": DiscreteCase(partial(DiscreteLangevin, step_size=0.5, adjusted=False), exact=False),
     "swendsen-wang": DiscreteCase(SwendsenWang, reversible=True, takes=_FERROMAGNETS.__contains__),
     "wolff": DiscreteCase(Wolff, reversible=True, takes=_FERROMAGNETS.__contains__),
+    # exact for all replicas together, not for one alone whose others begin anywhere: see test_parallel_tempering.py
+    "tempered gibbs": DiscreteCase(lambda e: ParallelTempering(Gibbs(e), [0.4, 0.7, 1.0]), exact=False),
 }

@@ -6,6 +6,7 @@ adaptation are shared parts: ``accept.py``, ``integrators.py``, ``adaptation.py`
 """
 
 from ebmppl.kernels.base import GradientKernel, Kernel, NoiseSpec
+from ebmppl.kernels.blocks import Blocks
 from ebmppl.kernels.discrete import DiscreteKernel
 from ebmppl.kernels.discrete_langevin import DiscreteLangevin
 from ebmppl.kernels.gibbs import Gibbs
@@ -15,6 +16,7 @@ from ebmppl.kernels.langevin import Langevin
 from ebmppl.kernels.mala import MALA
 from ebmppl.kernels.metropolis import Metropolis
 from ebmppl.kernels.nuts import NUTS
+from ebmppl.kernels.parallel_tempering import ParallelTempering
 from ebmppl.kernels.swendsen_wang import SwendsenWang
 from ebmppl.kernels.wolff import Wolff
 
@@ -33,4 +35,6 @@ __all__ = [
     "NoiseSpec",
     "SwendsenWang",
     "Wolff",
+    "Blocks",
+    "ParallelTempering",
 ]

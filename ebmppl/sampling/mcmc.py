@@ -204,7 +204,7 @@ class MCMC:
         return select_samples(samples, num_samples, group_by_chain)
 
     def stats(self) -> dict[str, Tensor]:
-        """Statistics of the draws under ArviZ's names, each ``(chains, draws)``."""
+        """Statistics of the draws under ArviZ's names, each ``(chains, draws)``, of some kernels ``(chains, draws, k)``."""
         fields = self.draws.select(0, self._require_draws())
         return {name: value for name, value in fields.items() if name != "position"}
 
