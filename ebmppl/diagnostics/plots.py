@@ -13,8 +13,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from ebmppl.diagnostics.convergence import halves
-from ebmppl.diagnostics.flags import few
-from ebmppl.diagnostics.quantities import Quantity, group_of, posterior_of, quantities
+from ebmppl.diagnostics.quantities import Quantity, few, group_of, posterior_of, quantities
 from ebmppl.diagnostics.ranks import chain_differences
 
 if TYPE_CHECKING:
@@ -201,7 +200,7 @@ def _draw_ranks(axis: Axes, quantity: Quantity) -> None:
             axis.plot(levels, lines[chain], color=f"C{place + 1}", linewidth=1.4)
     axis.set_title(quantity.name, loc="left", fontsize=11)
     if outside:
-        axis.set_title(f"outside: {few(outside, len(NAMED))}", loc="right", fontsize=9)
+        axis.set_title(f"outside: {few(outside, most=len(NAMED))}", loc="right", fontsize=9)
     reach = 1.15 * max(band, float(np.abs(lines).max()))
     axis.set(xlim=(0, 1), ylim=(-reach, reach))
     axis.tick_params(labelsize=9)

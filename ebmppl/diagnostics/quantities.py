@@ -12,6 +12,8 @@ import numpy as np
 if TYPE_CHECKING:
     import xarray as xr
 
+FEW = 4  # names in a line
+
 
 class Quantity(NamedTuple):
     """One element of a variable.
@@ -51,11 +53,19 @@ def posterior_of(data: Any, var_names: Sequence[str] | None = None) -> xr.Datase
     posterior = group_of(data, "posterior")
     if posterior is None:
         raise ValueError("expected data with a group 'posterior', got none")
+    return chosen(posterior, var_names).transpose("chain", "draw", ...)
+
+
+def chosen(posterior: xr.Dataset, var_names: Sequence[str] | None) -> xr.Dataset:
+    """Some variables of a group; all when None.
+
+    Raises:
+        ValueError: for unknown ones.
+    """
     unknown = sorted(set(var_names or ()) - set(posterior.data_vars))
     if unknown:
         raise ValueError(f"expected var_names among {sorted(map(str, posterior.data_vars))}, got {unknown}")
-    posterior = posterior if var_names is None else posterior[list(var_names)]
-    return posterior.transpose("chain", "draw", ...)
+    return posterior if var_names is None else posterior[list(var_names)]
 
 
 def quantities(posterior: xr.Dataset) -> list[Quantity]:
@@ -76,3 +86,10 @@ def _elements(variable: xr.DataArray) -> list[Quantity]:
         label = ", ".join(str(axis[i]) for axis, i in zip(labels, index, strict=True))
         found.append(Quantity(f"{name}[{label}]" if index else name, name, draws, above or corner))
     return found
+
+
+def few(items: Sequence[Any], number: int | None = None, most: int = FEW) -> str:
+    """The first few items, then how many more there are of a number of them."""
+    number = len(items) if number is None else number
+    shown = ", ".join(map(str, items[:most]))
+    return f"{shown} and {number - most} more" if number > most else shown
