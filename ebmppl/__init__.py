@@ -3,7 +3,7 @@
 from ebmppl import energies, kernels, models
 from ebmppl.energies import Energy, as_energy
 from ebmppl.interop import from_pyro
-from ebmppl.kernels import HMC, MALA, NUTS, Gibbs, Langevin
+from ebmppl.kernels import HMC, MALA, NUTS, DiscreteLangevin, Gibbs, GibbsWithGradients, Langevin, Metropolis
 from ebmppl.sampling import MCMC
 
 __version__ = "0.1.0"
@@ -12,9 +12,12 @@ __all__ = [
     "MALA",
     "MCMC",
     "NUTS",
+    "DiscreteLangevin",
     "Energy",
     "Gibbs",
+    "GibbsWithGradients",
     "Langevin",
+    "Metropolis",
     "as_energy",
     "energies",
     "from_pyro",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ebmppl.energies import Energy, as_energy, categories, spin
-from ebmppl.kernels import Gibbs, Kernel
+from ebmppl.kernels import DiscreteLangevin, Gibbs, GibbsWithGradients, Kernel, Metropolis
 from ebmppl.models import Graph, Ising
 
 F64 = torch.float64
@@ -67,4 +68,13 @@ class DiscreteCase(NamedTuple):
 
 DISCRETE_KERNELS: dict[str, DiscreteCase] = {
     "gibbs": DiscreteCase(Gibbs),
+    "metropolis": DiscreteCase(Metropolis),
+    "metropolis, random scan": DiscreteCase(
+        partial(Metropolis, random_scan=True),
+        reversible=True,
+        takes=lambda name: name in ("ising, tempered", "callable, ordered", "callable, sites", "callable, one-hot"),
+    ),
+    "gibbs with gradients": DiscreteCase(GibbsWithGradients, reversible=True),
+    "dmala": DiscreteCase(partial(DiscreteLangevin, step_size=2.0), reversible=True),
+    "dula": DiscreteCase(partial(DiscreteLangevin, step_size=0.5, adjusted=False), exact=False),
 }
