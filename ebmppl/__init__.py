@@ -3,7 +3,18 @@
 from ebmppl import energies, kernels, models
 from ebmppl.energies import Energy, as_energy
 from ebmppl.interop import from_pyro
-from ebmppl.kernels import HMC, MALA, NUTS, DiscreteLangevin, Gibbs, GibbsWithGradients, Langevin, Metropolis
+from ebmppl.kernels import (
+    HMC,
+    MALA,
+    NUTS,
+    DiscreteLangevin,
+    Gibbs,
+    GibbsWithGradients,
+    Langevin,
+    Metropolis,
+    SwendsenWang,
+    Wolff,
+)
 from ebmppl.sampling import MCMC
 
 __version__ = "0.1.0"
@@ -18,6 +29,8 @@ __all__ = [
     "GibbsWithGradients",
     "Langevin",
     "Metropolis",
+    "SwendsenWang",
+    "Wolff",
     "as_energy",
     "energies",
     "from_pyro",

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ebmppl.energies import Energy, as_energy, categories, spin
-from ebmppl.kernels import DiscreteLangevin, Gibbs, GibbsWithGradients, Kernel, Metropolis
-from ebmppl.models import Graph, Ising
+from ebmppl.energies import Clamped, Energy, GeometricPath, as_energy, categories, spin
+from ebmppl.kernels import DiscreteLangevin, Gibbs, GibbsWithGradients, Kernel, Metropolis, SwendsenWang, Wolff
+from ebmppl.models import BernoulliRBM, BoltzmannMachine, Graph, Hopfield, Ising, Potts, ProductOfExperts, SoftmaxRBM
 
 F64 = torch.float64
 
@@ -26,11 +26,36 @@ def _symmetric(n: int, seed: int, scale: float = 0.5) -> Tensor:
     return a + a.mT
 
 
+def _triangles() -> Graph:
+    return Graph([(0, 1), (1, 2), (2, 0), (2, 3), (3, 4), (4, 2), (0, 4)], (5,))
+
+
+def _mattis() -> Tensor:
+    """A glass of both signs that flips of sites 1 and 3 make a ferromagnet."""
+    flip = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0], dtype=F64)
+    i, j = _triangles().edges.unbind(1)
+    return normal(7, seed=6, scale=0.5).abs() * flip[i] * flip[j]
+
+
 # Models: name -> energy in float64, of at most some hundred states
 
 
 def _callable(x: Tensor) -> Tensor:
     return -0.4 * (x[:, 1:] * x[:, :-1]).sum(-1) + 0.3 * x[:, 0] * x[:, 1] * x[:, 2]
+
+
+def _rbm(v: int = 4, h: int = 3, seed: int = 10) -> BernoulliRBM:
+    return BernoulliRBM(
+        v, h, W=normal(v, h, seed=seed), b=normal(v, seed=seed + 1, scale=0.5), c=normal(h, seed=seed + 2)
+    )
+
+
+def _softmax_rbm(v: int, k: int, h: int) -> SoftmaxRBM:
+    return SoftmaxRBM(v, k, h, W=normal(v, k, h, seed=14), b=normal(v, k, seed=15, scale=0.5), c=normal(h, seed=16))
+
+
+def _machine() -> BoltzmannMachine:
+    return BoltzmannMachine(3, 3, coupling=_symmetric(6, 17, 0.8), bias=normal(6, seed=18, scale=0.5))
 
 
 DISCRETE: dict[str, Callable[[], Energy]] = {
@@ -40,6 +65,34 @@ DISCRETE: dict[str, Callable[[], Energy]] = {
     ),
     "ising, ferromagnet": lambda: Ising((3, 2), 0.35, periodic=(True, False), dtype=F64),
     "ising, tempered": lambda: 0.6 * Ising(Graph([(0, 1), (1, 2), (0, 3)], (4,)), 0.8, 0.2, dtype=F64),
+    "ising, ferromagnet in a field": lambda: Ising(
+        (2, 3), 0.4, normal(2, 3, seed=5, scale=0.3), periodic=(False, True)
+    ),
+    "ising, positive graph": lambda: Ising(_triangles(), normal(7, seed=6, scale=0.5).abs(), -0.15),
+    "ising, mattis glass": lambda: 0.9 * Ising(_triangles(), _mattis(), normal(5, seed=7, scale=0.3)),
+    "rbm": _rbm,
+    "rbm, joint": lambda: _rbm(3, 3).joint,
+    "rbm, hidden": lambda: _rbm().hidden_energy,
+    "rbm, tempered": lambda: _rbm(5, 2).tempered(0.5, _rbm(5, 2, seed=30)),
+    "rbm, joint, tempered": lambda: 0.7 * _rbm(3, 2).joint,
+    "softmax rbm": lambda: _softmax_rbm(3, 4, 2),
+    "softmax rbm, joint": lambda: _softmax_rbm(2, 3, 3).joint,
+    "potts, lattice": lambda: Potts((2, 2), 3, normal(4, seed=19), normal(2, 2, 3, seed=20), periodic=False),
+    "potts, ferromagnet": lambda: Potts((4,), 4, 0.7, dtype=F64),
+    "potts, ferromagnet in a field": lambda: Potts((2, 2), 3, 0.9, normal(2, 2, 3, seed=8, scale=0.4), periodic=False),
+    "potts, tempered": lambda: 0.7 * Potts(Graph([(0, 1), (1, 2), (0, 2)], (4,)), 3, normal(3, seed=9).abs(), 0.0),
+    "potts, two states": lambda: Potts(Graph([(0, 1), (1, 2), (0, 2)], (3,)), 2, 0.8, normal(2, seed=21)),
+    "potts, clamped": lambda: Clamped(
+        Potts(None, 3, _symmetric(5, 22), 0.1), torch.tensor([False, True, False, False, True]), torch.tensor(2)
+    ),
+    "boltzmann machine": _machine,
+    "boltzmann machine, posterior": lambda: _machine().posterior(torch.tensor([1.0, 0.0, 1.0])),
+    "hopfield": lambda: Hopfield(normal(3, 6, seed=23).sign(), normal(6, seed=24, scale=0.3)),
+    "sum": lambda: Ising((6,), 0.4, dtype=F64) + Ising(Graph([(0, 3), (1, 2)], (6,)), -0.5, 0.2, dtype=F64),
+    "path": lambda: GeometricPath(Ising(Graph([], (5,)), field=0.4, dtype=F64), Ising((5,), 0.8, dtype=F64), 0.6),
+    "product of experts": lambda: ProductOfExperts(
+        [Potts((3,), 3, 0.9, dtype=F64), Potts(Graph([(0, 2)], (3,)), 3, 0.7, normal(3, seed=25))], [0.5, 1.5]
+    ),
     "callable, spins": lambda: as_energy(_callable, (4,), spin),
     "callable, ordered": lambda: as_energy(
         lambda x: 0.3 * (x - 1.2).square().sum(-1) - 0.2 * x.prod(-1), (2,), categories(4)
@@ -66,6 +119,18 @@ class DiscreteCase(NamedTuple):
     takes: Callable[[str], bool] = lambda name: True  # of the models above, by name
 
 
+_FERROMAGNETS = {
+    "ising, ferromagnet",
+    "ising, tempered",
+    "ising, ferromagnet in a field",
+    "ising, positive graph",
+    "ising, mattis glass",
+    "potts, ferromagnet",
+    "potts, two states",
+    "potts, ferromagnet in a field",
+    "potts, tempered",
+}
+
 DISCRETE_KERNELS: dict[str, DiscreteCase] = {
     "gibbs": DiscreteCase(Gibbs),
     "metropolis": DiscreteCase(Metropolis),
@@ -77,4 +142,6 @@ DISCRETE_KERNELS: dict[str, DiscreteCase] = {
     "gibbs with gradients": DiscreteCase(GibbsWithGradients, reversible=True),
     "dmala": DiscreteCase(partial(DiscreteLangevin, step_size=2.0), reversible=True),
     "dula": DiscreteCase(partial(DiscreteLangevin, step_size=0.5, adjusted=False), exact=False),
+    "swendsen-wang": DiscreteCase(SwendsenWang, reversible=True, takes=_FERROMAGNETS.__contains__),
+    "wolff": DiscreteCase(Wolff, reversible=True, takes=_FERROMAGNETS.__contains__),
 }

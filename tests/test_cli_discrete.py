@@ -101,6 +101,20 @@ def test_every_discrete_kernel(cli: Cli, kernel: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "model",
+    [
+        "Potts(lattice=(3, 3), num_states=4)",
+        "BernoulliRBM(num_visible=4, num_hidden=3)",
+        "SoftmaxRBM(2, 3, 2)",
+        "BoltzmannMachine(3, coupling=[[0, 1, 0], [1, 0, -0.5], [0, -0.5, 0]])",
+        "Hopfield(patterns=[[1, -1, 1], [1, 1, -1]])",
+    ],
+)
+def test_other_models(cli: Cli, model: str) -> None:
+    assert "Gibbs: 4 chains x 20 draws" in sampled(cli("sample", model, *SMALL, "--draws", "20"))
+
+
+@pytest.mark.parametrize(
     ("name", "options", "values"),
     [
         ("chain", ("--event-shape", "5", "--support", "spin"), {-1, 1}),
@@ -144,6 +158,8 @@ def test_a_kernel_for_continuous_points_is_refused_for_discrete_ones(cli: Cli, k
         (["Ising(lattice=8, 8)"], ["plain values"]),
         (["Ising(latice=(8, 8))"], ["latice", "coupling"]),
         (["Ising(lattice=(2, 8))"], ["at least 3 sites"]),
+        (["Ising(lattice=(3, 3), coupling=-0.3)", "-k", "swendsen-wang"], ["frustrated"]),
+        (["BernoulliRBM(4, 3)", "-k", "wolff"], ["bonds"]),
         (["Ising(coupling=[[0.0, 1.0], [2.0, 0.0]])"], ["symmetric couplings"]),
         (["Ising(lattice=(8, 8))", "--event-shape", "2"], ["models know their own"]),
     ],

@@ -11,7 +11,20 @@ from ebmppl.cli.errors import UserError
 from ebmppl.energies import Energy
 from ebmppl.energies.discrete import discrete
 from ebmppl.energies.supports import is_discrete
-from ebmppl.kernels import HMC, MALA, NUTS, DiscreteKernel, Gibbs, Kernel, Langevin
+from ebmppl.kernels import (
+    HMC,
+    MALA,
+    NUTS,
+    DiscreteKernel,
+    DiscreteLangevin,
+    Gibbs,
+    GibbsWithGradients,
+    Kernel,
+    Langevin,
+    Metropolis,
+    SwendsenWang,
+    Wolff,
+)
 
 KERNELS: dict[str, type[Kernel]] = {
     "nuts": NUTS,
@@ -19,6 +32,11 @@ KERNELS: dict[str, type[Kernel]] = {
     "mala": MALA,
     "langevin": Langevin,
     "gibbs": Gibbs,
+    "metropolis": Metropolis,
+    "gwg": GibbsWithGradients,
+    "dmala": DiscreteLangevin,
+    "swendsen-wang": SwendsenWang,
+    "wolff": Wolff,
 }
 DISCRETE = [name for name, kind in KERNELS.items() if issubclass(kind, DiscreteKernel)]
 CONTINUOUS = [name for name in KERNELS if name not in DISCRETE]

@@ -13,8 +13,17 @@ from ebmppl.cli.errors import UserError
 from ebmppl.cli.kernels import listed
 from ebmppl.energies import Energy
 
-MODELS: dict[str, type[Energy]] = {
-    name: kind for name in models.__all__ if inspect.isclass(kind := getattr(models, name)) and issubclass(kind, Energy)
+MODELS: dict[str, type[Energy]] = {  # those that plain values make
+    kind.__name__: kind
+    for kind in (
+        models.Ising,
+        models.Potts,
+        models.BoltzmannMachine,
+        models.Hopfield,
+        models.BernoulliRBM,
+        models.GaussianRBM,
+        models.SoftmaxRBM,
+    )
 }
 EXAMPLE = "Ising(lattice=(8, 8), coupling=0.4)"
 

@@ -77,7 +77,8 @@ KernelName = Annotated[
         show_default=False,
         help=(
             "nuts (tunes itself; what a continuous energy gets), hmc, mala, or langevin (no accept step: biased by its step "
-            "size). For discrete energies: gibbs (what these get)."
+            "size). For discrete energies: gibbs (what these get), metropolis (single flips), gwg (Gibbs with gradients, one "
+            "flip a draw), dmala (discrete Langevin), and of ferromagnets swendsen-wang and wolff (clusters)."
         ),
     ),
 ]

@@ -11,6 +11,8 @@ from torch.distributions.constraints import Constraint
 
 from ebmppl.energies.analytic import AnalyticEnergy
 from ebmppl.energies.base import Energy, like, register, require_energy
+from ebmppl.energies.bonds import Bonds, TemperedBonds
+from ebmppl.energies.combined import WeightedConditionals, present
 from ebmppl.energies.discrete import Conditionals
 from ebmppl.energies.gaussian import Quadratic
 
@@ -48,6 +50,16 @@ class Sum(Energy):
         """Sums of the terms' values and gradients (closed forms are used where terms have them)."""
         values, grads = zip(*(energy.value_and_grad(x) for energy in _members(self.terms)), strict=True)
         return _total(values), _total(grads)
+
+    def conditionals(self) -> Conditionals | None:
+        """The terms' logits add up, where every term has conditionals."""
+        parts = present([energy.conditionals() for energy in _members(self.terms)])
+        return None if parts is None else WeightedConditionals(parts)
+
+    def relaxed(self) -> Energy | None:
+        """The sum of the terms' extensions, where every term has one."""
+        parts = present([energy.relaxed() for energy in _members(self.terms)])
+        return None if parts is None else Sum(parts)
 
     def as_quadratic(self) -> Quadratic | None:
         """The quadratic form when every term has one."""
@@ -93,7 +105,12 @@ class Tempered(Energy):
     def conditionals(self) -> Conditionals | None:
         """Those of the energy, their logits times beta."""
         inside = self.energy.conditionals()
-        return None if inside is None else _TemperedConditionals(inside, self)
+        return None if inside is None else WeightedConditionals([inside], lambda: [self.beta])
+
+    def bonds(self) -> Bonds | None:
+        """Those of the energy, their strengths and fields times beta."""
+        inside = self.energy.bonds()
+        return None if inside is None else TemperedBonds(inside, self)
 
     def relaxed(self) -> Energy | None:
         """Beta times the energy's extension."""
@@ -107,22 +124,6 @@ class Tempered(Energy):
             return None
         beta = self.beta.to(form.A.dtype)
         return Quadratic(beta * form.A, beta * form.b, beta * form.constant)
-
-
-class _TemperedConditionals:
-    """Conditionals of an energy at an inverse temperature, which may change in place."""
-
-    def __init__(self, inside: Conditionals, tempered: Tempered) -> None:
-        self.inside, self.tempered = inside, tempered
-
-    @property
-    def blocks(self) -> Sequence[Tensor]:
-        return self.inside.blocks
-
-    def logits(self, block: int, x: Tensor) -> Tensor:
-        logits = self.inside.logits(block, x)
-        beta = self.tempered.beta.to(logits.dtype)
-        return beta.reshape(*beta.shape, *[1] * (logits.dim() - beta.dim())) * logits
 
 
 class GeometricPath(Energy):
@@ -166,6 +167,16 @@ class GeometricPath(Energy):
             _scaled(1 - beta, e0) + _scaled(beta, e1),
             _scaled(1 - rows, g0) + _scaled(rows, g1),
         )
+
+    def conditionals(self) -> Conditionals | None:
+        """The same combination of the ends' logits, where both have conditionals."""
+        parts = present([self.start.conditionals(), self.end.conditionals()])
+        return None if parts is None else WeightedConditionals(parts, lambda: [1 - self.beta, self.beta])
+
+    def relaxed(self) -> Energy | None:
+        """The path between the ends' extensions, where both have one."""
+        parts = present([self.start.relaxed(), self.end.relaxed()])
+        return None if parts is None else GeometricPath(parts[0], parts[1], self.beta)
 
     def as_quadratic(self) -> Quadratic | None:
         """The quadratic form where both ends have one and beta is one number."""

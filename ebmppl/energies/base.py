@@ -16,7 +16,8 @@ from ebmppl.energies.linalg import rowwise
 if TYPE_CHECKING:
     from torch.distributions import Transform
 
-    from ebmppl.energies.discrete import Conditionals
+    from ebmppl.energies.bonds import Bonds
+    from ebmppl.energies.discrete import Conditionals, Layers, RealLayers
     from ebmppl.energies.gaussian import Quadratic
 
 Shape = Sequence[int]
@@ -102,6 +103,14 @@ class Energy(nn.Module):
 
     def conditionals(self) -> Conditionals | None:
         """For a discrete energy: blocks of independent coordinates and their conditionals, where its structure tells them."""
+        return None
+
+    def bonds(self) -> Bonds | None:
+        """For an energy of pairs that like to be equal: the edges and their strengths; None for any other."""
+        return None
+
+    def layers(self) -> Layers | RealLayers | None:
+        """For a model with hidden bits summed out: its two layers, ``RealLayers`` where the visible one is real."""
         return None
 
     def relaxed(self) -> Energy | None:

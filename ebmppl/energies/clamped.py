@@ -10,6 +10,8 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from ebmppl.energies.base import ONE_SITE, Energy, like, require_energy
+from ebmppl.energies.combined import FreeConditionals
+from ebmppl.energies.discrete import Conditionals, one_hot
 
 
 class Clamped(Energy):
@@ -20,7 +22,8 @@ class Clamped(Energy):
             vector ``(free,)``; over named sites the clamped sites disappear.
         mask: bool tensor of the event shape, True where clamped; for named sites the names to clamp.
         values: tensor that broadcasts to the event shape (its free entries are not used); for named
-            sites a dict with the value of each clamped site. Kept as buffers, so they may change in place.
+            sites a dict with the value of each clamped site. With one more leading axis, one value for every row of
+            the batch. Kept as buffers, so they may change in place.
 
     Raises:
         ValueError: for a mask of another shape, nothing or everything clamped, or unknown sites.
@@ -53,7 +56,8 @@ class Clamped(Energy):
 
     def fill(self, x: Tensor) -> Tensor:
         """Whole points ``(*batch, *event of the energy)`` from free coordinates ``(*batch, *event)``."""
-        batch = x.shape[: x.dim() - 1]
+        batch = torch.broadcast_shapes(x.shape[:-1], self.values.shape[:-1])
+        x = x.expand(*batch, -1)
         whole = self.values.to(x.dtype).expand(*batch, -1).index_copy(-1, self.free, x)
         return whole.reshape(*batch, *self.energy.event_shape)
 
@@ -64,14 +68,52 @@ class Clamped(Energy):
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The energy's value, and its gradient at the free coordinates."""
         value, grad = self.energy.value_and_grad(self.fill(x))
-        return value, grad.reshape(*x.shape[:-1], len(self.values)).index_select(-1, self.free)
+        return value, grad.reshape(*value.shape, self.values.shape[-1]).index_select(-1, self.free)
+
+    def conditionals(self) -> Conditionals | None:
+        """Those of the energy for its free coordinates, the others held."""
+        inside = self.energy.conditionals()
+        return None if inside is None else FreeConditionals(inside, self.free, lambda x: self.fill(x).flatten(1))
+
+    def relaxed(self) -> Energy | None:
+        """The energy's extension, the clamped coordinates held at their one-hot vectors."""
+        inside = self.energy.relaxed()
+        return None if inside is None else _ClampedOneHot(self, inside)
+
+
+class _ClampedOneHot(Energy):
+    """Over one-hot vectors ``(free, levels)`` of the free coordinates, or real vectors in their place."""
+
+    def __init__(self, clamped: Clamped, inside: Energy) -> None:
+        super().__init__((len(clamped.free), inside.event_shape[-1]), constraints.one_hot)
+        self.clamped, self.inside = clamped, inside
+
+    def fill(self, x: Tensor) -> Tensor:
+        """Whole points of the extension."""
+        held = one_hot(self.clamped.values, x.shape[-1], x.dtype)
+        batch = torch.broadcast_shapes(x.shape[:-2], held.shape[:-2])
+        whole = held.expand(*batch, *held.shape[-2:]).index_copy(-2, self.clamped.free, x.expand(*batch, *x.shape[-2:]))
+        return whole.reshape(*batch, *self.inside.event_shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Energies ``(*batch)`` in nats."""
+        return self.inside(self.fill(x))
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The extension's value, and its gradient at the free coordinates."""
+        value, grad = self.inside.value_and_grad(self.fill(x))
+        return value, grad.reshape(*value.shape, -1, x.shape[-1]).index_select(-2, self.clamped.free)
 
 
 def _clamped(energy: Energy, mask: object, values: object) -> tuple[Tensor, Tensor]:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != energy.event_shape:
         got = f"{tuple(mask.shape)} {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"expected a bool mask of shape {tuple(energy.event_shape)}, got {got}")
-    return mask.flatten(), _value(energy, ONE_SITE, values).flatten().clone()
+    return mask.flatten(), _flat(_value(energy, ONE_SITE, values), energy.event_shape).clone()
+
+
+def _flat(value: Tensor, shape: torch.Size) -> Tensor:
+    return value.reshape(*value.shape[: value.dim() - len(shape)], shape.numel())
 
 
 def _elementwise(support: Constraint) -> Constraint:
@@ -90,7 +132,9 @@ def _clamped_sites(energy: Energy, mask: object, values: object) -> tuple[Tensor
             f"expected the names of sites to clamp, among {sorted(energy.sites)}, and a dict of their values; "
             f"got {mask} and {sorted(values) if isinstance(values, Mapping) else type(values).__name__}"
         )
-    full = energy.pack({n: _value(energy, n, values.get(n, 0.0)) for n in energy.sites})
+    held = {n: _value(energy, n, values.get(n, 0.0)) for n in energy.sites}
+    rows = torch.broadcast_shapes(*(value.shape[: value.dim() - len(energy.sites[n])] for n, value in held.items()))
+    full = energy.pack({n: value.expand((*rows, *energy.sites[n])) for n, value in held.items()})
     flags = {n: torch.full(tuple(s), float(n in names)) for n, s in energy.sites.items()}
     return energy.pack(flags) > 0, full
 
@@ -100,7 +144,8 @@ def _value(energy: Energy, name: str, value: object) -> Tensor:
     shape, as_these = energy.sites[name], like(energy)
     try:
         value = value if isinstance(value, Tensor) else as_these.new_tensor(value)
-        return value.expand(shape)
+        rows = value.shape[:1] if value.dim() == len(shape) + 1 else ()
+        return value.expand((*rows, *shape))
     except (TypeError, ValueError, RuntimeError) as error:
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(f"expected a value of site {name!r} that broadcasts to {tuple(shape)}, got {got}") from error

@@ -29,6 +29,51 @@ class Conditionals(Protocol):
         """  # noqa: D205
 
 
+class Layers(Protocol):
+    """A visible layer, which the energy is of, and hidden bits that are summed out; each layer is independent given the other.
+
+    What ``Gibbs`` alternates between: h from ``hidden_logits(v)``, then v from the visible layer given h. All are pure
+    functions of tensors: v ``(rows, visible)`` and h ``(rows, hidden)`` at any dtype, answers at the energy's dtype. An
+    energy with real visible units has ``RealLayers``.
+    """
+
+    @property
+    def num_hidden(self) -> int:
+        """How many hidden bits."""
+
+    def hidden_logits(self, v: Tensor) -> Tensor:
+        """Log-odds ``(rows, hidden)`` of h = 1 given v."""
+
+    def visible_logits(self, h: Tensor) -> Tensor:
+        """Of the visible units given h: the log-odds of the upper of two levels ``(rows, visible)``, or log-probabilities
+        up to a constant ``(rows, visible, levels)``.
+        """  # noqa: D205
+
+    def free_energy(self, v: Tensor, hidden_logits: Tensor | None = None) -> Tensor:
+        """The energy ``(rows,)`` in nats of v; ``hidden_logits(v)`` spares its product where it is at hand."""
+
+
+class RealLayers(Protocol):
+    """``Layers`` whose visible units are normal given the hidden bits: v = visible_mean(h) + visible_scale * noise."""
+
+    @property
+    def num_hidden(self) -> int:
+        """How many hidden bits."""
+
+    def hidden_logits(self, v: Tensor) -> Tensor:
+        """Log-odds ``(rows, hidden)`` of h = 1 given v."""
+
+    def visible_mean(self, h: Tensor) -> Tensor:
+        """Means ``(rows, visible)`` of v given h."""
+
+    @property
+    def visible_scale(self) -> Tensor:
+        """Standard deviations of v given h, ``(visible,)`` or ``(rows, visible)``."""
+
+    def free_energy(self, v: Tensor, hidden_logits: Tensor | None = None) -> Tensor:
+        """The energy ``(rows,)`` in nats of v; ``hidden_logits(v)`` spares its product where it is at hand."""
+
+
 class Levels(NamedTuple):
     """The values of every coordinate of a discrete energy.
 

@@ -15,6 +15,8 @@ from ebmppl.kernels.langevin import Langevin
 from ebmppl.kernels.mala import MALA
 from ebmppl.kernels.metropolis import Metropolis
 from ebmppl.kernels.nuts import NUTS
+from ebmppl.kernels.swendsen_wang import SwendsenWang
+from ebmppl.kernels.wolff import Wolff
 
 __all__ = [
     "HMC",
@@ -29,4 +31,6 @@ __all__ = [
     "Langevin",
     "Metropolis",
     "NoiseSpec",
+    "SwendsenWang",
+    "Wolff",
 ]
