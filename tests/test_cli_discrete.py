@@ -69,14 +69,14 @@ def refused(result: Result, *words: str) -> None:
 
 
 def test_an_ising_model_from_end_to_end(cli: Cli) -> None:
-    files = ("--out", "d.nc", "--save", "run.pt", "--plot", "trace.png", "--rank-plot", "rank.png")
+    files = ("--out", "d.nc", "--save", "run.pt", "--plot", "trace.png")
     statistics = ("--statistic", "magnetisation", "--statistic", "alternating")
     out = sampled(cli("sample", "model.py:ising", *SMALL, *statistics, *files, "--lattice-plot", "states.png"))
     assert "Gibbs: 4 chains x 120 draws after 20 of warm-up" in out
     assert re.search(r"[\d,]+ energies, [\d,]+ a second; seed 1, backend eager\.", out)
     for row in ("x[3, 3]", "magnetisation", "alternating", "energy"):
         assert re.search(rf"^{re.escape(row)} ", out, re.MULTILINE), row
-    for file in ("trace.png", "rank.png", "states.png"):
+    for file in ("trace.png", "states.png"):
         assert Path(file).read_bytes().startswith(b"\x89PNG")
     posterior = group_of("d.nc", "posterior")
     assert posterior is not None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tracemalloc
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,9 @@ import xarray as xr
 from torch import Tensor
 
 import ebmppl as eb
-from ebmppl.diagnostics import convergence, summarize
+from ebmppl.diagnostics import convergence, plot_rank, plot_trace, summarize
+from ebmppl.diagnostics.convergence import as_dataset
+from ebmppl.diagnostics.quantities import quantities
 from ebmppl.diagnostics.statistics import absolute_magnetisation, magnetisation, overlap, replica_overlap
 from ebmppl.energies.supports import categories
 from ebmppl.interop.arviz import host_arrays
@@ -207,3 +210,60 @@ def test_differences_of_small_integers_do_not_overflow() -> None:
     found = summarize({"x": x.to(torch.int8)}).table
     assert found.equals(wanted)
     assert 160 < found.loc["x", "hdi_95%"] - found.loc["x", "hdi_5%"] < 200
+
+
+def test_an_off_pixel_of_a_square_image_is_no_constant_of_a_cholesky_factor() -> None:
+    x = np.random.default_rng(0).integers(0, 2, (4, 50, 3, 3))
+    x[:, :, 0, 2] = 0
+    x[:, :, 1, 1] = 1
+    (note,) = summarize({"x": x}).notes
+    assert note.startswith("x[0, 2], x[1, 1] (2 of 9) keep one value")
+    assert not any(q.fixed for q in quantities(as_dataset({"x": x})))
+
+
+class _Rates(eb.Gibbs):
+    """Tells three numbers of every transition."""
+
+    def tick(self, state: Any, tuning: Any, noise: Any) -> Any:
+        state, info = super().tick(state, tuning, noise)
+        return state, _RatesInfo(*info, info.energy.unsqueeze(1) * torch.arange(3))
+
+
+class _RatesInfo(NamedTuple):
+    done: Tensor
+    lp: Tensor
+    energy: Tensor
+    acceptance_rate: Tensor
+    diverging: Tensor
+    swap_rates: Tensor
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_statistics_of_several_numbers_a_draw_reach_the_file(form: str, tmp_path: Path) -> None:
+    kernel = _Rates(Ising(lattice=(3, 3), coupling=0.2))
+    mcmc = eb.MCMC(kernel, 20, 5, num_chains=4, seed=0, thinning=2, disable_progbar=True)
+    mcmc.run()
+    mcmc.to_arviz(form=form).to_netcdf(str(tmp_path / "run.nc"))
+    with xr.open_datatree(tmp_path / "run.nc") as tree:
+        rates, energy = tree["sample_stats"]["swap_rates"].values, tree["sample_stats"]["energy"].values
+    np.testing.assert_allclose(rates, energy[..., None] * np.arange(3), rtol=1e-6)
+    assert "energy" in mcmc.summary(var_names=["energy"]).table.index
+
+
+def test_plots_show_statistics_in_place_of_a_large_lattice() -> None:
+    x = _spins(4, 30, 20, 20).numpy()
+    data = xr.DataTree.from_dict(
+        {
+            "posterior": as_dataset({"x": x, "m": x.mean((2, 3))}),
+            "sample_stats": as_dataset({"lp": x.sum((2, 3)) * 0.1}),
+        }
+    )
+    for plot in (plot_trace, plot_rank):
+        figure = plot(data)
+        names = [title for axis in figure.axes if (title := axis.get_title(loc="left"))]
+        plt.close(figure)
+        assert names == ["m", "energy"]
+    figure = plot_trace(xr.DataTree.from_dict({"posterior": as_dataset({"x": x})}))
+    title = figure.get_suptitle()
+    plt.close(figure)
+    assert title.startswith("8 of 400 quantities")

@@ -38,7 +38,7 @@ def test_a_cold_ferromagnet_is_frozen_in_both_phases() -> None:
     flags = _flags(summary)
     assert flags["frozen"].startswith(
         "frozen: x[0, 0], x[0, 1], x[0, 2], x[0, 3] and 12 more (16 of 16) keep one value in every chain, and not the "
-        "same in all; use SwendsenWang or Wolff"
+        "same in all; use moves of more than one site (SwendsenWang, Wolff)"
     )
     assert "stuck" not in flags
     # and a little warmer, where single spins turn, R-hat of the magnetisation tells

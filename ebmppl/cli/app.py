@@ -17,7 +17,7 @@ from ebmppl.cli.errors import INTERRUPTED, UserError, in_one_line, say
 from ebmppl.cli.kernels import fitting, kernel_class
 from ebmppl.cli.loading import find, find_statistics, folder_on_path, import_file, split_spec, to_energy
 from ebmppl.cli.models import make
-from ebmppl.cli.outputs import Outputs, check_lattice
+from ebmppl.cli.outputs import Outputs
 from ebmppl.energies import Energy
 from ebmppl.energies.discrete import discrete
 from ebmppl.interop.derived import Statistic, Statistics
@@ -110,8 +110,7 @@ def sample(
         energy, statistics = _load(file, name, event_shape, support or (), statistic or (), is_pyro=is_pyro)
         energy = energy if dtype is None else energy.to(getattr(torch, dtype))
         kind = kernel_class(fitting(kernel, energy), settings)
-        if lattice_plot is not None:
-            check_lattice(energy)
+        outputs.check_for(energy)
         mcmc = MCMC(kind(energy, **settings), draws, warmup, num_chains=chains, **options)
         _run(mcmc)
         _report(mcmc, outputs, prob, statistics)

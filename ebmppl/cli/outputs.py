@@ -39,6 +39,12 @@ class Outputs(NamedTuple):
             if twin != option:
                 raise UserError(f"expected different files for {twin} and {option}, got {path} for both")
 
+    def check_for(self, energy: Energy) -> None:
+        """Raise ``UserError`` where ``--lattice-plot`` has nothing to draw."""
+        if self.lattice_plot is not None and all(len(shape) != 2 for shape in energy.sites.values()):
+            shapes = {name: tuple(shape) for name, shape in energy.sites.items()}
+            raise UserError(f"expected a site of two axes for --lattice-plot, got {shapes}")
+
     def write(self, mcmc: MCMC, idata: Callable[[], Any]) -> Iterator[tuple[str, OSError | None]]:
         """Write all; yields what goes where, and the error where one came up.
 
@@ -89,13 +95,6 @@ def _plot_lattice(_: MCMC, idata: Callable[[], Any], path: Path) -> None:
 
     _to_files_only()
     plot_lattice(idata(), path=path)
-
-
-def check_lattice(energy: Energy) -> None:
-    """Raise ``UserError`` where ``--lattice-plot`` has no site to draw."""
-    if all(len(shape) != 2 for shape in energy.sites.values()):
-        shapes = {name: tuple(shape) for name, shape in energy.sites.items()}
-        raise UserError(f"expected a site of two axes for --lattice-plot, got {shapes}")
 
 
 _WRITERS: dict[str, tuple[str, Callable[[MCMC, Callable[[], Any], Path], None]]] = {

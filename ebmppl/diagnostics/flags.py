@@ -10,7 +10,7 @@ from scipy.special import ndtri
 
 from ebmppl.diagnostics.convergence import FALSE_ALARM, MIN_DRAWS, R_HAT, compare_chains, normal_ranks
 from ebmppl.diagnostics.quantities import Quantity, few
-from ebmppl.diagnostics.stuck import ADVICE
+from ebmppl.diagnostics.stuck import MOVES
 
 LOW_ESS = 400  # in all, bulk and tail: 100 for each of four chains (Vehtari et al. 2021)
 LOW_BFMI = 0.3  # Betancourt 2016
@@ -137,7 +137,7 @@ def disagreement(run: Run) -> list[str]:
         flags.append(
             f"R-hat: too high in {run.names(found)}; worst {worst.r_hat:.3f}, over {worst.threshold:.3f}"
             f"{f', apart: {run.chains(odd)}' if odd.any() else ''}; "
-            f"run longer, or {ADVICE if run.discrete else 'reparametrise'}: chains see different parts of the density"
+            f"run longer, or {MOVES if run.discrete else 'reparametrise'}: chains see different parts of the density"
         )
     return flags
 

@@ -13,10 +13,11 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from ebmppl.diagnostics.convergence import halves
-from ebmppl.diagnostics.quantities import Quantity, few, group_of, posterior_of, quantities
+from ebmppl.diagnostics.quantities import Quantity, few, group_of, judged_of, posterior_of, quantities
 from ebmppl.diagnostics.ranks import chain_differences
 
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -49,7 +50,7 @@ def plot_trace(data: Any, path: str | Path | None = None, var_names: Sequence[st
     """
     import matplotlib.pyplot as plt
 
-    posterior = posterior_of(data, var_names)
+    posterior = _shown(data, var_names)
     found, (chains, draws) = quantities(posterior), (posterior.sizes["chain"], posterior.sizes["draw"])
     shown = found[:MOST_ROWS]
     odd = _odd_chains(shown) if chains > FEW_CHAINS else []
@@ -72,6 +73,12 @@ def plot_trace(data: Any, path: str | Path | None = None, var_names: Sequence[st
     notes += [", ".join(f"{colour}: chain {c}" for colour, c in zip(NAMED, odd, strict=False))] if odd else []
     notes += ["marks below: divergent draws"] if diverging is not None else []
     return _finished(figure, "; ".join(notes), path)
+
+
+def _shown(data: Any, var_names: Sequence[str] | None) -> xr.Dataset:
+    """What is judged; of a run of one large discrete variable alone its first elements."""
+    judged = judged_of(data, var_names)
+    return judged.variables if judged.variables.data_vars else posterior_of(data)
 
 
 def _odd_chains(shown: list[Quantity]) -> list[int]:
@@ -160,7 +167,7 @@ def plot_rank(data: Any, path: str | Path | None = None, var_names: Sequence[str
     """
     import matplotlib.pyplot as plt
 
-    posterior = posterior_of(data, var_names)
+    posterior = _shown(data, var_names)
     chains = posterior.sizes["chain"]
     found = quantities(halves(posterior) if chains == 1 else posterior)
     shown = found[:MOST_PANELS]

@@ -26,10 +26,8 @@ from ebmppl.diagnostics.quantities import FEW, few
 if TYPE_CHECKING:
     import xarray as xr
 
-ADVICE = (
-    "use SwendsenWang or Wolff (ferromagnets) or ParallelTempering where single moves don't get over the barriers, "
-    "and begin the chains at different points"
-)
+MOVES = "use moves of more than one site (SwendsenWang, Wolff) or ParallelTempering"
+ADVICE = f"{MOVES}, and begin the chains at different points"
 _TRIED = 50  # coordinates whose effective draws are counted, the least probable ones first
 
 

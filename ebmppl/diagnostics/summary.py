@@ -12,7 +12,7 @@ import torch
 
 from ebmppl.diagnostics.convergence import arviz_numerics, as_dataset, rhat
 from ebmppl.diagnostics.flags import Run, checks
-from ebmppl.diagnostics.quantities import chosen, group_of, posterior_of, quantities
+from ebmppl.diagnostics.quantities import group_of, judged_of, posterior_of, quantities
 from ebmppl.diagnostics.stuck import stuck_flags
 from ebmppl.interop.arviz import host_arrays, installed_form
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from ebmppl.interop.derived import Statistics
     from ebmppl.sampling.mcmc import MCMC
 
-MOST_SITES = 256  # of a discrete variable whose sites are judged one by one (ArviZ takes some 30 ms for each)
 _ROWS = 40  # of the table that are printed
 
 
@@ -98,20 +97,21 @@ def summarize(data: Any, prob: float = 0.9, var_names: Sequence[str] | None = No
         raise ValueError(f"expected prob in (0, 1), got {prob}")
     if isinstance(data, dict):
         data = {"posterior": as_dataset(host_arrays({n: torch.as_tensor(v) for n, v in data.items()}))}
-    stats = group_of(data, "sample_stats")
-    posterior = chosen(_with_energy(posterior_of(data), stats), var_names)
-    discrete = [v for v in posterior.data_vars.values() if v.dtype.kind != "f"]
-    large = [] if var_names else [v for v in discrete if v[0, 0].size > MOST_SITES]
-    table, judged = _judged(posterior, [str(v.name) for v in large], prob)
-    looked_at = [stuck_flags(v) for v in discrete] if posterior.sizes["draw"] > 1 else []
-    run = _run(judged, stats, table, [flag for flags, _ in looked_at for flag in flags], discrete=bool(discrete))
+    variables, large, discrete = judged_of(data, var_names)
+    if not variables.data_vars:
+        raise ValueError(f"expected statistics or var_names for a variable of many sites, got only {large[0].name!r}")
+    table = _table(variables, prob)
+    looked_at = [stuck_flags(v) for v in discrete] if variables.sizes["draw"] > 1 else []
+    whole = any(v.dtype.kind != "f" for v in posterior_of(data).data_vars.values())
+    held = [flag for flags, _ in looked_at for flag in flags]
+    run = _run(variables, group_of(data, "sample_stats"), table, held, discrete=whole)
     found = checks(run)
     return Summary(
         table,
         [flag for check in found.values() for flag in check(run)],
         list(found),
-        posterior.sizes["chain"],
-        posterior.sizes["draw"],
+        variables.sizes["chain"],
+        variables.sizes["draw"],
         [_left_out(v) for v in large] + [note for _, notes in looked_at for note in notes],
     )
 
@@ -126,14 +126,6 @@ def summarize_run(
     return summary
 
 
-def _with_energy(posterior: xr.Dataset, stats: xr.Dataset | None) -> xr.Dataset:
-    """The variables, and the energy of a run of discrete ones."""
-    known = stats is not None and "lp" in stats and "energy" not in posterior
-    if stats is None or not known or all(v.dtype.kind == "f" for v in posterior.data_vars.values()):
-        return posterior
-    return posterior.assign(energy=-stats["lp"].transpose("chain", "draw"))
-
-
 def _left_out(variable: xr.DataArray) -> str:
     return (
         f"the {variable[0, 0].size} sites of {variable.name} are not judged one by one: "
@@ -141,11 +133,7 @@ def _left_out(variable: xr.DataArray) -> str:
     )
 
 
-def _judged(posterior: xr.Dataset, left_out: list[str], prob: float) -> tuple[pd.DataFrame, xr.Dataset]:
-    """ArviZ's table, and the variables that are in it."""
-    posterior = posterior.drop_vars(left_out)
-    if not posterior.data_vars:
-        raise ValueError(f"expected statistics or var_names for a variable of many sites, got only {left_out}")
+def _table(posterior: xr.Dataset, prob: float) -> pd.DataFrame:
     # differences of small integers overflow
     numbers = posterior.map(lambda v: v if v.dtype.kind == "f" else v.astype(np.int64), keep_attrs=True)
     interval = {"hdi_prob": prob} if installed_form() == "inference_data" else {"ci_prob": prob}
@@ -153,7 +141,7 @@ def _judged(posterior: xr.Dataset, left_out: list[str], prob: float) -> tuple[pd
         table = arviz.summary(numbers, round_to="none", **interval)
     if posterior.sizes["chain"] == 1:  # which ArviZ leaves out
         table["r_hat"] = np.concatenate([v.ravel() for v in rhat(numbers).values()])
-    return table, posterior
+    return table
 
 
 def _run(
