@@ -24,6 +24,7 @@ __all__ = [
     "HMC",
     "MALA",
     "NUTS",
+    "Blocks",
     "DiscreteKernel",
     "DiscreteLangevin",
     "Gibbs",
@@ -33,8 +34,7 @@ __all__ = [
     "Langevin",
     "Metropolis",
     "NoiseSpec",
+    "ParallelTempering",
     "SwendsenWang",
     "Wolff",
-    "Blocks",
-    "ParallelTempering",
 ]
