@@ -3,7 +3,20 @@
 from ebmppl import energies, kernels, losses, models, partition
 from ebmppl.energies import Energy, as_energy
 from ebmppl.interop import from_pyro
-from ebmppl.kernels import HMC, MALA, NUTS, Gibbs, Langevin
+from ebmppl.kernels import (
+    HMC,
+    MALA,
+    NUTS,
+    Blocks,
+    DiscreteLangevin,
+    Gibbs,
+    GibbsWithGradients,
+    Langevin,
+    Metropolis,
+    ParallelTempering,
+    SwendsenWang,
+    Wolff,
+)
 from ebmppl.partition import log_partition
 from ebmppl.sampling import MCMC
 
@@ -13,9 +26,16 @@ __all__ = [
     "MALA",
     "MCMC",
     "NUTS",
+    "Blocks",
+    "DiscreteLangevin",
     "Energy",
     "Gibbs",
+    "GibbsWithGradients",
     "Langevin",
+    "Metropolis",
+    "ParallelTempering",
+    "SwendsenWang",
+    "Wolff",
     "as_energy",
     "energies",
     "from_pyro",

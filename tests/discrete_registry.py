@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ebmppl.energies import Clamped, Energy, GeometricPath, as_energy, categories, spin
-from ebmppl.kernels import Gibbs, Kernel
+from ebmppl.kernels import (
+    DiscreteLangevin,
+    Gibbs,
+    GibbsWithGradients,
+    Kernel,
+    Metropolis,
+    ParallelTempering,
+    SwendsenWang,
+    Wolff,
+)
 from ebmppl.models import BernoulliRBM, BoltzmannMachine, Graph, Hopfield, Ising, Potts, ProductOfExperts, SoftmaxRBM
 
 F64 = torch.float64
@@ -23,6 +33,17 @@ def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
 def _symmetric(n: int, seed: int, scale: float = 0.5) -> Tensor:
     a = normal(n, n, seed=seed, scale=scale).triu(1)
     return a + a.mT
+
+
+def _triangles() -> Graph:
+    return Graph([(0, 1), (1, 2), (2, 0), (2, 3), (3, 4), (4, 2), (0, 4)], (5,))
+
+
+def _mattis() -> Tensor:
+    """A glass of both signs that flips of sites 1 and 3 make a ferromagnet."""
+    flip = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0], dtype=F64)
+    i, j = _triangles().edges.unbind(1)
+    return normal(7, seed=6, scale=0.5).abs() * flip[i] * flip[j]
 
 
 # Models: name -> energy in float64, of at most some hundred states
@@ -53,6 +74,11 @@ DISCRETE: dict[str, Callable[[], Energy]] = {
     ),
     "ising, ferromagnet": lambda: Ising((3, 2), 0.35, periodic=(True, False), dtype=F64),
     "ising, tempered": lambda: 0.6 * Ising(Graph([(0, 1), (1, 2), (0, 3)], (4,)), 0.8, 0.2, dtype=F64),
+    "ising, ferromagnet in a field": lambda: Ising(
+        (2, 3), 0.4, normal(2, 3, seed=5, scale=0.3), periodic=(False, True)
+    ),
+    "ising, positive graph": lambda: Ising(_triangles(), normal(7, seed=6, scale=0.5).abs(), -0.15),
+    "ising, mattis glass": lambda: 0.9 * Ising(_triangles(), _mattis(), normal(5, seed=7, scale=0.3)),
     "rbm": _rbm,
     "rbm, joint": lambda: _rbm(3, 3).joint,
     "rbm, hidden": lambda: _rbm().hidden_energy,
@@ -62,6 +88,8 @@ DISCRETE: dict[str, Callable[[], Energy]] = {
     "softmax rbm, joint": lambda: _softmax_rbm(2, 3, 3).joint,
     "potts, lattice": lambda: Potts((2, 2), 3, normal(4, seed=19), normal(2, 2, 3, seed=20), periodic=False),
     "potts, ferromagnet": lambda: Potts((4,), 4, 0.7, dtype=F64),
+    "potts, ferromagnet in a field": lambda: Potts((2, 2), 3, 0.9, normal(2, 2, 3, seed=8, scale=0.4), periodic=False),
+    "potts, tempered": lambda: 0.7 * Potts(Graph([(0, 1), (1, 2), (0, 2)], (4,)), 3, normal(3, seed=9).abs(), 0.0),
     "potts, two states": lambda: Potts(Graph([(0, 1), (1, 2), (0, 2)], (3,)), 2, 0.8, normal(2, seed=21)),
     "potts, clamped": lambda: Clamped(
         Potts(None, 3, _symmetric(5, 22), 0.1), torch.tensor([False, True, False, False, True]), torch.tensor(2)
@@ -100,6 +128,31 @@ class DiscreteCase(NamedTuple):
     takes: Callable[[str], bool] = lambda name: True  # of the models above, by name
 
 
+_FERROMAGNETS = {
+    "ising, ferromagnet",
+    "ising, tempered",
+    "ising, ferromagnet in a field",
+    "ising, positive graph",
+    "ising, mattis glass",
+    "potts, ferromagnet",
+    "potts, two states",
+    "potts, ferromagnet in a field",
+    "potts, tempered",
+}
+
 DISCRETE_KERNELS: dict[str, DiscreteCase] = {
     "gibbs": DiscreteCase(Gibbs),
+    "metropolis": DiscreteCase(Metropolis),
+    "metropolis, random scan": DiscreteCase(
+        partial(Metropolis, random_scan=True),
+        reversible=True,
+        takes=lambda name: name in ("ising, tempered", "callable, ordered", "callable, sites", "callable, one-hot"),
+    ),
+    "gibbs with gradients": DiscreteCase(GibbsWithGradients, reversible=True),
+    "dmala": DiscreteCase(partial(DiscreteLangevin, step_size=2.0), reversible=True),
+    "dula": DiscreteCase(partial(DiscreteLangevin, step_size=0.5, adjusted=False), exact=False),
+    "swendsen-wang": DiscreteCase(SwendsenWang, reversible=True, takes=_FERROMAGNETS.__contains__),
+    "wolff": DiscreteCase(Wolff, reversible=True, takes=_FERROMAGNETS.__contains__),
+    # exact for all replicas together, not for one alone whose others begin anywhere: see test_parallel_tempering.py
+    "tempered gibbs": DiscreteCase(lambda e: ParallelTempering(Gibbs(e), [0.4, 0.7, 1.0]), exact=False),
 }

@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 import ebmppl as eb
 from ebmppl.cli import app
 from ebmppl.cli.errors import UserError
-from ebmppl.cli.kernels import KERNELS, OPTIONS, kernel_class
+from ebmppl.cli.kernels import CONTINUOUS, KERNELS, OPTIONS, kernel_class
 from ebmppl.cli.loading import has_sites
 from ebmppl.cli.parsing import parse_shape, parse_support
 from ebmppl.diagnostics import summarize
@@ -137,7 +137,7 @@ def test_energy_draws_are_those_of_mcmc(cli: Cli) -> None:
     assert f"{mcmc.gradients:,} gradients" in out
 
 
-@pytest.mark.parametrize("kernel", sorted(KERNELS))
+@pytest.mark.parametrize("kernel", CONTINUOUS)
 def test_every_kernel(cli: Cli, kernel: str) -> None:
     step = ("--step-size", "0.5") if kernel == "langevin" else ()
     out = sampled(cli("sample", "model.py:bowl", "--event-shape", "2", "--kernel", kernel, *step, *TINY))
@@ -514,14 +514,20 @@ def test_support() -> None:
     assert (by_site["a"].lower_bound, by_site["a"].upper_bound) == (-1.0, 2.5)
     assert by_site["b"].upper_bound == 0.0
     assert by_site["c"].lower_bound == 3.0
+    discrete = parse_support(["s=spin", "b=boolean", "k=0..3"])
+    assert isinstance(discrete, dict)
+    assert discrete["b"] is constraints.boolean
+    assert discrete["s"].check(torch.tensor([-1, 0, 1])).tolist() == [True, False, True]
+    assert (discrete["k"].lower_bound, discrete["k"].upper_bound) == (0, 3)
 
 
 @pytest.mark.parametrize(
     ("texts", "words"),
     [
-        (["nope"], "got 'nope'"), (["boolean"], "got 'boolean'"), (["interval"], "got 'interval'"),
+        (["nope"], "got 'nope'"), (["dependent"], "got 'dependent'"), (["interval"], "got 'interval'"),
         (["positive", "a=real"], "got 'positive'"), (["a=positive,a=real"], "two for 'a'"), (["=real"], "got '=real'"),
         (["2:1"], "LOW < HIGH"), (["a:b"], "finite bounds"), (["0:inf"], "finite bounds"), (["1:2:3"], "finite bounds"),
+        (["3..1"], "LOW < HIGH"), (["a..b"], "integers LOW..HIGH"), (["0..1.5"], "integers LOW..HIGH"),
     ],
 )  # fmt: skip
 def test_support_refused(texts: list[str], words: str) -> None:

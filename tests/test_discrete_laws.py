@@ -26,10 +26,10 @@ LIMIT = FALSE_ALARM / (4 * max(1, len(EXACT)))  # at most four tests of each pai
 
 
 def some_by_default(pairs: list[tuple[str, str]]) -> list[Any]:
-    """Each kernel with every fourth of its energies, shifted from kernel to kernel; the others are marked long."""
+    """Each kernel with every sixth of its energies, shifted from kernel to kernel; the others are marked long."""
     shift = {kernel: i for i, kernel in enumerate(DISCRETE_KERNELS)}
     place = {pair: sum(k == pair[0] for k, _ in pairs[: pairs.index(pair)]) for pair in pairs}
-    return [p if (place[p] + shift[p[0]]) % 4 == 0 else pytest.param(*p, marks=pytest.mark.long) for p in pairs]
+    return [p if (place[p] + shift[p[0]]) % 6 == 0 else pytest.param(*p, marks=pytest.mark.long) for p in pairs]
 
 
 every_pair = pytest.mark.parametrize(("kernel", "energy"), some_by_default(PAIRS))
@@ -107,10 +107,10 @@ def test_exact_draws_stay_exact(kernel: str, energy: str, transitions: int) -> N
 
 @every_exact_pair
 def test_chains_forget_where_they_began(kernel: str, energy: str) -> None:
-    """All at the least probable state; 300 transitions are many times the time to mix of these energies."""
+    """All at the least probable state; 120 transitions are many times the time to mix of these energies."""
     e = DISCRETE[energy]()
     start = states_of(e)[law(e).argmin()].expand(5_000, *indexed(e).event_shape)
-    end = end_of(DISCRETE_KERNELS[kernel].factory(e), start, 300, seed=4)
+    end = end_of(DISCRETE_KERNELS[kernel].factory(e), start, 120, seed=4)
     assert p_value(torch.bincount(number(e, end), minlength=len(law(e))), law(e)) > LIMIT
 
 

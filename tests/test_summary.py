@@ -196,8 +196,8 @@ def test_constants_of_a_cholesky_factor_are_not_flagged() -> None:
 
 
 def test_one_element_of_a_discrete_state_may_keep_its_value() -> None:
-    state = np.random.default_rng(0).random((CHAINS, DRAWS, 2)) < 0.5
-    state[3, :, 0] = True
+    state = np.random.default_rng(0).random((CHAINS, DRAWS, 2)) < [0.998, 0.5]
+    state[3, :, 0] = True  # which has a probability of 0.45
     assert "stuck" not in _flags(summarize(_data(state=state)))
     state[3] = True
     assert "chain 3 (1 of 8)" in _flags(summarize(_data(state=state)))["stuck"]

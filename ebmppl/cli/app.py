@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -14,9 +14,13 @@ import typer
 
 from ebmppl.cli import options as o
 from ebmppl.cli.errors import INTERRUPTED, UserError, in_one_line, say
-from ebmppl.cli.kernels import kernel_class
-from ebmppl.cli.loading import find, folder_on_path, import_file, split_spec, to_energy
+from ebmppl.cli.kernels import fitting, kernel_class
+from ebmppl.cli.loading import find, find_statistics, folder_on_path, import_file, split_spec, to_energy
+from ebmppl.cli.models import make
 from ebmppl.cli.outputs import Outputs
+from ebmppl.energies import Energy
+from ebmppl.energies.discrete import discrete
+from ebmppl.interop.derived import Statistic, Statistics
 from ebmppl.sampling import MCMC
 from ebmppl.sampling.choice import require_backend
 
@@ -58,7 +62,7 @@ def sample(
     support: o.Support = None,
     is_pyro: o.IsPyro = False,
     dtype: o.Dtype = None,
-    kernel: o.KernelName = "nuts",
+    kernel: o.KernelName = None,
     step_size: o.StepSize = None,
     num_steps: o.NumSteps = None,
     trajectory_length: o.TrajectoryLength = None,
@@ -76,6 +80,8 @@ def sample(
     save: o.Save = None,
     plot: o.Plot = None,
     rank_plot: o.RankPlot = None,
+    lattice_plot: o.LatticePlot = None,
+    statistic: o.Statistic = None,
     prob: o.Prob = 0.9,
     debug: o.Debug = False,
 ) -> None:
@@ -91,8 +97,9 @@ def sample(
     settings = {name: value for name, value in settings.items() if value is not None}
     options: dict[str, Any] = {"thinning": thinning, "seed": seed, "backend": backend, "disable_progbar": quiet}
     with in_one_line(debug=debug):
-        kind = kernel_class(kernel, settings)
-        outputs = Outputs(save, out, plot, rank_plot)
+        if kernel is not None:
+            kernel_class(kernel, settings)
+        outputs = Outputs(save, out, plot, rank_plot, lattice_plot)
         outputs.check()
         require_backend(backend)
         _check_prob(prob)
@@ -100,13 +107,27 @@ def sample(
     with in_one_line(file, debug=debug), folder_on_path(file), _default_dtype(dtype):
         if seed is not None:
             pyro.set_rng_seed(seed % 2**32)
-        energy = to_energy(find(import_file(file), name), name, event_shape, support or (), is_pyro=is_pyro)
+        energy, statistics = _load(file, name, event_shape, support or (), statistic or (), is_pyro=is_pyro)
         energy = energy if dtype is None else energy.to(getattr(torch, dtype))
+        kind = kernel_class(fitting(kernel, energy), settings)
+        outputs.check_for(energy)
         mcmc = MCMC(kind(energy, **settings), draws, warmup, num_chains=chains, **options)
         _run(mcmc)
-        _report(mcmc, outputs, prob)
+        _report(mcmc, outputs, prob, statistics)
     if mcmc.kept < draws:
         raise typer.Exit(INTERRUPTED)
+
+
+def _load(
+    file: Path | None, name: str, shape: str | None, support: Sequence[str], statistics: Sequence[str], *, is_pyro: bool
+) -> tuple[Energy, dict[str, Statistic]]:
+    """What to sample, and which statistics of it to judge."""
+    if file is not None:
+        module = import_file(file)
+        return to_energy(find(module, name), name, shape, support, is_pyro=is_pyro), find_statistics(statistics, module)
+    if shape is not None or support or is_pyro:
+        raise UserError("--event-shape, --support and --pyro are for files; models know their own")
+    return make(name), find_statistics(statistics, None)
 
 
 def _run(mcmc: MCMC) -> None:
@@ -117,13 +138,13 @@ def _run(mcmc: MCMC) -> None:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _report(mcmc: MCMC, outputs: Outputs, prob: float) -> None:
+def _report(mcmc: MCMC, outputs: Outputs, prob: float, statistics: Statistics) -> None:
     """Write the files, print the summary and what the run took; an error of writing comes last."""
     from ebmppl.diagnostics.summary import summarize
 
     # a Pyro model's predictive draws are of use on disk only
     predictive = {} if outputs.out else {"log_likelihood": False, "prior_draws": 0, "posterior_predictive": False}
-    idata = cache(partial(mcmc.to_arviz, **predictive))
+    idata = cache(partial(mcmc.to_arviz, statistics=statistics, **predictive))
     lines, failures = [], []
     for what, error in outputs.write(mcmc, idata):
         if error is None:
@@ -141,9 +162,10 @@ def _report(mcmc: MCMC, outputs: Outputs, prob: float) -> None:
 
 def _facts(mcmc: MCMC) -> str:
     seconds = mcmc.sampling_time
+    calls = "energies" if discrete(mcmc.kernel.target) else "gradients"
     return (
         f"{type(mcmc.kernel).__name__}: {mcmc.num_chains} chains x {mcmc.kept} draws after {mcmc.warmup_steps} of "
-        f"warm-up in {seconds:.1f} s; {mcmc.gradients:,} gradients, {mcmc.gradients / max(seconds, 1e-9):,.0f} a second; "
+        f"warm-up in {seconds:.1f} s; {mcmc.gradients:,} {calls}, {mcmc.gradients / max(seconds, 1e-9):,.0f} a second; "
         f"seed {mcmc.seed}, backend {mcmc.backend}."
     )
 

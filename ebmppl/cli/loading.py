@@ -17,17 +17,22 @@ from torch import nn
 
 from ebmppl.cli.errors import UserError
 from ebmppl.cli.kernels import listed
+from ebmppl.cli.models import is_call
 from ebmppl.cli.parsing import parse_shape, parse_support
+from ebmppl.diagnostics.statistics import absolute_magnetisation, magnetisation
 from ebmppl.energies import Energy, as_energy
 from ebmppl.interop import from_pyro
+from ebmppl.interop.derived import Statistic
 
 
-def split_spec(spec: str) -> tuple[Path, str]:
-    """The file and the name of ``FILE.py:NAME``; the name is empty where there is none.
+def split_spec(spec: str) -> tuple[Path | None, str]:
+    """The file and the name of ``FILE.py:NAME``; the name is empty where there is none. A call is a name without a file.
 
     Raises:
         UserError: when there is no such Python file.
     """
+    if is_call(spec):
+        return None, spec
     head, colon, name = spec.rpartition(":")
     path = Path(head) if colon and head and not Path(spec).is_file() else Path(spec)
     if not path.is_file():
@@ -39,8 +44,11 @@ def split_spec(spec: str) -> tuple[Path, str]:
 
 
 @contextmanager
-def folder_on_path(file: Path) -> Iterator[None]:
+def folder_on_path(file: Path | None) -> Iterator[None]:
     """The file's own folder first on ``sys.path``, as ``python FILE`` has it."""
+    if file is None:
+        yield
+        return
     folder = str(file.parent)
     sys.path.insert(0, folder)
     try:
@@ -93,6 +101,20 @@ def _is_candidate(name: str, value: object, module: ModuleType) -> bool:
     if name.startswith("_") or inspect.isclass(value) or not callable(value):
         return False
     return not inspect.isroutine(value) or value.__module__ == module.__name__  # no imported functions
+
+
+def find_statistics(names: Sequence[str], module: ModuleType | None) -> dict[str, Statistic]:
+    """Statistics by name: functions in the user's module, or those of ``ebmppl.diagnostics.statistics``.
+
+    Raises:
+        UserError: for a name that neither has.
+    """
+    known: dict[str, Statistic] = {f.__name__: f for f in (magnetisation, absolute_magnetisation)}
+    own = {} if module is None else {k: v for k, v in vars(module).items() if _is_candidate(k, v, module)}
+    for name in names:
+        if name not in known and name not in own:
+            raise UserError(f"expected --statistic as one of {listed(name, [*known, *own])}, got {name!r}")
+    return {name: own.get(name) or known[name] for name in names}
 
 
 def to_energy(found: object, name: str, event_shape: str | None, support: Sequence[str], *, is_pyro: bool) -> Energy:

@@ -13,7 +13,10 @@ Spec = Annotated[
     str,
     Argument(
         metavar="FILE.py:NAME",
-        help=("A Python file and the name in it of an energy, a function or a Pyro model."),
+        help=(
+            "A Python file and the name in it of an energy, a function or a Pyro model; or a model of ebmppl.models, as "
+            '"Ising(lattice=(8, 8), coupling=0.4)" (lists become tensors).'
+        ),
         show_default=False,
     ),
 ]
@@ -37,7 +40,8 @@ Support = Annotated[
         rich_help_panel=_ENERGY,
         help=(
             "Where a plain function's points live: positive, unit_interval, simplex ... (torch.distributions.constraints) or "
-            "bounds such as 0:5 or 0: (open end); by site as tau=positive. May be repeated. Without it: all real numbers."
+            "bounds such as 0:5 or 0: (open end), or spin, boolean, integers such as 0..3; by site as tau=positive. May be "
+            "repeated. Without it: all real numbers."
         ),
     ),
 ]
@@ -64,13 +68,18 @@ Dtype = Annotated[
 ]
 
 KernelName = Annotated[
-    str,
+    str | None,
     Option(
         "--kernel",
         "-k",
         metavar="NAME",
         rich_help_panel=_KERNEL,
-        help=("nuts (tunes itself), hmc, mala, or langevin (no accept step: biased by its step size)."),
+        show_default=False,
+        help=(
+            "nuts (tunes itself; what a continuous energy gets), hmc, mala, or langevin (no accept step: biased by its step "
+            "size). For discrete energies: gibbs (what these get), metropolis (single flips), gwg (Gibbs with gradients, one "
+            "flip a draw), dmala (discrete Langevin), and of ferromagnets swendsen-wang and wolff (clusters)."
+        ),
     ),
 ]
 StepSize = Annotated[
@@ -189,6 +198,27 @@ RankPlot = Annotated[
         help=("Write a rank plot: how evenly the chains share the draws."),
     ),
 ]
+LatticePlot = Annotated[
+    Path | None,
+    Option(
+        "--lattice-plot",
+        metavar="FILE.png",
+        rich_help_panel=_OUTPUT,
+        help=("Write pictures of states, for points of two axes such as lattices of spins."),
+    ),
+]
+Statistic = Annotated[
+    list[str] | None,
+    Option(
+        "--statistic",
+        metavar="NAME",
+        rich_help_panel=_OUTPUT,
+        help=(
+            "Judge a statistic too: magnetisation, absolute_magnetisation, or a function in FILE of a batch of points. May be "
+            "repeated."
+        ),
+    ),
+]
 Prob = Annotated[
     float, Option("--prob", rich_help_panel=_OUTPUT, help="Probability mass of the intervals in the summary.")
 ]
@@ -212,6 +242,10 @@ SAMPLE_EXAMPLES = """
   A Pyro model (its data bound by functools.partial), many short chains:
 
     ebmppl sample model.py:posterior --chains 512 --draws 100 --seed 0
+
+  Spins on a lattice, by Gibbs sampling:
+
+    ebmppl sample "Ising(lattice=(32, 32), coupling=0.4)" --statistic magnetisation --lattice-plot spins.png
 
   HMC of at most 20 leapfrog steps, in double precision:
 

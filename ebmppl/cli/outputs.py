@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ebmppl.cli.errors import UserError
+from ebmppl.energies import Energy
 from ebmppl.sampling import MCMC
 
 
@@ -18,6 +19,7 @@ class Outputs(NamedTuple):
     out: Path | None = None
     plot: Path | None = None
     rank_plot: Path | None = None
+    lattice_plot: Path | None = None
 
     def given(self) -> dict[str, Path]:
         """Option -> path."""
@@ -36,6 +38,12 @@ class Outputs(NamedTuple):
             twin = seen.setdefault(path.resolve(), option)
             if twin != option:
                 raise UserError(f"expected different files for {twin} and {option}, got {path} for both")
+
+    def check_for(self, energy: Energy) -> None:
+        """Raise ``UserError`` where ``--lattice-plot`` has nothing to draw."""
+        if self.lattice_plot is not None and all(len(shape) != 2 for shape in energy.sites.values()):
+            shapes = {name: tuple(shape) for name, shape in energy.sites.items()}
+            raise UserError(f"expected a site of two axes for --lattice-plot, got {shapes}")
 
     def write(self, mcmc: MCMC, idata: Callable[[], Any]) -> Iterator[tuple[str, OSError | None]]:
         """Write all; yields what goes where, and the error where one came up.
@@ -82,11 +90,19 @@ def _plot_rank(_: MCMC, idata: Callable[[], Any], path: Path) -> None:
     plot_rank(idata(), path=path)
 
 
+def _plot_lattice(_: MCMC, idata: Callable[[], Any], path: Path) -> None:
+    from ebmppl.diagnostics.pictures import plot_lattice
+
+    _to_files_only()
+    plot_lattice(idata(), path=path)
+
+
 _WRITERS: dict[str, tuple[str, Callable[[MCMC, Callable[[], Any], Path], None]]] = {
     "--out": ("draws", _write_netcdf),
     "--save": ("the run (for MCMC.load)", _save),
     "--plot": ("trace plot", _plot_trace),
     "--rank-plot": ("rank plot", _plot_rank),
+    "--lattice-plot": ("plot of states", _plot_lattice),
 }
 
 

@@ -11,6 +11,7 @@ from torch.distributions.constraints import Constraint
 
 from ebmppl.cli.errors import UserError
 from ebmppl.cli.kernels import listed
+from ebmppl.energies.supports import spin
 
 Shape = tuple[int, ...]
 
@@ -23,13 +24,13 @@ def _has_bijection(constraint: Constraint) -> bool:
     return True
 
 
-CONSTRAINTS: dict[str, Constraint] = {  # those in which the kernels can move
+CONSTRAINTS: dict[str, Constraint] = {  # those in which some kernel can move
     name: value
     for name in sorted(constraints.__all__)
     if isinstance(value := getattr(constraints, name), Constraint)
     and _has_bijection(value)
     and name != "corr_cholesky_constraint"  # an old alias
-}
+} | {"spin": spin, "boolean": constraints.boolean}
 
 
 def parse_shape(text: str) -> Shape | Mapping[str, Shape]:
@@ -100,10 +101,25 @@ def parse_support(texts: Sequence[str]) -> Constraint | dict[str, Constraint]:
 def _constraint(text: str) -> Constraint:
     if ":" in text:
         return _bounds(text)
+    if ".." in text:
+        return _integers(text)
     if text not in CONSTRAINTS:
         names = listed(text, list(CONSTRAINTS))
-        raise UserError(f"expected --support as bounds such as 0:5, 0: or :1, or as one of {names}, got {text!r}")
+        raise UserError(
+            f"expected --support as bounds such as 0:5, 0: or :1, as integers such as 0..3, or as one of {names}, got {text!r}"
+        )
     return CONSTRAINTS[text]
+
+
+def _integers(text: str) -> Constraint:
+    low, _, high = text.partition("..")
+    try:
+        least, most = int(low), int(high)
+    except ValueError:
+        least = most = 0
+    if not least < most:
+        raise UserError(f"expected integers LOW..HIGH with LOW < HIGH, got {text!r}")
+    return constraints.integer_interval(least, most)
 
 
 def _bounds(text: str) -> Constraint:

@@ -15,9 +15,13 @@ from scipy.stats import chi2, rankdata
 from torch import Tensor
 
 from ebmppl.interop.arviz import host_arrays, import_arviz, quiet_arviz
+from ebmppl.interop.derived import derived
 
 if TYPE_CHECKING:
     import xarray as xr
+
+    from ebmppl.interop.derived import Statistics
+    from ebmppl.sampling.mcmc import MCMC
 
 R_HAT = 1.01  # Vehtari et al. 2021
 WORST_R_HAT = 1.2  # Gelman and Rubin 1992; chains of fewer than 4.5 effective draws can't be judged
@@ -44,6 +48,20 @@ def convergence(samples: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     data = as_dataset(host_arrays(samples))
     n_eff, r_hat = ess(data), rhat(data)
     return {name: {"n_eff": torch.from_numpy(n_eff[name]), "r_hat": torch.from_numpy(r_hat[name])} for name in samples}
+
+
+def diagnostics(mcmc: MCMC, statistics: Statistics | None = None) -> dict[str, Any]:
+    """What ``MCMC.diagnostics`` gives."""
+    stats, counts = mcmc.stats(), mcmc.now.counts
+    judged = mcmc.get_samples(group_by_chain=True)
+    if statistics is not None:
+        judged = {"energy": -stats["lp"], **derived(judged, statistics)}
+    assert counts is not None  # a run with draws has them
+    return {
+        **convergence(judged),
+        "divergences": {f"chain {i}": int(n) for i, n in enumerate(counts.diverging)},
+        "acceptance rate": {f"chain {i}": float(r) for i, r in enumerate(stats["acceptance_rate"].mean(1))},
+    }
 
 
 def as_dataset(values: Mapping[str, np.ndarray]) -> xr.Dataset:

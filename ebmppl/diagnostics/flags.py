@@ -9,7 +9,8 @@ import numpy as np
 from scipy.special import ndtri
 
 from ebmppl.diagnostics.convergence import FALSE_ALARM, MIN_DRAWS, R_HAT, compare_chains, normal_ranks
-from ebmppl.diagnostics.quantities import Quantity
+from ebmppl.diagnostics.quantities import Quantity, few
+from ebmppl.diagnostics.stuck import MOVES
 
 LOW_ESS = 400  # in all, bulk and tail: 100 for each of four chains (Vehtari et al. 2021)
 LOW_BFMI = 0.3  # Betancourt 2016
@@ -26,6 +27,8 @@ class Run(NamedTuple):
         ess_tail: tail ESS of all chains.
         stats: ArviZ's sample_stats, each ``(chains, draws)``.
         settings: of the kernel.
+        held: flags of discrete variables that keep their values, see ``stuck``.
+        discrete: whether there are discrete variables.
     """
 
     quantities: list[Quantity]
@@ -34,6 +37,8 @@ class Run(NamedTuple):
     ess_tail: np.ndarray
     stats: dict[str, np.ndarray]
     settings: dict[str, Any]
+    held: Sequence[str] = ()
+    discrete: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -72,12 +77,6 @@ def checks(run: Run) -> dict[str, Check]:
     return found
 
 
-def few(items: Sequence[Any], most: int = 4) -> str:
-    """The first few items, then how many more."""
-    shown = ", ".join(map(str, items[:most]))
-    return f"{shown} and {len(items) - most} more" if len(items) > most else shown
-
-
 def not_finite(run: Run) -> list[str]:
     """Draws that are NaN or infinite."""
     counts = np.array([(~np.isfinite(q.draws)).sum(1) for q in run.quantities])  # (quantities, chains)
@@ -102,7 +101,8 @@ def _constant(run: Run) -> np.ndarray:
 
 def stuck(run: Run) -> list[str]:
     """Chains whose draws never change; ArviZ gives these an ESS of all draws, and R-hat is NaN where all are so."""
-    constant, flags = _constant(run), []
+    real = np.array([q.draws.dtype.kind == "f" for q in run.quantities])
+    constant, flags = _constant(run) & real[:, None], list(run.held)
     never = np.all(constant, axis=1)
     if never.any():
         flags.append(
@@ -110,11 +110,6 @@ def stuck(run: Run) -> list[str]:
             "right only for constants of the model: else try a smaller step or other initial points"
         )
     alone = constant & ~never[:, None]
-    variables = np.array([q.variable for q in run.quantities])
-    for name in {q.variable for q in run.quantities if q.draws.dtype.kind != "f"}:
-        # one discrete element may well keep its value; a whole discrete state should not
-        rows = variables == name
-        alone[rows] &= np.all(constant[rows], axis=0)
     if alone.any():
         names = run.names(np.flatnonzero(np.any(alone, axis=1)))
         flags.append(
@@ -132,7 +127,8 @@ def disagreement(run: Run) -> list[str]:
     unknown = np.flatnonzero(np.isnan(run.r_hat) & ~explained)
     if len(unknown):
         flags.append(f"no R-hat: it can't be computed for {run.names(unknown)}; run longer")
-    compared = {int(i): compare_chains(run.quantities[i].draws) for i in np.flatnonzero(run.r_hat > R_HAT)}
+    judged = np.flatnonzero((run.r_hat > R_HAT) & ~explained)
+    compared = {int(i): compare_chains(run.quantities[i].draws) for i in judged}
     found = [i for i, c in compared.items() if not c.agrees]
     if found:
         found.sort(key=lambda i: -compared[i].r_hat / compared[i].threshold)
@@ -141,7 +137,7 @@ def disagreement(run: Run) -> list[str]:
         flags.append(
             f"R-hat: too high in {run.names(found)}; worst {worst.r_hat:.3f}, over {worst.threshold:.3f}"
             f"{f', apart: {run.chains(odd)}' if odd.any() else ''}; "
-            "run longer, or reparametrise: chains see different parts of the density"
+            f"run longer, or {MOVES if run.discrete else 'reparametrise'}: chains see different parts of the density"
         )
     return flags
 

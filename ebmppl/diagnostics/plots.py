@@ -13,11 +13,11 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from ebmppl.diagnostics.convergence import halves
-from ebmppl.diagnostics.flags import few
-from ebmppl.diagnostics.quantities import Quantity, group_of, posterior_of, quantities
+from ebmppl.diagnostics.quantities import Quantity, few, group_of, judged_of, posterior_of, quantities
 from ebmppl.diagnostics.ranks import chain_differences
 
 if TYPE_CHECKING:
+    import xarray as xr
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -50,7 +50,7 @@ def plot_trace(data: Any, path: str | Path | None = None, var_names: Sequence[st
     """
     import matplotlib.pyplot as plt
 
-    posterior = posterior_of(data, var_names)
+    posterior = _shown(data, var_names)
     found, (chains, draws) = quantities(posterior), (posterior.sizes["chain"], posterior.sizes["draw"])
     shown = found[:MOST_ROWS]
     odd = _odd_chains(shown) if chains > FEW_CHAINS else []
@@ -73,6 +73,12 @@ def plot_trace(data: Any, path: str | Path | None = None, var_names: Sequence[st
     notes += [", ".join(f"{colour}: chain {c}" for colour, c in zip(NAMED, odd, strict=False))] if odd else []
     notes += ["marks below: divergent draws"] if diverging is not None else []
     return _finished(figure, "; ".join(notes), path)
+
+
+def _shown(data: Any, var_names: Sequence[str] | None) -> xr.Dataset:
+    """What is judged; of a run of one large discrete variable alone its first elements."""
+    judged = judged_of(data, var_names)
+    return judged.variables if judged.variables.data_vars else posterior_of(data)
 
 
 def _odd_chains(shown: list[Quantity]) -> list[int]:
@@ -161,7 +167,7 @@ def plot_rank(data: Any, path: str | Path | None = None, var_names: Sequence[str
     """
     import matplotlib.pyplot as plt
 
-    posterior = posterior_of(data, var_names)
+    posterior = _shown(data, var_names)
     chains = posterior.sizes["chain"]
     found = quantities(halves(posterior) if chains == 1 else posterior)
     shown = found[:MOST_PANELS]
@@ -201,7 +207,7 @@ def _draw_ranks(axis: Axes, quantity: Quantity) -> None:
             axis.plot(levels, lines[chain], color=f"C{place + 1}", linewidth=1.4)
     axis.set_title(quantity.name, loc="left", fontsize=11)
     if outside:
-        axis.set_title(f"outside: {few(outside, len(NAMED))}", loc="right", fontsize=9)
+        axis.set_title(f"outside: {few(outside, most=len(NAMED))}", loc="right", fontsize=9)
     reach = 1.15 * max(band, float(np.abs(lines).max()))
     axis.set(xlim=(0, 1), ylim=(-reach, reach))
     axis.tick_params(labelsize=9)

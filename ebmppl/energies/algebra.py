@@ -7,13 +7,14 @@ from functools import reduce
 
 import torch
 from torch import Tensor, nn
-from torch.distributions.constraints import Constraint
 
 from ebmppl.energies.analytic import AnalyticEnergy
-from ebmppl.energies.base import Energy, like, register, require_energy
+from ebmppl.energies.base import Energy, like, register
+from ebmppl.energies.bonds import Bonds, TemperedBonds
 from ebmppl.energies.combined import WeightedConditionals, present
 from ebmppl.energies.discrete import Conditionals
 from ebmppl.energies.gaussian import Quadratic
+from ebmppl.energies.space import shared_space
 from ebmppl.energies.structure import Pairwise
 
 
@@ -39,7 +40,7 @@ class Sum(Energy):
 
     def __init__(self, energies: Sequence[Energy]) -> None:
         flat = [e for energy in energies for e in (_members(energy.terms) if isinstance(energy, Sum) else [energy])]
-        super().__init__(*_space(flat))
+        super().__init__(*shared_space(flat))
         self.terms = nn.ModuleList(flat)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ class Tempered(Energy):
     beta: Tensor
 
     def __init__(self, energy: Energy, beta: float | Tensor) -> None:
-        super().__init__(*_space([energy]))
+        super().__init__(*shared_space([energy]))
         self.energy = energy
         register(self, "beta", _inverse_temperature(beta, like(energy)))
 
@@ -114,6 +115,11 @@ class Tempered(Energy):
         """The energy's tables times one beta."""
         inside = self.energy.pairwise()
         return None if inside is None or self.beta.dim() else inside.tempered(self.beta)
+
+    def bonds(self) -> Bonds | None:
+        """Those of the energy, their strengths and fields times beta."""
+        inside = self.energy.bonds()
+        return None if inside is None else TemperedBonds(inside, self)
 
     def relaxed(self) -> Energy | None:
         """Beta times the energy's extension."""
@@ -146,7 +152,7 @@ class GeometricPath(Energy):
     beta: Tensor
 
     def __init__(self, start: Energy, end: Energy, beta: float | Tensor = 1.0) -> None:
-        super().__init__(*_space([start, end]))
+        super().__init__(*shared_space([start, end]))
         self.start, self.end = start, end
         beta = _inverse_temperature(beta, like(start, end))
         if bool((beta > 1).any()):
@@ -209,7 +215,7 @@ class Mixture(Energy):
     components: nn.ModuleList
 
     def __init__(self, energies: Sequence[Energy], weights: Sequence[float] | Tensor | None = None) -> None:
-        super().__init__(*_space(energies))
+        super().__init__(*shared_space(energies))
         self.components = nn.ModuleList(energies)
         w = [1.0] * len(energies) if weights is None else weights
         w = w if isinstance(w, Tensor) else like(*energies).new_tensor(w)
@@ -250,37 +256,6 @@ def _members(modules: nn.ModuleList) -> list[Energy]:
 
 def _total(values: Iterable[Tensor]) -> Tensor:
     return reduce(torch.add, values)
-
-
-def _space(energies: Sequence[Energy]) -> tuple[dict[str, torch.Size] | torch.Size, Constraint | dict]:
-    """Event shape and support that all energies share."""
-    if not energies:
-        raise ValueError("expected at least one energy, got none")
-    for energy in energies:
-        require_energy(energy)
-    first = energies[0]
-    for other in energies[1:]:
-        # in the same order, too: that of the packed coordinates
-        if list(other.sites.items()) != list(first.sites.items()) or other.packed != first.packed:
-            raise ValueError(f"expected energies over the same sites, got {first.sites} and {other.sites}")
-        for name in first.sites:
-            mine, theirs = first.site_support(name), other.site_support(name)
-            if not _same(mine, theirs):
-                raise ValueError(f"expected the same support at site {name!r}, got {mine} and {theirs}")
-    return (first.sites if first.packed else first.event_shape), first.support
-
-
-def _same(a: object, b: object) -> bool:
-    """Equality of constraints by what they hold, because those such as interval(0, 1) compare by identity."""
-    if isinstance(a, Constraint):
-        return type(a) is type(b) and _same(vars(a), vars(b))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_same(value, b[name]) for name, value in a.items())
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return torch.equal(torch.as_tensor(a, dtype=torch.float64), torch.as_tensor(b, dtype=torch.float64))
-    return a == b
 
 
 def _inverse_temperature(beta: float | Tensor, as_this: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from ebmppl.energies.linalg import rowwise
 if TYPE_CHECKING:
     from torch.distributions import Transform
 
+    from ebmppl.energies.bonds import Bonds
     from ebmppl.energies.discrete import Conditionals, Layers, RealLayers
     from ebmppl.energies.gaussian import Quadratic
     from ebmppl.energies.structure import Pairwise
@@ -103,6 +104,10 @@ class Energy(nn.Module):
 
     def conditionals(self) -> Conditionals | None:
         """For a discrete energy: blocks of independent coordinates and their conditionals, where its structure tells them."""
+        return None
+
+    def bonds(self) -> Bonds | None:
+        """For an energy of pairs that like to be equal: the edges and their strengths; None for any other."""
         return None
 
     def layers(self) -> Layers | RealLayers | None:

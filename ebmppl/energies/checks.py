@@ -37,9 +37,18 @@ def check_energy(energy: Energy, x: Tensor, *, gradient: bool = True, finite: bo
     if finite:
         _check_finite("energy", value)
     if gradient:
-        grad = _gradient(energy, x)
-        if finite:
-            _check_finite("gradient", grad)
+        check_gradient(energy, x, finite=finite)
+
+
+def check_gradient(energy: Energy, x: Tensor, *, finite: bool = True) -> None:
+    """Check the gradient of an energy at points ``(chains, *event)``; a discrete energy's at these real numbers.
+
+    Raises:
+        EnergyError: where there is none, or one of another shape or dtype, or not finite (chains are named).
+    """
+    grad = _gradient(energy, x)
+    if finite:
+        _check_finite("gradient", grad)
 
 
 class _Random(TorchDispatchMode):

@@ -111,15 +111,19 @@ def discrete(energy: Energy) -> bool:
     return all(is_discrete(energy.site_support(name)) for name in energy.sites)
 
 
-def levels_of(energy: Energy) -> Levels:
+def levels_of(energy: Energy, sites: Sequence[str] | None = None) -> Levels:
     """The levels of every coordinate, in the order of packed points.
+
+    Args:
+        energy: a discrete energy.
+        sites: only of these, in this order.
 
     Raises:
         ValueError: for a site that is continuous or has no finite list of values.
     """
     lists: list[Sequence[int]] = []
-    for name, shape in energy.sites.items():
-        support = energy.site_support(name)
+    for name in energy.sites if sites is None else sites:
+        shape, support = energy.sites[name], energy.site_support(name)
         values = levels(support)
         if values is None:
             hint = "; mixed energies take Blocks" if not is_discrete(support) and len(energy.sites) > 1 else ""

@@ -10,6 +10,7 @@ from torch.distributions import Transform, biject_to, constraints
 from torch.distributions.constraints import Constraint
 
 from ebmppl.energies.base import ONE_SITE, Energy, Shape, require_energy
+from ebmppl.energies.supports import is_discrete, levels, storage
 
 
 def unconstrained(energy: Energy) -> Energy:
@@ -27,9 +28,10 @@ class Unconstrained(Energy):
 
     Args:
         energy: the constrained energy.
+        keep_discrete: leave discrete sites as they are, with a gradient of zero; ``constrain`` gives them as integers.
 
     Raises:
-        ValueError: for a discrete support, or one that has no bijection with a log-Jacobian.
+        ValueError: for a discrete support that is not kept, or one that has no bijection with a log-Jacobian.
 
     Example:
         >>> from ebmppl.energies import as_energy
@@ -38,15 +40,24 @@ class Unconstrained(Energy):
         tensor([1.])
     """
 
-    def __init__(self, energy: Energy) -> None:
+    def __init__(self, energy: Energy, *, keep_discrete: bool = False) -> None:
         require_energy(energy)
-        bijections = {name: _bijection(name, shape, energy.site_support(name)) for name, shape in energy.sites.items()}
+        supports = {name: energy.site_support(name) for name in energy.sites}
+        kept = {name: support for name, support in supports.items() if keep_discrete and is_discrete(support)}
+        bijections = {
+            name: None if name in kept else _bijection(name, shape, supports[name])
+            for name, shape in energy.sites.items()
+        }
         shapes: dict[str, Shape] = {
             name: shape if (t := bijections[name]) is None else t.inverse_shape(shape)
             for name, shape in energy.sites.items()
         }
-        super().__init__(shapes if energy.packed else shapes[ONE_SITE])
+        if energy.packed:
+            super().__init__(shapes, kept)
+        else:
+            super().__init__(shapes[ONE_SITE], kept.get(ONE_SITE, constraints.real))
         self.energy = energy
+        self.kept = list(kept)
         self.bijections = bijections
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,6 +82,8 @@ class Unconstrained(Energy):
         """Points in the support ``(*batch, *event of the energy)`` and the log-Jacobian ``(*batch)`` there."""
         log_jacobian = x.new_zeros(x.shape[: x.dim() - len(self.event_shape)])
         values = self.unpack(x)
+        for name in self.kept:
+            values[name] = values[name].detach()
         for name, transform in self.bijections.items():
             if transform is None:
                 continue
@@ -92,6 +105,9 @@ class Unconstrained(Energy):
         for name, transform in self.bijections.items():
             if transform is not None:
                 values[name] = transform(values[name])
+        for name in self.kept:
+            integers = storage(levels(self.site_support(name)) or [1 << 32])
+            values[name] = values[name].to(integers) if values[name].is_floating_point() else values[name]
         return values
 
     @property

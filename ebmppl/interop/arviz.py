@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ebmppl.interop import pyro_predictive as predictive
+from ebmppl.interop.derived import Statistics, derived
 from ebmppl.interop.dims import Coords, Dims, checked_dims
 from ebmppl.interop.pyro_sites import PyroModel, Sites, inspect_sites
 
@@ -51,6 +52,7 @@ def installed_form() -> Form:
 class Options(NamedTuple):
     """What ``to_arviz`` is asked for; see there."""
 
+    statistics: Statistics
     save_warmup: bool
     log_likelihood: bool
     prior_draws: int
@@ -60,6 +62,7 @@ class Options(NamedTuple):
 def to_arviz(
     mcmc: MCMC,
     *,
+    statistics: Statistics | None = None,
     dims: Dims | None = None,
     coords: Coords | None = None,
     save_warmup: bool = False,
@@ -77,6 +80,8 @@ def to_arviz(
 
     Args:
         mcmc: a run.
+        statistics: by name, functions of a batch of points ``(batch, *site)`` that give ``(batch,)`` or ``(batch, ...)``;
+            they become variables of the posterior. See ``diagnostics.statistics``. An ``Energy`` is such a function.
         dims: names for the axes of a site, by site (of one point: without chain and draw).
         coords: labels along the named axes.
         save_warmup: also groups ``warmup_posterior`` and ``warmup_sample_stats``, of a run with ``save_warmup=True``.
@@ -91,13 +96,15 @@ def to_arviz(
         and ``posterior_predictive``.
 
     Raises:
-        ValueError: without draws, for warm-up that was not kept, or for dims and coords that don't fit the sites.
+        ValueError: without draws, for a statistic of another shape or with the name of a site, for warm-up that was
+            not kept, or for dims and coords that don't fit the sites.
     """
     if form not in (None, "inference_data", "datatree"):
         raise ValueError(f"expected form 'inference_data', 'datatree' or None, got {form!r}")
     if prior_draws < 0:
         raise ValueError(f"expected prior_draws >= 0, got {prior_draws}")
-    arrays, skipped = _arrays(mcmc, Options(save_warmup, log_likelihood, prior_draws, posterior_predictive))
+    options = Options(statistics or {}, save_warmup, log_likelihood, prior_draws, posterior_predictive)
+    arrays, skipped = _arrays(mcmc, options)
     sites = {n: v.shape[2:] for n, v in arrays["posterior"].items()}
     data = {n: v.shape for n, v in arrays.get("observed_data", {}).items()}
     own_dims = checked_dims({**data, **sites}, dims or {}, coords or {})
@@ -125,6 +132,7 @@ def _arrays(mcmc: MCMC, options: Options) -> tuple[Arrays, dict[str, str]]:
         arrays["posterior"].update(more.pop("posterior", {}))
         arrays.update(more)
         skipped.update(reasons)
+    arrays["posterior"].update(host_arrays(derived(samples, options.statistics, arrays["posterior"])))
     return arrays, skipped
 
 

@@ -6,11 +6,35 @@ adaptation are shared parts: ``accept.py``, ``integrators.py``, ``adaptation.py`
 """
 
 from ebmppl.kernels.base import GradientKernel, Kernel, NoiseSpec
+from ebmppl.kernels.blocks import Blocks
 from ebmppl.kernels.discrete import DiscreteKernel
+from ebmppl.kernels.discrete_langevin import DiscreteLangevin
 from ebmppl.kernels.gibbs import Gibbs
+from ebmppl.kernels.gibbs_with_gradients import GibbsWithGradients
 from ebmppl.kernels.hmc import HMC
 from ebmppl.kernels.langevin import Langevin
 from ebmppl.kernels.mala import MALA
+from ebmppl.kernels.metropolis import Metropolis
 from ebmppl.kernels.nuts import NUTS
+from ebmppl.kernels.parallel_tempering import ParallelTempering
+from ebmppl.kernels.swendsen_wang import SwendsenWang
+from ebmppl.kernels.wolff import Wolff
 
-__all__ = ["HMC", "MALA", "NUTS", "DiscreteKernel", "Gibbs", "GradientKernel", "Kernel", "Langevin", "NoiseSpec"]
+__all__ = [
+    "HMC",
+    "MALA",
+    "NUTS",
+    "Blocks",
+    "DiscreteKernel",
+    "DiscreteLangevin",
+    "Gibbs",
+    "GibbsWithGradients",
+    "GradientKernel",
+    "Kernel",
+    "Langevin",
+    "Metropolis",
+    "NoiseSpec",
+    "ParallelTempering",
+    "SwendsenWang",
+    "Wolff",
+]

@@ -47,12 +47,16 @@ class Kernel(MCMCKernel):
         synchronous: True when every tick finishes a draw of every chain.
         exact: True when the kernel leaves the density exp(-E) invariant at any step size.
         scratch: fields of the state that a tick writes into, where nothing that was there will be read again.
+        proportional: fields of the state, where it has them, that double when the energy does.
+        step_size_by_chain: whether ``step_size`` in the tuning may be ``(chains,)``, one for each chain.
     """
 
     calls_per_tick: ClassVar[int] = 1
     synchronous: ClassVar[bool] = True
     exact: ClassVar[bool] = True
     scratch: ClassVar[tuple[str, ...]] = ()
+    proportional: ClassVar[tuple[str, ...]] = ("energy", "grad")
+    step_size_by_chain: ClassVar[bool] = False
 
     energy: Energy
     target: Energy
@@ -259,7 +263,8 @@ class GradientKernel(Kernel):
 
     def untraced(self, x: Tensor) -> str | None:
         """The reason why the gradient isn't traced."""
-        return self._gradient.untraced(x)
+        reason = self._gradient.untraced(x)
+        return None if reason is None else f"the gradient is not traced: {reason}"
 
     def flat(self, x: Tensor) -> Tensor:
         """Own contiguous copy ``(chains, dimension)`` of points ``(chains, *event)``."""

@@ -56,3 +56,17 @@ def draw_level(logits: Tensor, uniform: Tensor) -> Tensor:
     below = torch.softmax(logits, -1).cumsum(-1)
     # the last one is 1 up to rounding, and a uniform may lie above it
     return (uniform.unsqueeze(-1) >= below[..., :-1]).sum(-1)
+
+
+def pick(log_probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """One of many for every row, ``(chains, 1)`` int64, none of probability 0.
+
+    Args:
+        log_probabilities: normalised, ``(chains, many)``.
+        uniform: two uniforms in [0, 1) for each row, ``(chains, 2)``; of numbers of 24 bits the second refines the first.
+    """
+    below = log_probabilities.double().exp().cumsum(1)
+    fine = uniform[:, 1:].double() * 2.0**-24 if uniform.dtype != torch.float64 else 0.0
+    at = (uniform[:, :1].double() + fine) * below[:, -1:]
+    # the first whose sum lies above; there is one, as a uniform is less than 1, unless probabilities are NaN
+    return (at >= below).sum(1, keepdim=True).clamp_max(below.shape[1] - 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -94,7 +94,8 @@ class ByEnergies:
 
     def __init__(self, energy: Energy, levels: Levels) -> None:
         self.energy, self.levels = energy, levels
-        self._blocks: dict[Any, list[Tensor]] = {}
+        counts = levels.counts.tolist()
+        self._values = [row[:n] for row, n in zip(levels.table.tolist(), counts, strict=True)]  # a trace can't look
 
     @property
     def blocks(self) -> Sequence[Tensor]:
@@ -103,7 +104,8 @@ class ByEnergies:
 
     def logits(self, block: int, x: Tensor) -> Tensor:
         """Minus the energies with the coordinate at each of its levels."""
-        values, count = self.levels.table[block].tolist(), int(self.levels.counts[block])
+        values = self._values[block]
+        count = len(values)
         tried = x.unsqueeze(1).repeat(1, count, 1)
         for k in range(count):
             tried[:, k, block] = values[k]

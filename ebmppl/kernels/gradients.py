@@ -44,11 +44,13 @@ class Gradient:
     notices other ones, other modes (``train``, ``eval``) and attributes, and values that differ, and traces anew.
 
     Args:
-        energy: over unconstrained points.
+        energy: over unconstrained points, or a discrete one at real points.
+        elsewhere: gives other points of the same shape, at which a trace is tried, too.
     """
 
-    def __init__(self, energy: Energy) -> None:
+    def __init__(self, energy: Energy, elsewhere: Callable[[Tensor], Tensor] | None = None) -> None:
         self.energy = energy
+        self._elsewhere = elsewhere or (lambda x: 0.9 * x.flip(0))  # the rows change places
         self._traced: dict[tuple[Any, ...], _Traced] = {}
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,7 +82,7 @@ class Gradient:
             known is not None and not values and known.form == fingerprint(self.energy)
         ):
             return
-        points = (x, 0.9 * x.flip(0))  # the rows change places
+        points = (x, self._elsewhere(x))
         eager = [self.energy.value_and_grad(point) for point in points]
         now = fingerprint(self.energy)
         if known is not None and known.form == now and (known.run is None or _agree(known.run, points, eager)):

@@ -57,6 +57,7 @@ class Langevin(GradientKernel):
     """
 
     exact: ClassVar[bool] = False
+    step_size_by_chain: ClassVar[bool] = True
 
     def __init__(self, energy: Energy, step_size: float) -> None:
         super().__init__(energy)
@@ -78,7 +79,7 @@ class Langevin(GradientKernel):
 
     def tick(self, state: LangevinState, tuning: LangevinTuning, noise: Noise) -> tuple[LangevinState, LangevinInfo]:
         """One step of every chain."""
-        eta = tuning.step_size
+        eta = tuning.step_size.unsqueeze(-1)
         proposal = torch.addcmul(state.position, noise["normal"], eta.sqrt()).addcmul_(state.grad, eta, value=-0.5)
         energy, grad = self.value_and_grad(proposal)
         bad = not_finite(energy + grad.sum(-1))
@@ -91,5 +92,5 @@ class Langevin(GradientKernel):
             acceptance_rate=ok.to(energy.dtype),
             energy_error=energy - state.energy,
             diverging=bad,
-            step_size=eta.expand_as(energy),
+            step_size=tuning.step_size.expand_as(energy),
         )

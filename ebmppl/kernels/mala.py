@@ -59,6 +59,7 @@ class MALA(HamiltonianKernel):
     """
 
     power: ClassVar[float] = 0.5
+    step_size_by_chain: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -8,10 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from ebmppl.energies.base import Energy, flatten_batch
+from ebmppl.energies.bonds import Bonds
 from ebmppl.energies.structure import Pairwise
 from ebmppl.energies.supports import spin
 from ebmppl.models.graph import Graph
-from ebmppl.models.pairwise import NeighbourTables, as_parameter, couplings_of_matrix, products, whole_tensor
+from ebmppl.models.pairwise import (
+    GraphBonds,
+    NeighbourTables,
+    as_parameter,
+    couplings_of_matrix,
+    products,
+    whole_tensor,
+)
 
 
 class Ising(Energy):
@@ -83,6 +91,14 @@ class Ising(Energy):
         spins = self.coupling.new_tensor([-1.0, 1.0])
         pairs = whole_tensor(self.coupling, len(self.graph.edges))[:, None, None] * torch.outer(spins, spins)
         return Pairwise(self.fields[:, None] * spins, self.tables.edges, pairs, self.graph.shape)
+
+    def bonds(self) -> Bonds:
+        """Twice the couplings, as two equal spins differ from two others by 2 J."""
+        return GraphBonds(
+            self,
+            lambda: 2 * whole_tensor(self.coupling, len(self.graph.edges)),
+            lambda: torch.stack([-self.fields, self.fields], -1),
+        )
 
     def extra_repr(self) -> str:
         """Shape and edges, for ``repr``."""

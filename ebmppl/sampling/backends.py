@@ -135,7 +135,7 @@ class Compiled:
         reason = kernel.untraced(x)
         if reason is not None:
             # a warning told it when it happened
-            raise Refused(f"the gradient is not traced: {reason}", worth_a_warning=False)
+            raise Refused(reason, worth_a_warning=False)
         try:
             traced = self.program.trace(copy(self.first), self.chunks, self.log)
         except Exception as error:  # the kernel's or the energy's own code may raise anything

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ebmppl.energies.base import ONE_SITE, Energy, dtype_and_device
 from ebmppl.energies.checks import check_energy
-from ebmppl.energies.discrete import discrete, levels_of
+from ebmppl.energies.discrete import Levels, discrete, levels_of
 from ebmppl.energies.supports import is_discrete, require_inside
 from ebmppl.errors import EnergyError
 from ebmppl.kernels.base import NoiseSpec, require
@@ -48,7 +48,20 @@ class Uniform(NamedTuple):
             return _uniform_levels(target, chains, seed)
         specs = {"point": NoiseSpec("uniform", tuple(target.event_shape))}
         source = NoiseSource(specs, chains, seed, dtype, device, "initial")
-        return lambda attempt: (2 * source.row(attempt)["point"] - 1) * self.radius
+        kept = [name for name in target.sites if is_discrete(target.site_support(name))]
+
+        def draw(attempt: int) -> Tensor:
+            uniform = source.row(attempt)["point"]
+            x = (2 * uniform - 1) * self.radius
+            if not kept:
+                return x
+            inside, drawn = target.unpack(x), target.unpack(uniform)
+            for name in kept:
+                values = _levels(levels_of(target, [name]), drawn[name].reshape(chains, -1))
+                inside[name] = values.to(dtype).view(inside[name].shape)
+            return target.pack(inside)
+
+        return draw
 
 
 class FromData(NamedTuple):
@@ -85,20 +98,25 @@ def _uniform_levels(target: Energy, chains: int, seed: int) -> Callable[[int], T
     dtype, device = dtype_and_device(target)
     levels = levels_of(target)
     source = NoiseSource({"point": NoiseSpec("uniform", (len(levels.table),))}, chains, seed, dtype, device, "initial")
-    table, count = levels.table.to(device=device, dtype=levels.dtype), levels.counts.to(device)
 
     def draw(attempt: int) -> Tensor:
-        # a uniform just under 1 times many levels may round to their number
-        which = (source.row(attempt)["point"] * count).long().minimum(count - 1)
-        return table.gather(1, which.mT).mT.reshape(chains, *target.event_shape).contiguous()
+        return _levels(levels, source.row(attempt)["point"]).reshape(chains, *target.event_shape).contiguous()
 
     return draw
 
 
+def _levels(levels: Levels, uniform: Tensor) -> Tensor:
+    """A level of every coordinate by uniforms ``(chains, coordinates)``."""
+    table, count = levels.table.to(device=uniform.device, dtype=levels.dtype), levels.counts.to(uniform.device)
+    # a uniform just under 1 times many levels may round to their number
+    which = (uniform * count).long().minimum(count - 1)
+    return table.gather(1, which.mT).mT
+
+
 def _require_tensors(target: Energy, by_site: Mapping[str, Tensor], what: str) -> None:
     """Raise ``ValueError`` unless these are numbers; floating point ones for continuous energies, inside discrete supports."""
-    whole = discrete(target)
-    for value in by_site.values():
+    for name, value in by_site.items():
+        whole = name in target.sites and is_discrete(target.site_support(name))
         if not isinstance(value, Tensor) or value.is_complex() or not (whole or value.is_floating_point()):
             got = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"expected {'' if whole else 'floating point '}tensors as {what}, got {got}")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch.distributions import Transform
 
     from ebmppl.diagnostics.summary import Summary
+    from ebmppl.interop.derived import Statistics
 
 Hook = Callable[[Kernel, dict[str, Tensor], str, int], None]
 
@@ -204,7 +205,7 @@ class MCMC:
         return select_samples(samples, num_samples, group_by_chain)
 
     def stats(self) -> dict[str, Tensor]:
-        """Statistics of the draws under ArviZ's names, each ``(chains, draws)``."""
+        """Statistics of the draws under ArviZ's names, each ``(chains, draws)``, of some kernels ``(chains, draws, k)``."""
         fields = self.draws.select(0, self._require_draws())
         return {name: value for name, value in fields.items() if name != "position"}
 
@@ -246,17 +247,15 @@ class MCMC:
         index = target.unpack(torch.arange(target.event_shape.numel(), device=device))
         return torch.cat([index[name].reshape(-1) for name in self.save_params])
 
-    def diagnostics(self) -> dict[str, Any]:
-        """By site ``n_eff`` and ``r_hat`` (ArviZ's bulk ESS and rank-normalised R-hat), divergences and acceptance by chain."""
-        from ebmppl.diagnostics.convergence import convergence
+    def diagnostics(self, statistics: Statistics | None = None) -> dict[str, Any]:
+        """By site ``n_eff`` and ``r_hat`` (ArviZ's bulk ESS and rank-normalised R-hat), divergences and acceptance by chain.
 
-        rate, diverging = self.stats()["acceptance_rate"].mean(1), self.now.counts
-        assert diverging is not None  # a run with draws has counts
-        return {
-            **convergence(self.get_samples(group_by_chain=True)),
-            "divergences": {f"chain {i}": int(n) for i, n in enumerate(diverging.diverging)},
-            "acceptance rate": {f"chain {i}": float(r) for i, r in enumerate(rate)},
-        }
+        Args:
+            statistics: judged in place of the sites, with the energy beside them; see ``diagnostics.statistics``.
+        """
+        from ebmppl.diagnostics.convergence import diagnostics
+
+        return diagnostics(self, statistics)
 
     def to_arviz(self, **options: Any) -> Any:
         """The run as ArviZ's ``InferenceData`` (0.x) or ``DataTree`` (1.x); options as in ``interop.arviz.to_arviz``."""
@@ -264,17 +263,19 @@ class MCMC:
 
         return to_arviz(self, **options)
 
-    def summary(self, prob: float = 0.9) -> Summary:
+    def summary(
+        self, prob: float = 0.9, statistics: Statistics | None = None, var_names: Sequence[str] | None = None
+    ) -> Summary:
         """Print ArviZ's table with what should make one distrust it, and return both.
 
         Args:
             prob: probability mass of the intervals.
+            statistics: of points, by name, to judge besides; see ``diagnostics.statistics``.
+            var_names: sites, statistics and "energy" to judge; all when None, see ``diagnostics.summarize``.
         """
-        from ebmppl.diagnostics.summary import summarize
+        from ebmppl.diagnostics.summary import summarize_run
 
-        summary = summarize(self.to_arviz(log_likelihood=False, prior_draws=0, posterior_predictive=False), prob)
-        print(summary)
-        return summary
+        return summarize_run(self, prob, statistics, var_names)
 
     # Keeping.
 

@@ -25,21 +25,21 @@ class Carried(NamedTuple):
 
 
 class Log:
-    """Rows of what ticks gave: positions, and the fields of the kernel's info, those of one dtype in one tensor.
+    """Rows of what ticks gave: positions, and the fields of the kernel's info, those of one form in one tensor.
 
     Args:
         position: of the chains, ``(chains, *event)``.
-        info: of a tick, fields ``(chains,)``.
+        info: of a tick, fields ``(chains, ...)``.
         ticks: how many rows.
     """
 
     def __init__(self, position: Tensor, info: Any, ticks: int) -> None:
         self.ticks, self.fields = ticks, type(info)._fields
-        self.dtypes = list(dict.fromkeys(value.dtype for value in info))
-        self.groups = [[i for i, v in enumerate(info) if v.dtype == dtype] for dtype in self.dtypes]
+        forms = list(dict.fromkeys((value.dtype, value.shape) for value in info))
+        self.groups = [[i for i, v in enumerate(info) if (v.dtype, v.shape) == form] for form in forms]
         self.buffers = [position.new_zeros(ticks, *position.shape)]
-        for dtype, group in zip(self.dtypes, self.groups, strict=True):
-            self.buffers.append(torch.zeros(ticks, len(group), len(position), dtype=dtype, device=position.device))
+        for (dtype, shape), group in zip(forms, self.groups, strict=True):
+            self.buffers.append(torch.zeros(ticks, len(group), *shape, dtype=dtype, device=position.device))
 
     def pack(self, position: Tensor, info: Any) -> list[Tensor]:
         """One row of every buffer."""

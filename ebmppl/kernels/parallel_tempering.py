@@ -1,0 +1,286 @@
+"""Parallel tempering with non-reversible swaps, around any synchronous kernel."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ebmppl.energies.algebra import GeometricPath
+from ebmppl.energies.base import Energy
+from ebmppl.energies.fingerprint import fingerprint
+from ebmppl.kernels.accept import metropolis
+from ebmppl.kernels.base import GradientKernel, Kernel, Noise, NoiseSpec, require
+from ebmppl.kernels.gradients import Gradient
+from ebmppl.kernels.replicas import Replicas, TemperingAdaptation, ladder, record
+
+_OWN_STATE = ("energy", "parity", "label", "round_trips")
+_OWN_INFO = ("swap_rate", "swap_rates", "round_trips")
+_PREFIX = "replica_"
+_FROM_COLD, _FROM_HOT = 1, 2
+
+
+class ParallelTempering(Kernel):
+    r"""Replicas of every chain at inverse temperatures :math:`\beta_1 < \dots < \beta_R = 1` that swap their points.
+
+    One tick moves all replicas (chains x replicas are the rows of one batch) by the inner kernel at
+    :math:`\beta_i E`, and then tries to swap neighbours i, i + 1 of even i, in the next tick those of odd i: swaps in
+    a fixed alternation are not reversible, and carry points from one end to the other in a straight line where random
+    ones would diffuse. A swap is accepted with probability
+    :math:`\min(1, \exp((\beta_i - \beta_{i+1})(E_i - E_{i+1})))`. Draws are those of beta = 1. No energy is evaluated for a
+    swap: states keep what they know of the energy at beta = 1.
+
+    In warm-up the inverse temperatures move to equal swap rates, from the rejection rates of each window of 20 draws
+    and more; so does the inner kernel's tuning, by what its chains at beta = 1 accept. Hotter replicas take the same
+    tuning, those of Langevin kernels steps of ``step_size / beta``, which suits a Gaussian at every temperature.
+
+    With a base, replicas are at :math:`\beta_i E + (1 - \beta_i) E_0`, from beta = 0 on, and E in the acceptance becomes
+    E - E_0. Then energies are evaluated anew after swaps, and all replicas take the same steps.
+
+    Statistics beside the inner kernel's at beta = 1: ``swap_rates`` ``(replicas - 1,)``, the acceptance probability of
+    each pair of neighbours, tried or not, from the hottest pair on; ``swap_rate``, their mean; ``round_trips``, how
+    often points of the chain's replicas went from beta = 1 to the hottest end and back since warm-up.
+    ``ebmppl.diagnostics.tempering`` tells the rates of a run.
+
+    References:
+        Syed, Bouchard-Cote, Deligiannidis and Doucet 2022, "Non-reversible parallel tempering: a scalable highly
+        parallel MCMC scheme"; swaps in an alternation: Okabe et al. 2001.
+
+    Args:
+        kernel: a synchronous kernel on the energy to be sampled; it is made again at the replicas' temperatures.
+        betas: inverse temperatures, positive, increasing, ending at 1; or how many replicas, in geometric progression.
+        beta_min: the least of these.
+        adapt_betas: adapt the inverse temperatures between the hottest and 1 in warm-up.
+        base: E_0, an energy over the same space that is easy to explore; betas may then begin at 0, and a number of them is
+            evenly spaced from there.
+
+    Raises:
+        ValueError: for betas that are not so, or a kernel whose ticks don't finish a draw of every chain (HMC, NUTS).
+
+    Example:
+        >>> import ebmppl as eb
+        >>> ising = eb.models.Ising((8, 8), 0.5)
+        >>> mcmc = eb.MCMC(ParallelTempering(eb.Gibbs(ising), 6), 10, num_chains=2, seed=0, disable_progbar=True)
+        >>> mcmc.run()
+        >>> mcmc.stats()["swap_rates"].shape
+        torch.Size([2, 10, 5])
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        betas: int | Sequence[float] | Tensor = 8,
+        *,
+        beta_min: float = 0.1,
+        adapt_betas: bool = True,
+        base: Energy | None = None,
+    ) -> None:
+        _require_synchronous(kernel)
+        super().__init__(kernel.energy)
+        require(isinstance(adapt_betas, bool), "adapt_betas as True or False", repr(adapt_betas))
+        self.target, self.adapt_betas = kernel.target, adapt_betas
+        self._betas = ladder(betas, beta_min, base=base is not None)
+        self._replicas = Replicas(kernel.target, None if base is None else _seen_alike(base, kernel))
+        self._inner = _rebuilt(kernel, self._replicas)
+        self._state_type: Any = None  # of the inner kernel, as its tuning; known from init on
+        self._tuning_type: Any = None
+        self.calls_per_tick = kernel.calls_per_tick * self.num_replicas  # type: ignore[misc]
+        self.exact = kernel.exact  # type: ignore[misc]
+
+    @property
+    def num_replicas(self) -> int:
+        """Of every chain."""
+        return len(self._betas)
+
+    def settings(self) -> dict[str, Any]:
+        """The inner kernel and the temperatures to begin with."""
+        base = "none" if self._replicas.base is None else type(self._replicas.base).__name__
+        return {"kernel": repr(self._inner), "betas": list(self._betas), "adapt_betas": self.adapt_betas, "base": base}
+
+    def identity(self) -> tuple[Any, ...]:
+        """Kind, settings and energy, of the inner kernel, too."""
+        own = {n: v for n, v in vars(self._inner).items() if n[0] != "_" and n not in ("energy", "target", "model")}
+        ends = tuple(end.identity() for end in self._replicas.ends)
+        return (type(self), self.num_replicas, type(self._inner), fingerprint(own), ends)
+
+    def random_dtype(self, x: Tensor) -> torch.dtype:
+        """That of the inner kernel."""
+        return self._inner.random_dtype(x)
+
+    @property
+    def _gradients(self) -> list[Gradient]:
+        """Of the energy at beta = 1, and of the base, where the inner kernel goes by gradients."""
+        return self._replicas.gradients if isinstance(self._inner, GradientKernel) else []
+
+    def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
+        """Trace the gradient at beta = 1 of all replicas."""
+        for gradient in self._gradients:
+            gradient.prepare(self._rows(x), values=values, trace=many)
+
+    def untraced(self, x: Tensor) -> str | None:
+        """The reason why the gradient isn't traced."""
+        return next((why for g in self._gradients if (why := g.untraced(self._rows(x))) is not None), None)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        return x.repeat_interleave(self.num_replicas, 0)
+
+    def init(self, x: Tensor) -> Any:
+        """State at points ``(chains, *event)``, where all replicas of a chain begin."""
+        chains, replicas = len(x), self.num_replicas
+        rows = self._rows(x)
+        with self._replicas.at(torch.ones(len(rows), dtype=self.random_dtype(x), device=x.device)):
+            inner = self._inner.init(rows)
+        self._state_type = type(inner)
+        with torch.no_grad():
+            energy = self.target(x)
+        none = torch.zeros(chains, dtype=torch.int64, device=x.device)
+        label = none.unsqueeze(1).repeat(1, replicas)
+        label[:, -1] = _FROM_COLD
+        fields = [value.view(chains, replicas, *value.shape[1:]) for value in inner]
+        names = (*_OWN_STATE, *(_PREFIX + name for name in inner._fields))
+        return record("TemperingState", names)(energy.clone(), none, label, none.clone(), *fields)
+
+    def init_tuning(self, x: Tensor) -> Any:
+        """The inverse temperatures, and the inner kernel's tuning."""
+        inner = self._inner.init_tuning(x)
+        self._tuning_type = type(inner)
+        betas = torch.tensor(self._betas, dtype=self.random_dtype(x), device=x.device)
+        return record("TemperingTuning", ("betas", *inner._fields))(betas, *inner)
+
+    def noise(self) -> dict[str, NoiseSpec]:
+        """The inner kernel's for every replica, and a uniform for every pair of neighbours."""
+        replicas = self.num_replicas
+        inner = {name: spec._replace(shape=(replicas, *spec.shape)) for name, spec in self._inner.noise().items()}
+        return {**inner, "swap": NoiseSpec("uniform", (replicas - 1,))}
+
+    def position(self, state: Any) -> Tensor:
+        """The points ``(chains, *event)`` at beta = 1."""
+        return self._inner.position(self._cold(state))
+
+    def replicas(self, state: Any) -> Tensor:
+        """The points ``(chains, replicas, *event)`` of all replicas, the hottest first."""
+        x = self._inner.position(self._state_type(*(value.flatten(0, 1) for value in state[len(_OWN_STATE) :])))
+        return x.view(-1, self.num_replicas, *x.shape[1:])
+
+    def restart(self, state: Any) -> Any:
+        """Round trips are counted from here on."""
+        label = torch.zeros_like(state.label)
+        label[:, -1] = _FROM_COLD
+        return state._replace(label=label, round_trips=torch.zeros_like(state.round_trips))
+
+    def adaptation(self) -> TemperingAdaptation | None:
+        """Equal swap rates, and what the inner kernel adapts."""
+        inner = self._inner.adaptation()
+        if inner is None and not self.adapt_betas:
+            return None
+        return TemperingAdaptation(inner, self._replicas, self._known, self._inner_tuning, betas=self.adapt_betas)
+
+    def _cold(self, state: Any) -> Any:
+        """The inner kernel's state at beta = 1."""
+        return self._state_type(*(value[:, -1].contiguous() for value in state[len(_OWN_STATE) :]))
+
+    def _known(self, state: Any) -> Any:
+        """The same with what it knows of the energy at beta = 1."""
+        cold = self._cold(state)
+        return cold if self._replicas.base is None else self._inner.init(self._inner.position(cold))
+
+    def _inner_tuning(self, tuning: Any) -> Any:
+        return self._tuning_type(*tuning[1:])
+
+    # A tick.
+
+    def tick(self, state: Any, tuning: Any, noise: Noise) -> tuple[Any, Any]:
+        """One tick of the inner kernel in every replica, then swaps of neighbours."""
+        betas, chains = tuning.betas, len(state.energy)
+        rows = betas.repeat(chains)
+        given = {name: noise[name].flatten(0, 1) for name in noise if name != "swap"}
+        inner = self._state_type(*(value.flatten(0, 1) for value in state[len(_OWN_STATE) :]))
+        with self._replicas.at(rows):
+            inner = self._times(rows, inner) if self._replicas.base is None else self._anew(inner)
+            inner, info = self._inner.tick(inner, self._tuning_by_row(tuning, rows), given)
+        inner, energy, slope = self._ends(rows, inner, info)
+        swap = metropolis((betas[:-1] - betas[1:]) * (slope[:, 1:] - slope[:, :-1]), noise["swap"])
+        accept = swap.accept & self._tried(state, noise)
+        source = _exchanged(accept) + torch.arange(chains, device=energy.device).unsqueeze(1) * self.num_replicas
+        energy = energy.flatten().index_select(0, source[:, -1])
+        label, trips = _labelled(state.label.flatten().index_select(0, source.flatten()).view_as(state.label))
+        fields = (v.index_select(0, source.flatten()).view(chains, -1, *v.shape[1:]) for v in inner)
+        new = type(state)(energy, 1 - state.parity, label, state.round_trips + trips, *fields)
+        return new, self._info(info, energy, swap.rate, new.round_trips)
+
+    def _anew(self, inner: Any) -> Any:
+        return self._inner.init(self._inner.position(inner))
+
+    def _ends(self, rows: Tensor, inner: Any, info: Any) -> tuple[Any, Tensor, Tensor]:
+        """What is kept of the inner state, and ``(chains, replicas)``: energies at beta = 1, and their slopes in beta."""
+        replicas = self.num_replicas
+        if self._replicas.base is None:
+            energy = (-info.lp / rows).view(-1, replicas)
+            return self._times(1 / rows, inner), energy, energy
+        x = self._inner.position(inner)
+        energy, base = (end(x).view(-1, replicas) for end in self._replicas.ends)
+        return inner, energy, energy - base
+
+    def _tried(self, state: Any, noise: Noise) -> Tensor:
+        """Which pairs of neighbours ``(chains, replicas - 1)`` try a swap in this tick."""
+        pairs = torch.arange(self.num_replicas - 1, device=state.parity.device)
+        return pairs % 2 == state.parity.unsqueeze(1)
+
+    def _times(self, factor: Tensor, inner: Any) -> Any:
+        """What an inner state knows of the energy, times a factor by row."""
+        known = {n: getattr(inner, n) for n in self._inner.proportional if n in inner._fields}
+        return inner._replace(**{n: factor.to(v.dtype).view(-1, *[1] * (v.dim() - 1)) * v for n, v in known.items()})
+
+    def _tuning_by_row(self, tuning: Any, rows: Tensor) -> Any:
+        inner = self._inner_tuning(tuning)
+        scaled = self._inner.step_size_by_chain and self._replicas.base is None
+        return inner._replace(step_size=inner.step_size / rows) if scaled else inner
+
+    def _info(self, info: Any, energy: Tensor, rates: Tensor, trips: Tensor) -> Any:
+        cold = info._replace(**{n: v.view(len(energy), -1, *v.shape[1:])[:, -1] for n, v in info._asdict().items()})
+        values = {**cold._asdict(), "lp": -energy, "energy": energy}
+        return record("TemperingInfo", (*values, *_OWN_INFO))(*values.values(), rates.mean(1), rates, trips)
+
+
+def _exchanged(accept: Tensor) -> Tensor:
+    """From which replica ``(chains, replicas)`` each takes its state, by accepted swaps ``(chains, replicas - 1)``."""
+    none = accept.new_zeros(len(accept), 1).long()
+    up = accept.long()
+    here = torch.arange(accept.shape[1] + 1, device=accept.device)
+    return here + torch.cat([up, none], 1) - torch.cat([none, up], 1)
+
+
+def _labelled(label: Tensor) -> tuple[Tensor, Tensor]:
+    """Points learn at the ends where they have been; and how many ``(chains,)`` completed a round trip."""
+    hot, cold = label[:, :1], label[:, -1:]
+    turned = torch.where(hot == _FROM_COLD, torch.full_like(hot, _FROM_HOT), hot)
+    new = torch.cat([turned, label[:, 1:-1], torch.full_like(cold, _FROM_COLD)], 1)
+    return new, (cold.squeeze(1) == _FROM_HOT).long()
+
+
+def _require_synchronous(kernel: object) -> None:
+    if not isinstance(kernel, Kernel):
+        raise ValueError(f"expected a kernel of ebmppl.kernels, got {type(kernel).__name__}")
+    if not kernel.synchronous:
+        name = type(kernel).__name__
+        told = "replicas can be swapped only where all have finished a draw; take MALA or Gibbs"
+        raise ValueError(f"expected a kernel whose every tick finishes a draw of every chain, got {name}: {told}")
+
+
+def _seen_alike(base: Energy, kernel: Kernel) -> Energy:
+    """A base in the coordinates in which a kernel moves."""
+    GeometricPath(base, kernel.energy)  # refuses another space
+    seen: Any = type(kernel.target)
+    return base if kernel.target is kernel.energy else seen(base)
+
+
+def _rebuilt(kernel: Kernel, energy: Replicas) -> Kernel:
+    """A kernel of the same kind and settings on another energy."""
+    names = [name for name in inspect.signature(type(kernel)).parameters if name != "energy"]
+    missing = [name for name in names if not hasattr(kernel, name)]
+    require(not missing, f"a {type(kernel).__name__} that keeps its settings as attributes", f"none of {missing}")
+    options: dict[str, Any] = {name: getattr(kernel, name) for name in names}
+    return type(kernel)(energy, **options)

@@ -1,0 +1,96 @@
+"""Swendsen-Wang: all clusters of bonded equal neighbours take new values at once."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ebmppl.kernels.accept import not_finite, select, some
+from ebmppl.kernels.base import Noise, NoiseSpec
+from ebmppl.kernels.clusters import ClusterKernel, Clusters, ClusterState
+from ebmppl.kernels.discrete import draw_level, draw_upper
+from ebmppl.kernels.gibbs import NoTuning
+
+
+class SwendsenWangInfo(NamedTuple):
+    """What a person looks at, by chain."""
+
+    done: Tensor
+    lp: Tensor  # minus the energy, nats
+    energy: Tensor
+    acceptance_rate: Tensor  # 1; 0 where diverging
+    diverging: Tensor  # the energy is not finite, and the chain stays
+    num_clusters: Tensor
+    largest_cluster: Tensor  # its fraction of the sites
+
+
+class SwendsenWang(ClusterKernel):
+    r"""One tick is one sweep: every cluster takes a new level.
+
+    For energies :math:`E(x) = -\sum_{ij} K_{ij} [x_i = x_j] - \sum_i h_i(x_i)` with K >= 0 (Ising: K = 2 J; Potts:
+    K = J). Equal neighbours are bonded with probability :math:`1 - e^{-K_{ij}}`; every cluster C of bonded sites
+    takes level k with probability proportional to :math:`\exp \sum_{i \in C} h_i(k)`: equal ones without fields. It is
+    Gibbs sampling of levels and bonds in turn, so levels alone are reversible. Fields of mixed or large sizes make it
+    slow, as its clusters don't know of them.
+
+    Negative couplings of two levels are taken where flipping some sites makes all of them positive (an antiferromagnet
+    on a bipartite graph; Mattis glasses).
+
+    How many rounds it takes to label the clusters depends on them, so ticks run eagerly.
+
+    References:
+        Swendsen and Wang 1987, "Nonuniversal critical dynamics in Monte Carlo simulations";
+        Edwards and Sokal 1988, "Generalization of the Fortuin-Kasteleyn-Swendsen-Wang representation".
+
+    Args:
+        energy: one with ``bonds()``, such as ``Ising``, ``Potts`` or a multiple of them.
+
+    Raises:
+        ValueError: for an energy that knows no bonds, or frustrated couplings (an edge is named).
+
+    Example:
+        >>> from ebmppl import MCMC, models
+        >>> mcmc = MCMC(SwendsenWang(models.Ising((8, 8), 0.44)), 10, 5, num_chains=4, seed=0, disable_progbar=True)
+        >>> mcmc.run()
+        >>> mcmc.get_samples()["x"].shape
+        torch.Size([40, 8, 8])
+    """
+
+    def noise(self) -> dict[str, NoiseSpec]:
+        """A uniform for every edge, and for every site: a cluster takes that of its smallest site."""
+        return {"bond": self.bond_noise(), "level": NoiseSpec("uniform", (self.num_coordinates,))}
+
+    def tick(self, state: ClusterState, tuning: NoTuning, noise: Noise) -> tuple[ClusterState, SwendsenWangInfo]:
+        """One sweep of every chain."""
+        x = state.position
+        clusters = self.clusters(x, noise["bond"])
+        level = self._drawn(clusters.label, noise["level"]).view(-1).index_select(0, clusters.label).view(x.shape)
+        new = self.values_of(level, x)
+        energy = self.energies(new)
+        diverging = not_finite(energy)
+        if some(diverging):
+            new = select(diverging, x, new)
+        return ClusterState(new), self._info(clusters, energy, diverging)
+
+    def _drawn(self, label: Tensor, uniform: Tensor) -> Tensor:
+        """Levels ``(chains, sites)``, those of smallest sites of clusters from their clusters' fields."""
+        levels, fields = self.num_levels, self.fields()
+        if fields is None:
+            return uniform < 0.5 if levels == 2 else (uniform * levels).to(torch.int8 if levels < 128 else torch.int64)
+        if levels == 2:
+            odds = (fields[..., 1] - fields[..., 0]).to(uniform.dtype).expand(uniform.shape)
+            total = torch.zeros_like(uniform).view(-1).index_add_(0, label, odds.reshape(-1))
+            return draw_upper(total.view(uniform.shape), uniform)
+        flat = fields.to(uniform.dtype).expand(*uniform.shape, levels).reshape(-1, levels)
+        total = torch.zeros_like(flat).index_add_(0, label, flat)
+        return draw_level(total.view(*uniform.shape, levels), uniform)
+
+    def _info(self, clusters: Clusters, energy: Tensor, diverging: Tensor) -> SwendsenWangInfo:
+        shape = clusters.level.shape
+        size = torch.bincount(clusters.label, minlength=shape.numel()).view(shape)
+        largest = size.amax(1).to(energy.dtype) / shape[1]
+        rate = (~diverging).to(energy.dtype)
+        done = torch.ones_like(diverging)
+        return SwendsenWangInfo(done, -energy, energy, rate, diverging, (size > 0).sum(1), largest)
