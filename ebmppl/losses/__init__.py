@@ -6,5 +6,6 @@ To add a loss: one file with its final ``Loss`` and ``BoundLoss`` (``bind``, ``t
 
 from ebmppl.losses.base import BoundLoss, Loss
 from ebmppl.losses.contrastive import CD, PCD
+from ebmppl.losses.likelihood import MLE
 
-__all__ = ["CD", "PCD", "BoundLoss", "Loss"]
+__all__ = ["CD", "MLE", "PCD", "BoundLoss", "Loss"]
