@@ -7,5 +7,23 @@ To add a loss: one file with its final ``Loss`` and ``BoundLoss`` (``bind``, ``t
 from ebmppl.losses.base import BoundLoss, Loss
 from ebmppl.losses.contrastive import CD, PCD
 from ebmppl.losses.likelihood import MLE
+from ebmppl.losses.score_matching import (
+    DenoisingScoreMatching,
+    ExplicitScoreMatching,
+    ScoreMatching,
+    SlicedScoreMatching,
+)
+from ebmppl.losses.scores import ScoreNetwork
 
-__all__ = ["CD", "MLE", "PCD", "BoundLoss", "Loss"]
+__all__ = [
+    "CD",
+    "MLE",
+    "PCD",
+    "BoundLoss",
+    "DenoisingScoreMatching",
+    "ExplicitScoreMatching",
+    "Loss",
+    "ScoreMatching",
+    "ScoreNetwork",
+    "SlicedScoreMatching",
+]

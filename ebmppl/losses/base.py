@@ -31,8 +31,8 @@ Data = Tensor | Mapping[str, Tensor]
 class BoundLoss(nn.Module):
     """Abstract: a loss of one energy (and guide), called with a batch of data, as Pyro's bound ELBO is.
 
-    Final classes implement ``terms``, and ``keep`` where something moves. What a loss trains beside the energy (NCE's log Z) are parameters of its own;
-    persistent chains are buffers. In ``eval()`` nothing moves: neither chains nor seeds.
+    Final classes implement ``terms``, and ``keep`` where something moves. What a loss trains beside the energy (NCE's
+    log Z) are parameters of its own; persistent chains are buffers. In ``eval()`` nothing moves: neither chains nor seeds.
 
     Args:
         energy: what is trained.
@@ -183,16 +183,15 @@ def checked_data(energy: Energy, x: Data) -> Tensor:
     """
     by_site = x if isinstance(x, Mapping) else {ONE_SITE: x}
     if energy.packed and not isinstance(x, Mapping):
-        by_site = energy.unpack(_shaped(energy, x))
+        by_site = energy.unpack(shaped(energy.event_shape, x))
     for name, value in by_site.items():
         if not isinstance(value, Tensor):
             raise ValueError(f"expected data as tensors, got {type(value).__name__}")
-        if not math.isfinite(value.detach().sum()):  # may be the sum's own
-            _require(torch.isfinite(value), value, "finite data")
+        require_finite(name, value)
         support = energy.site_support(name) if name in energy.sites else constraints.real
         if elementwise(support) is not constraints.real:
             _require(support.check(value), value, f"data of site {name!r} in {describe(support)}")
-    return _shaped(energy, energy.pack(by_site) if isinstance(x, Mapping) else x)
+    return shaped(energy.event_shape, energy.pack(by_site) if isinstance(x, Mapping) else x)
 
 
 def _require(good: Any, value: Tensor, wanted: str) -> None:
@@ -203,9 +202,19 @@ def _require(good: Any, value: Tensor, wanted: str) -> None:
         raise ValueError(f"expected {wanted}, got {value[at].tolist()} at {where}")
 
 
-def _shaped(energy: Energy, x: Tensor) -> Tensor:
+def require_finite(name: str, x: Tensor) -> None:
+    """Raise ``ValueError`` that says where data ``(rows, *site)`` are NaN or infinite."""
+    if isinstance(x, Tensor) and x.is_floating_point() and not bool(torch.isfinite(x.detach().sum())):
+        bad = (~torch.isfinite(x)).nonzero()
+        if len(bad):  # a sum may overflow
+            at = tuple(bad[0].tolist())
+            raise ValueError(f"expected finite data, got {name} = {x[at].item()} at row {at[0]}, coordinate {at[1:]}")
+
+
+def shaped(event_shape: torch.Size, x: Any) -> Tensor:
+    """Data if they have shape ``(rows, *event)`` and at least one row, else ``ValueError``."""
     shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-    if not isinstance(x, Tensor) or x.shape[1:] != energy.event_shape or not len(x):
-        wanted = ", ".join(("rows", *map(str, energy.event_shape)))
+    if not isinstance(x, Tensor) or x.shape[1:] != event_shape or not len(x):
+        wanted = ", ".join(("rows", *map(str, event_shape)))
         raise ValueError(f"expected data of shape ({wanted}), at least one row, got {shape}")
     return x

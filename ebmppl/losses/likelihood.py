@@ -109,7 +109,8 @@ class ExactMLE(BoundLoss):
     def terms(self, x: Tensor) -> dict[str, Tensor]:
         """The mean energy and log Z."""
         log_z = self._closed_form() if self.source is None else self.source.log_z(self.energy)
-        return {"data": self.energy(x).mean(), "log_z": log_z}
+        data = self.energy(x).mean()
+        return {"data": data, "log_z": log_z.to(data.dtype)}
 
     def _closed_form(self) -> Tensor:
         value = self.energy.log_z
