@@ -49,7 +49,7 @@ class ModelChains(nn.Module):
             self.register_buffer(f"tuning_{name}", value)
         self._chains: dict[Any, Chains] = {}
         self._next: int | None = None  # ticks after the last move
-        self.infos: list[Any] = []  # of the last move, one for each tick
+        self._rates: list[Tensor] = []  # acceptance rates of the last move, by tick
 
     def _make(self) -> Any:
         """Make the kernel, and return its first tuning."""
@@ -97,8 +97,9 @@ class ModelChains(nn.Module):
             draws: of each.
         """
         chains = self._at(held)
-        self.infos = []
-        chains.advance(draws, observe=self.infos.append)
+        infos: list[Any] = []
+        chains.advance(draws, observe=infos.append)
+        self._rates = [info.acceptance_rate for info in infos]
         self._next = chains.now.tick
         return self.kernel.held(chains.now.state)
 
@@ -130,7 +131,7 @@ class ModelChains(nn.Module):
         if warmup:
             of_run.warm_up(warmup, Draws(chains, fields=("acceptance_rate",)), lambda: None, draws)
         of_run.collect(draws, kept, lambda: None)
-        self.rate = kept.buffers["acceptance_rate"][:draws].mean()
+        self._rates = [kept.buffers["acceptance_rate"][:draws]]
         return kept.buffers["position"][:draws].reshape(draws * chains, *target.event_shape)
 
     def keep(self) -> None:
@@ -139,9 +140,8 @@ class ModelChains(nn.Module):
             self.ticks.fill_(self._next)
 
     def acceptance(self) -> float:
-        """Of the last move, the mean acceptance rate; NaN before any."""
-        rates = [info.acceptance_rate.mean() for info in self.infos]
-        return float(torch.stack(rates).mean()) if rates else float("nan")
+        """Of the last move or run, the mean acceptance rate; NaN before any."""
+        return float(torch.stack([rate.mean() for rate in self._rates]).mean()) if self._rates else float("nan")
 
     def _at(self, held: Held) -> Chains:
         key = (held[0].shape, held[0].dtype, held[0].device)
@@ -161,7 +161,7 @@ class ModelChains(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Without what is made from the rest: traces and generators don't travel."""
         made = {"kernel", "_kind"}
-        return {**{k: v for k, v in self.__dict__.items() if k not in made}, "_chains": {}, "infos": []}
+        return {**{k: v for k, v in self.__dict__.items() if k not in made}, "_chains": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy, with a kernel of its own."""
