@@ -40,9 +40,7 @@ class CD(Loss):
         ValueError: for k < 1, or a kernel that isn't for the energy.
     """
 
-    def __init__(
-        self, k: int = 1, *, kernel: KernelFactory, seed: int | None = None, hidden: Hidden = "mean"
-    ) -> None:
+    def __init__(self, k: int = 1, *, kernel: KernelFactory, seed: int | None = None, hidden: Hidden = "mean") -> None:
         super().__init__()
         require_kernel(kernel)
         require_hidden(hidden)
@@ -232,5 +230,7 @@ class BoundPCD(EnergyGap):
             own, given = getattr(self, name), state_dict.get(prefix + name)
             if given is not None and given.shape != own.shape:
                 wanted = f"saved chains {prefix + name} of shape {tuple(own.shape)}"
-                raise ValueError(f"expected {wanted}, as this loss has, got {tuple(given.shape)}: bind PCD as it was saved")
+                raise ValueError(
+                    f"expected {wanted}, as this loss has, got {tuple(given.shape)}: bind PCD as it was saved"
+                )
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ebmppl.energies.base import Energy
-from ebmppl.kernels.base import require
+from ebmppl.kernels.base import Kernel, require
 from ebmppl.losses.base import BoundLoss, Data, checked_data
 from ebmppl.losses.negative import KernelFactory, ModelChains, mixed
 from ebmppl.models.rbm_views import RBMJoint
@@ -19,7 +19,8 @@ Hidden = Literal["mean", "sample"]
 
 def require_kernel(kernel: object) -> None:
     """Raise ``ValueError`` for something else than a factory."""
-    require(callable(kernel), "kernel as a factory of kernels of an energy, such as eb.Gibbs", repr(kernel))
+    factory = callable(kernel) and not isinstance(kernel, Kernel)
+    require(factory, "kernel as a factory of kernels of an energy, such as eb.Gibbs", repr(kernel))
 
 
 def require_hidden(hidden: object) -> None:
@@ -76,7 +77,9 @@ class EnergyGap(BoundLoss):
         found = self.guide(x) if callable(self.guide) else None
         got = sorted(found) if isinstance(found, Mapping) else type(found).__name__
         require(
-            isinstance(found, Mapping) and sorted(found) == missing, f"data, or a guide that gives the sites {missing}", got
+            isinstance(found, Mapping) and sorted(found) == missing,
+            f"data, or a guide that gives the sites {missing}",
+            got,
         )
         return {name: value.detach() for name, value in found.items()}  # type: ignore[union-attr]
 
@@ -102,7 +105,9 @@ class EnergyGap(BoundLoss):
         if self._energies is None:
             return {}
         data, model = (energies.double() for energies in self._energies)
-        variance = sum((e.var(unbiased=True) / len(e) if len(e) > 1 else e.new_tensor(torch.nan)) for e in (data, model))
+        variance = sum(
+            (e.var(unbiased=True) / len(e) if len(e) > 1 else e.new_tensor(torch.nan)) for e in (data, model)
+        )
         return {
             "gap": float(data.mean() - model.mean()),
             "gap_error": float(torch.as_tensor(variance).sqrt()),

@@ -79,7 +79,9 @@ class MLE(Loss):
         given = {"log_z": log_z, "kernel": kernel, "num_samples": num_samples}
         ways = [name for name, value in given.items() if value is not None]
         require(len(ways) < 2, f"at most one of {', '.join(given)}", " and ".join(ways))
-        require(log_z is None or hasattr(log_z, "log_z"), "log_z with a method log_z(energy), such as Exact()", repr(log_z))
+        require(
+            log_z is None or hasattr(log_z, "log_z"), "log_z with a method log_z(energy), such as Exact()", repr(log_z)
+        )
         if kernel is not None:
             require_kernel(kernel)
         require_hidden(hidden)

@@ -156,7 +156,9 @@ class ModelChains(nn.Module):
 
     def _tuning_at(self, chains: Chains) -> Any:
         """At the chains' dtype and device."""
-        return self._kind(*(t.to(chains.device, chains.dtype if t.is_floating_point() else t.dtype) for t in self.tuning))
+        return self._kind(
+            *(t.to(chains.device, chains.dtype if t.is_floating_point() else t.dtype) for t in self.tuning)
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is made from the rest: traces and generators don't travel."""
