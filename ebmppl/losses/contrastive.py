@@ -133,7 +133,8 @@ class BoundPCD(EnergyGap):
     Attributes:
         points: the persistent chains ``(buffer, *event)`` in the kernel's coordinates.
         age: by chain, steps since it began ``(buffer,)``.
-        energies: of the chains in the last steps, ``(recent, buffer)``, step s in row s % recent; infinite where one did not move.
+        energies: of the chains in the last steps, ``(recent, buffer)``, step s in row s % recent; infinite where a chain did
+            not move.
     """
 
     points: Tensor
@@ -172,7 +173,8 @@ class BoundPCD(EnergyGap):
 
     def keep(self) -> None:
         """The chains are where the last call left them."""
-        assert self._moved is not None and self._energies is not None  # ``terms`` ran
+        assert self._moved is not None  # ``terms`` ran
+        assert self._energies is not None
         which, again, end = self._moved
         row = self.energies[int(self.step) % len(self.energies)]
         if which is None:

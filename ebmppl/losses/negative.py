@@ -96,9 +96,10 @@ class ModelChains(nn.Module):
             held: by chains before, or the points ``(chains, *event)`` alone where they begin, in the kernel's coordinates.
             draws: of each.
         """
-        chains = self._at(held)
         infos: list[Any] = []
-        chains.advance(draws, observe=infos.append)
+        with evaluating(self.kernel.target):  # once for all that follows
+            chains = self._at(held)
+            chains.advance(draws, observe=infos.append)
         self._rates = [info.acceptance_rate for info in infos]
         self._next = chains.now.tick
         return self.kernel.held(chains.now.state)
