@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,9 +32,9 @@ class CD(Loss):
         k: draws of every chain, at least 1.
         kernel: makes the kernel of an energy, as ``Gibbs`` or ``partial(Langevin, step_size=0.01)``.
         seed: of the chains; from the operating system when None.
-        hidden: for an RBM's ``joint`` with data of ``v`` alone: energies at the "mean" of h given v, whose gradient is that
-            of the free energy (Rao-Blackwell), or at a "sample". Other energies get hidden sites from the guide:
-            ``guide({"v": x})`` returns the others by site.
+        hidden: for an RBM's ``joint`` with data of ``v`` alone: gradients in the "mean" over h given v, which are those of
+            the free energy and vary least (Rao-Blackwell), or at a "sample". Other energies get hidden sites from the
+            guide: ``guide({"v": x})`` returns the others by site.
 
     Raises:
         ValueError: for k < 1, or a kernel that isn't for the energy.
@@ -53,6 +53,8 @@ class CD(Loss):
 
 class BoundCD(EnergyGap):
     """See ``CD``."""
+
+    begins_at_data: ClassVar[bool] = True
 
     def __init__(self, energy: Energy, guide: Any, loss: CD) -> None:
         super().__init__(energy, guide, loss.kernel, loss.seed, loss.hidden)
