@@ -6,5 +6,22 @@ To add a loss: one file with its final ``Loss`` and ``BoundLoss`` (``bind``, ``t
 
 from ebmppl.losses.base import BoundLoss, Loss
 from ebmppl.losses.contrastive import CD, PCD
+from ebmppl.losses.score_matching import (
+    DenoisingScoreMatching,
+    ExplicitScoreMatching,
+    ScoreMatching,
+    SlicedScoreMatching,
+)
+from ebmppl.losses.scores import ScoreNetwork
 
-__all__ = ["CD", "PCD", "BoundLoss", "Loss"]
+__all__ = [
+    "CD",
+    "PCD",
+    "BoundLoss",
+    "DenoisingScoreMatching",
+    "ExplicitScoreMatching",
+    "Loss",
+    "ScoreMatching",
+    "ScoreNetwork",
+    "SlicedScoreMatching",
+]

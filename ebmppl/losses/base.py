@@ -176,23 +176,30 @@ def checked_data(energy: Energy, x: Data) -> Tensor:
     """
     by_site = x if isinstance(x, Mapping) else {ONE_SITE: x}
     if energy.packed and not isinstance(x, Mapping):
-        by_site = energy.unpack(_shaped(energy, x))
+        by_site = energy.unpack(shaped(energy.event_shape, x))
     for name, value in by_site.items():
         if not isinstance(value, Tensor):
             raise ValueError(f"expected data as tensors, got {type(value).__name__}")
-        bad = (~torch.isfinite(value)).nonzero()
-        if len(bad):
-            at = tuple(bad[0].tolist())
-            raise ValueError(f"expected finite data, got {value[at].item()} at row {at[0]}, coordinate {at[1:]}")
+        require_finite(name, value)
         support = energy.site_support(name) if name in energy.sites else None
         if support is not None and is_discrete(support):
             require_inside(name, value, support)
-    return _shaped(energy, energy.pack(by_site) if isinstance(x, Mapping) else x)
+    return shaped(energy.event_shape, energy.pack(by_site) if isinstance(x, Mapping) else x)
 
 
-def _shaped(energy: Energy, x: Tensor) -> Tensor:
+def require_finite(name: str, x: Tensor) -> None:
+    """Raise ``ValueError`` that says where data ``(rows, *site)`` are NaN or infinite."""
+    if isinstance(x, Tensor) and x.is_floating_point() and not bool(torch.isfinite(x.detach().sum())):
+        bad = (~torch.isfinite(x)).nonzero()
+        if len(bad):  # a sum may overflow
+            at = tuple(bad[0].tolist())
+            raise ValueError(f"expected finite data, got {name} = {x[at].item()} at row {at[0]}, coordinate {at[1:]}")
+
+
+def shaped(event_shape: torch.Size, x: Any) -> Tensor:
+    """Data if they have shape ``(rows, *event)`` and at least one row, else ``ValueError``."""
     shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-    if not isinstance(x, Tensor) or x.shape[1:] != energy.event_shape or not len(x):
-        wanted = ", ".join(("rows", *map(str, energy.event_shape)))
+    if not isinstance(x, Tensor) or x.shape[1:] != event_shape or not len(x):
+        wanted = ", ".join(("rows", *map(str, event_shape)))
         raise ValueError(f"expected data of shape ({wanted}), at least one row, got {shape}")
     return x

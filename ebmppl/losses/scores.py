@@ -1,0 +1,105 @@
+"""Scores and their derivatives: of energies by autograd, and of score networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from ebmppl.energies.base import Energy, Shape, flatten_batch, require_energy
+from ebmppl.energies.unconstrained import unconstrained
+
+
+class ScoreNetwork(nn.Module):
+    """A score that needs not be a gradient: a callable ``(rows, *event) -> (rows, *event)`` with the shape of one point.
+
+    The losses of scores take it in place of an energy. It is written for a batch; rows must not depend on one another.
+
+    Args:
+        fn: the callable (an ``nn.Module`` stays trainable).
+        event_shape: shape of one point.
+
+    Raises:
+        ValueError: when fn isn't callable, or the shape isn't one.
+
+    Example:
+        >>> network = ScoreNetwork(lambda x: -x, (2,))
+        >>> network(torch.ones(3, 2)).shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(self, fn: Callable[[Tensor], Tensor], event_shape: Shape) -> None:
+        super().__init__()
+        if not callable(fn) or isinstance(fn, Energy):
+            raise ValueError(f"expected a callable score, got {type(fn).__name__}")
+        self.event_shape = Energy(event_shape).event_shape
+        self.fn = fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores ``(*batch, *event)``."""
+        rows, batch = flatten_batch(x, self.event_shape)
+        score = self.fn(rows)
+        if not isinstance(score, Tensor) or score.shape != rows.shape:
+            got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
+            raise ValueError(f"expected scores of shape {tuple(rows.shape)}, got {got}")
+        return score.reshape(x.shape)
+
+    def extra_repr(self) -> str:
+        """Shape, for ``repr``."""
+        return f"event_shape={tuple(self.event_shape)}"
+
+
+Scored = Energy | ScoreNetwork
+
+
+def require_scored(model: object) -> None:
+    """Raise ``ValueError`` with a hint unless this is an ``Energy`` or a ``ScoreNetwork``."""
+    if isinstance(model, ScoreNetwork):
+        return
+    if callable(model) and not isinstance(model, Energy):
+        hint = "wrap a callable with as_energy(fn, event_shape), or one that gives scores with ScoreNetwork(fn, event_shape)"
+        raise ValueError(f"expected an Energy or a ScoreNetwork, got {type(model).__name__}; {hint}")
+    require_energy(model)
+
+
+def differentiated(model: Scored) -> Scored:
+    """What a score is taken of: a score network itself, an energy in its unconstrained space."""
+    return model if isinstance(model, ScoreNetwork) else unconstrained(model)
+
+
+def score_of(model: Scored, x: Tensor, *, graph: bool) -> Tensor:
+    """Scores ``(rows, *event)`` at x, which requires gradients where ``graph`` asks for a differentiable one.
+
+    An energy's closed-form gradient is detached, so this goes through ``forward``.
+    """
+    if isinstance(model, ScoreNetwork):
+        return cast(Tensor, model(x))
+    x = x if x.requires_grad else x.detach().requires_grad_()
+    energy = model(x)
+    (grad,) = torch.autograd.grad(energy, x, torch.ones_like(energy).neg_(), create_graph=graph)
+    return grad
+
+
+def along(score: Tensor, x: Tensor, v: Tensor, *, graph: bool) -> Tensor:
+    """v' (ds/dx) v of directions ``(n, rows, *event)`` for scores at x: ``(n, rows)``.
+
+    One backward pass through the scores for each of the n.
+    """
+    if not score.requires_grad:  # a score that doesn't depend on x
+        return v.new_zeros(v.shape[:2])
+    products = []
+    for i, direction in enumerate(v):
+        keep = graph or i + 1 < len(v)
+        (pulled,) = torch.autograd.grad(
+            score, x, direction, create_graph=graph, retain_graph=keep, materialize_grads=True
+        )
+        products.append(dot(pulled, direction))
+    return torch.stack(products)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products over the event: ``(rows,)`` of two ``(rows, *event)``."""
+    product = a * b
+    return product.sum(-1) if product.dim() == 2 else product.flatten(1).sum(-1)
