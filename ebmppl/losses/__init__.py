@@ -6,6 +6,9 @@ To add a loss: one file with its final ``Loss`` and ``BoundLoss`` (``bind``, ``t
 
 from ebmppl.losses.base import BoundLoss, Loss
 from ebmppl.losses.contrastive import CD, PCD
+from ebmppl.losses.contrastive_nce import ContrastiveNCE
+from ebmppl.losses.nce import NCE
+from ebmppl.losses.pseudo_likelihood import PseudoLikelihood, RatioMatching
 from ebmppl.losses.score_matching import (
     DenoisingScoreMatching,
     ExplicitScoreMatching,
@@ -16,11 +19,15 @@ from ebmppl.losses.scores import ScoreNetwork
 
 __all__ = [
     "CD",
+    "NCE",
     "PCD",
     "BoundLoss",
+    "ContrastiveNCE",
     "DenoisingScoreMatching",
     "ExplicitScoreMatching",
     "Loss",
+    "PseudoLikelihood",
+    "RatioMatching",
     "ScoreMatching",
     "ScoreNetwork",
     "SlicedScoreMatching",
