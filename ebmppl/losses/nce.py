@@ -57,7 +57,8 @@ class NCE(Loss):
         self, nu: float = 1.0, *, log_z: float | Tensor = 0.0, learnable: bool = True, seed: int | None = None
     ) -> None:
         super().__init__()
-        self.nu, self.log_z, self.learnable, self.seed = positive("nu", nu), float(log_z), learnable, seed
+        self.nu, self.learnable, self.seed = positive("nu", nu), learnable, seed
+        self.log_z = float(log_z.detach() if isinstance(log_z, Tensor) else log_z)
         require(abs(self.log_z) < float("inf"), "a finite log_z", log_z)
 
     def bind(self, energy: Energy, guide: Any) -> BoundNCE:

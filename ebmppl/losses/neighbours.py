@@ -119,7 +119,7 @@ class _HiddenUnits:
         self.here = log1p_exp(self.inputs).sum(-1)
 
     def __call__(self, some: Tensor) -> Tensor:
-        """``(rows, some)`` or ``(rows, some, categories)``."""
+        """As ``Neighbours.log_ratios`` yields."""
         rbm, some = self.rbm, some.to(self.x.device)
         own = self.x.index_select(1, some)
         weights, bias = rbm.W.index_select(0, some), rbm.b.index_select(0, some)
@@ -130,7 +130,8 @@ class _HiddenUnits:
         at = one_hot(own, rbm.num_categories, weights.dtype)  # (rows, some, categories)
         without = self.inputs.unsqueeze(1) - torch.einsum("rsk,skh->rsh", at, weights)
         logits = log1p_exp(without.unsqueeze(2) + weights).sum(-1) + bias
-        return logits - (logits * at).sum(-1, keepdim=True)
+        ratios = logits - (logits * at).sum(-1, keepdim=True)
+        return ratios.sum(-1) if rbm.num_categories == 2 else ratios  # the present one's is 0
 
 
 def _chunks(ratios: Callable[[Tensor], Tensor], which: Tensor, numbers: int) -> Iterator[Tensor]:

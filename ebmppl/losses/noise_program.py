@@ -120,7 +120,7 @@ class ProgramNoise(Noise):
         try:
             x = self._packed(self._run(3, {}), 3)
             return torch.allclose(self._at(x), self._one_by_one(x), rtol=1e-4, atol=1e-4)
-        except (RuntimeError, ValueError, IndexError):  # shapes that don't fit
+        except Exception:  # whatever a program of one point says to several; it ran for one
             return False
 
 
