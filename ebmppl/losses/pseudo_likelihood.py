@@ -65,7 +65,9 @@ class _OfCoordinates(BoundLoss):
         if num_coordinates is not None and num_coordinates > self.size:
             raise ValueError(f"expected at most {self.size} coordinates, got num_coordinates = {num_coordinates}")
         self.num_coordinates = None if num_coordinates == self.size else num_coordinates
-        self.register_buffer("seed", torch.tensor(fresh_seed() if seed is None else seed))
+        unused = self.num_coordinates is None  # nothing is random
+        seed = 0 if unused else fresh_seed() if seed is None else seed
+        self.register_buffer("seed", torch.tensor(seed))
 
     def data(self, x: Data) -> Tensor:
         """Checked points as they are given, one-hot vectors as integers."""
