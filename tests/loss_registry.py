@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ebmppl.energies import Energy, as_energy
-from ebmppl.kernels import Gibbs, Langevin
+from ebmppl.kernels import MALA, Gibbs, Langevin, ParallelTempering
 from ebmppl.losses import (
     CD,
+    MLE,
     NCE,
     PCD,
     ContrastiveNCE,
@@ -28,6 +29,7 @@ from ebmppl.losses import (
     SlicedScoreMatching,
 )
 from ebmppl.models import BernoulliRBM
+from ebmppl.partition import Exact
 from tests.registry import Network
 
 SEED = 5
@@ -55,6 +57,21 @@ def network(dtype: torch.dtype) -> Energy:
 def rbm(dtype: torch.dtype) -> Energy:
     """Four visible bits, three hidden ones."""
     return BernoulliRBM(4, 3, W=_random(4, 3).to(dtype), b=_random(4, seed=6).to(dtype), c=_random(3, seed=7).to(dtype))
+
+
+def joint(dtype: torch.dtype) -> Energy:
+    """Both layers of ``rbm``."""
+    return rbm(dtype).joint  # type: ignore[attr-defined]
+
+
+def normal(dtype: torch.dtype) -> Any:
+    """A proposal for ``network``."""
+    return torch.distributions.Normal(torch.zeros(3, dtype=dtype), 2.0 * torch.ones(3, dtype=dtype))
+
+
+def tempered(energy: Energy) -> ParallelTempering:
+    """Gibbs at three temperatures."""
+    return ParallelTempering(Gibbs(energy), 3)
 
 
 def scores(dtype: torch.dtype) -> ScoreNetwork:
@@ -115,6 +132,15 @@ LOSSES: dict[str, LossCase] = {
         reals,
         unreached=OFFSET,
     ),
+    "cd, both layers": LossCase(partial(CD, kernel=Gibbs, seed=SEED, hidden="sample"), joint, bits),
+    "pcd, tempering, warm-up": LossCase(
+        partial(PCD, kernel=tempered, num_chains=5, reinit=0.2, warmup=20, recent=2, seed=SEED), joint, bits
+    ),
+    "mle, exact": LossCase(partial(MLE, Exact()), rbm, bits),
+    "mle, chains": LossCase(
+        partial(MLE, kernel=MALA, num_chains=5, warmup=20, draws=3, seed=SEED), network, reals, unreached=OFFSET
+    ),
+    "mle, weights": LossCase(partial(MLE, num_samples=20, seed=SEED), network, reals, normal, unreached=OFFSET),
     "explicit score matching": LossCase(partial(ExplicitScoreMatching, _minus), network, reals, unreached=OFFSET),
     "score matching": LossCase(ScoreMatching, network, reals, unreached=OFFSET),
     "score matching, probes": LossCase(partial(ScoreMatching, probes=2, seed=SEED), network, reals, unreached=OFFSET),

@@ -92,6 +92,14 @@ class Kernel(MCMCKernel):
     def position(self, state: Any) -> Tensor:
         """The chains' last draws ``(chains, *event)`` in the coordinates of ``target``."""
 
+    def held(self, state: Any) -> tuple[Tensor, ...]:
+        """What of a state outlasts a change of the energy's parameters, chains first: the positions, and what else there is."""
+        return (self.position(state),)
+
+    def resume(self, x: Tensor, *more: Tensor) -> Any:
+        """The state of chains that held this, under the energy as it is now."""
+        return self.init(x)
+
     def random_dtype(self, x: Tensor) -> torch.dtype:
         """Of the random numbers of chains at such points."""
         return x.dtype

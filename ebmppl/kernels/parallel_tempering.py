@@ -165,6 +165,22 @@ class ParallelTempering(Kernel):
         x = self._inner.position(self._state_type(*(value.flatten(0, 1) for value in state[len(_OWN_STATE) :])))
         return x.view(-1, self.num_replicas, *x.shape[1:])
 
+    def held(self, state: Any) -> tuple[Tensor, ...]:
+        """Positions, the points of all replicas, whose turn it is to swap, and where points have been."""
+        return self.position(state), self.replicas(state), state.parity, state.label, state.round_trips
+
+    def resume(self, x: Tensor, *more: Tensor) -> Any:
+        """The same replicas with energies and gradients as they are now."""
+        state = self.init(x)
+        if not more:
+            return state
+        replicas, parity, label, trips = more
+        rows = replicas.flatten(0, 1)
+        with self._replicas.at(torch.ones(len(rows), dtype=self.random_dtype(x), device=x.device)):
+            inner = self._inner.init(rows)
+        fields = (value.view(*replicas.shape[:2], *value.shape[1:]) for value in inner)
+        return type(state)(state.energy, parity.clone(), label.clone(), trips.clone(), *fields)
+
     def restart(self, state: Any) -> Any:
         """Round trips are counted from here on."""
         label = torch.zeros_like(state.label)

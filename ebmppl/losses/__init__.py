@@ -7,6 +7,7 @@ To add a loss: one file with its final ``Loss`` and ``BoundLoss`` (``bind``, ``t
 from ebmppl.losses.base import BoundLoss, Loss
 from ebmppl.losses.contrastive import CD, PCD
 from ebmppl.losses.contrastive_nce import ContrastiveNCE
+from ebmppl.losses.likelihood import MLE
 from ebmppl.losses.nce import NCE
 from ebmppl.losses.pseudo_likelihood import PseudoLikelihood, RatioMatching
 from ebmppl.losses.score_matching import (
@@ -19,6 +20,7 @@ from ebmppl.losses.scores import ScoreNetwork
 
 __all__ = [
     "CD",
+    "MLE",
     "NCE",
     "PCD",
     "BoundLoss",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
@@ -13,10 +15,11 @@ import pyro
 import torch
 from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from ebmppl.energies.base import ONE_SITE, Energy, require_energy
 from ebmppl.energies.discrete import discrete
-from ebmppl.energies.supports import is_discrete, require_inside
+from ebmppl.energies.supports import describe, elementwise
 from ebmppl.errors import NonFiniteLoss
 
 _names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # in Pyro's store, one for each module
@@ -28,8 +31,8 @@ Data = Tensor | Mapping[str, Tensor]
 class BoundLoss(nn.Module):
     """Abstract: a loss of one energy (and guide), called with a batch of data, as Pyro's bound ELBO is.
 
-    Final classes implement ``terms``. What a loss trains beside the energy (NCE's log Z) are parameters of its own;
-    persistent chains are buffers. In ``eval()`` nothing moves: neither chains nor seeds.
+    Final classes implement ``terms``, and ``keep`` where something moves. What a loss trains beside the energy (NCE's
+    log Z) are parameters of its own; persistent chains are buffers. In ``eval()`` nothing moves: neither chains nor seeds.
 
     Args:
         energy: what is trained.
@@ -55,20 +58,24 @@ class BoundLoss(nn.Module):
             ValueError: for data of another shape, outside the support, or with NaN.
             NonFiniteLoss: where it is NaN or infinite.
         """
-        before = self.state_dict() if self.training else {}
         terms = self.terms(self.data(x))
-        total = torch.stack([term.reshape(()) for term in terms.values()]).sum()
-        if not bool(torch.isfinite(total.detach())):
-            self._not_finite(terms, before)
+        total = reduce(torch.add, (term.reshape(()) for term in terms.values()))
+        if not math.isfinite(total.detach()):
+            self._not_finite(terms)
         if self.training:
+            self.keep()
             self.step += 1
         return total
+
+    def keep(self) -> None:
+        """Take what the last ``terms`` moved (chains, counts) for the state: in training, once the loss is finite."""
 
     def data(self, x: Data) -> Tensor:
         """Checked points ``(rows, *event)`` at the energy's dtype."""
         return checked_data(self.energy, x)
 
-    def _not_finite(self, terms: Mapping[str, Tensor], state: dict[str, Any]) -> None:
+    def _not_finite(self, terms: Mapping[str, Tensor]) -> None:
+        state = {name: value.clone() for name, value in self.state_dict().items()}
         values = {name: float(term.detach()) for name, term in terms.items()}
         bad = [f"{name} is {value}" for name, value in values.items() if not abs(value) < float("inf")]
         step = int(self.step)
@@ -187,10 +194,18 @@ def checked_data(energy: Energy, x: Data) -> Tensor:
         if not isinstance(value, Tensor):
             raise ValueError(f"expected data as tensors, got {type(value).__name__}")
         require_finite(name, value)
-        support = energy.site_support(name) if name in energy.sites else None
-        if support is not None and is_discrete(support):
-            require_inside(name, value, support)
+        support = energy.site_support(name) if name in energy.sites else constraints.real
+        if elementwise(support) is not constraints.real:
+            _require(support.check(value), value, f"data of site {name!r} in {describe(support)}")
     return shaped(energy.event_shape, energy.pack(by_site) if isinstance(x, Mapping) else x)
+
+
+def _require(good: Any, value: Tensor, wanted: str) -> None:
+    """Raise ``ValueError`` that names the first value that is not good; ``good`` may lack trailing axes."""
+    if not bool(good.all()):
+        at = tuple((~good).nonzero()[0].tolist())
+        where = f"row {at[0]}" + (f", coordinate {at[1:]}" if len(at) > 1 else "")
+        raise ValueError(f"expected {wanted}, got {value[at].tolist()} at {where}")
 
 
 def require_finite(name: str, x: Tensor) -> None:

@@ -8,25 +8,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ebmppl.energies.base import Energy
+from ebmppl.energies.base import Energy, dtype_and_device
 from ebmppl.energies.discrete import discrete, levels_of
-from ebmppl.kernels.base import Kernel
+from ebmppl.kernels.base import Kernel, require
 from ebmppl.sampling.chains import Chains
+from ebmppl.sampling.draws import Draws
+from ebmppl.sampling.initial import Start, starting_points
 from ebmppl.sampling.noise import fresh_seed
+from ebmppl.sampling.scopes import evaluating
 
 KernelFactory = Callable[[Energy], Kernel]
+Held = tuple[Tensor, ...]  # what chains are known by: see ``Kernel.held``
+_SHAPES = 8  # of chains that are kept ready
 
 
 class ModelChains(nn.Module):
     """Chains of one kernel that a loss moves by some draws at a time, between updates of the energy's parameters.
 
-    A pure function of (seed, ticks so far, parameters, points): what was saved goes on exactly. The energy's modules
-    are in eval mode while chains move, and get their modes back.
+    A pure function of (seed, ticks so far, tuning, parameters, points): what was saved goes on exactly. Nothing of these
+    moves before ``keep``. The energy's modules are in eval mode while chains move, and get their modes back.
 
     Args:
         energy: the energy that is trained.
         kernel: makes the kernel of an energy, as ``Gibbs`` or ``partial(Langevin, step_size=0.01)``.
         seed: from the operating system when None.
+
+    Raises:
+        ValueError: for a kernel that isn't for the energy, or something else than a factory of kernels.
     """
 
     ticks: Tensor
@@ -34,17 +42,34 @@ class ModelChains(nn.Module):
 
     def __init__(self, energy: Energy, kernel: KernelFactory, seed: int | None = None) -> None:
         super().__init__()
-        made = kernel(energy)
-        if not isinstance(made, Kernel):
-            raise ValueError(
-                f"expected kernel as a factory of kernels, such as eb.Gibbs, got one of {type(made).__name__}"
-            )
-        self.kernel = made
+        self._factory, self._energy = kernel, (energy,)  # in a tuple: no module of ours
         self.register_buffer("ticks", torch.zeros((), dtype=torch.int64))
         self.register_buffer("seed", torch.tensor(fresh_seed() if seed is None else seed))
-        self._chains: Chains | None = None
-        self._dtype: torch.dtype | None = None
-        self.infos: list[Any] = []  # of the last move, one for each tick
+        for name, value in self._make()._asdict().items():
+            self.register_buffer(f"tuning_{name}", value)
+        self._chains: dict[Any, Chains] = {}
+        self._next: int | None = None  # ticks after the last move
+        self._rates: list[Tensor] = []  # acceptance rates of the last move, by tick
+
+    def _make(self) -> Any:
+        """Make the kernel, and return its first tuning."""
+        (energy,), wanted = self._energy, "kernel as a factory of kernels of an energy, such as eb.Gibbs"
+        made = self._factory(energy)
+        require(isinstance(made, Kernel), wanted, f"one of {type(made).__name__}")
+        require(made.energy is energy, wanted, f"one of {type(made).__name__} of another energy")
+        self.kernel = made
+        dtype, device = dtype_and_device(made.target)
+        if discrete(made.target):
+            dtype = levels_of(made.target).dtype
+        with torch.no_grad(), evaluating(energy):
+            tuning = made.init_tuning(torch.zeros((1, *made.target.event_shape), dtype=dtype, device=device))
+        self._kind = type(tuning)
+        return tuning
+
+    @property
+    def tuning(self) -> Any:
+        """The kernel's, a NamedTuple of tensors."""
+        return self._kind(*(getattr(self, f"tuning_{name}") for name in self._kind._fields))
 
     def inward(self, x: Tensor) -> Tensor:
         """Points of the energy ``(rows, *event)`` in the kernel's coordinates."""
@@ -58,28 +83,94 @@ class ModelChains(nn.Module):
         return z if target is energy else energy.pack(target.constrain(z))
 
     @torch.no_grad()
-    def move(self, z: Tensor, draws: int, *, keep: bool = True) -> Tensor:
-        """Points after so many draws of every chain, under the parameters as they are now.
+    def begin(self, z: Tensor) -> Held:
+        """What chains hold that begin at points ``(chains, *event)`` in the kernel's coordinates."""
+        with evaluating(self.kernel.energy):
+            return tuple(value.clone() for value in self.kernel.held(self.kernel.init(z)))
+
+    @torch.no_grad()
+    def move(self, held: Held, draws: int) -> Held:
+        """What chains hold after so many draws of each, under the parameters as they are now.
 
         Args:
-            z: where the chains are, in the kernel's coordinates.
+            held: by chains before, or the points ``(chains, *event)`` alone where they begin, in the kernel's coordinates.
             draws: of each.
-            keep: count the ticks, so that the next call has other random numbers.
         """
-        chains = self._chains
-        if chains is None or len(z) != chains.num_chains or z.dtype != self._dtype or z.device != chains.device:
-            chains = self._chains = Chains(self.kernel, z, int(self.seed))
-            self._dtype = z.dtype
-        else:
-            chains.move(z)  # energies and gradients of the parameters as they are now
-        chains.now = chains.now._replace(tick=int(self.ticks))
-        self.infos = []
-        chains.advance(draws, observe=self.infos.append)
-        if keep:
-            self.ticks.fill_(chains.now.tick)
-        return chains.position().clone()
+        chains = self._at(held)
+        infos: list[Any] = []
+        chains.advance(draws, observe=infos.append)
+        self._rates = [info.acceptance_rate for info in infos]
+        self._next = chains.now.tick
+        return self.kernel.held(chains.now.state)
+
+    @torch.no_grad()
+    def adapt(self, held: Held, draws: int) -> Held:
+        """The same, while the kernel's tuning adapts as in a run's warm-up; tuning and ticks are kept at once."""
+        chains = Chains(self.kernel, held[0], int(self.seed))
+        chains.put(int(self.ticks), held, self._tuning_at(chains))
+        chains.warm_up(draws, Draws(chains.num_chains, fields=("acceptance_rate",)), lambda: None)
+        for name, value in chains.now.tuning._asdict().items():
+            getattr(self, f"tuning_{name}").copy_(value)
+        self.ticks.fill_(chains.now.tick)
+        return self.kernel.held(chains.now.state)
+
+    @torch.no_grad()
+    def run(self, start: Start, chains: int, warmup: int, draws: int, number: int) -> Tensor:
+        """Draws ``(chains * draws, *event)`` in the kernel's coordinates of a run of its own, warm-up and all.
+
+        Args:
+            start: where chains begin.
+            chains: how many.
+            warmup: draws of each that adapt the kernel and are dropped.
+            draws: of each.
+            number: of the run; each has random numbers of its own.
+        """
+        target, seed = self.kernel.target, mixed(int(self.seed), number)
+        x = starting_points(target, start, chains, seed).points
+        of_run, kept = Chains(self.kernel, x, seed), Draws(chains, fields=("position", "acceptance_rate"))
+        if warmup:
+            of_run.warm_up(warmup, Draws(chains, fields=("acceptance_rate",)), lambda: None, draws)
+        of_run.collect(draws, kept, lambda: None)
+        self._rates = [kept.buffers["acceptance_rate"][:draws]]
+        return kept.buffers["position"][:draws].reshape(draws * chains, *target.event_shape)
+
+    def keep(self) -> None:
+        """Count the ticks of the last move, so that the next one has other random numbers."""
+        if self._next is not None:
+            self.ticks.fill_(self._next)
 
     def acceptance(self) -> float:
-        """Of the last move, the mean acceptance rate."""
-        rates = [info.acceptance_rate.mean() for info in self.infos]
-        return float(torch.stack(rates).mean()) if rates else float("nan")
+        """Of the last move or run, the mean acceptance rate; NaN before any."""
+        return float(torch.stack([rate.mean() for rate in self._rates]).mean()) if self._rates else float("nan")
+
+    def _at(self, held: Held) -> Chains:
+        key = (held[0].shape, held[0].dtype, held[0].device)
+        chains = self._chains.pop(key, None)
+        if chains is None or chains.seed != int(self.seed):
+            chains = Chains(self.kernel, held[0], int(self.seed))
+        self._chains[key] = chains  # the last used comes last
+        if len(self._chains) > _SHAPES:
+            del self._chains[next(iter(self._chains))]
+        chains.put(int(self.ticks), held, self._tuning_at(chains))
+        return chains
+
+    def _tuning_at(self, chains: Chains) -> Any:
+        """At the chains' dtype and device."""
+        return self._kind(
+            *(t.to(chains.device, chains.dtype if t.is_floating_point() else t.dtype) for t in self.tuning)
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is made from the rest: traces and generators don't travel."""
+        made = {"kernel", "_kind"}
+        return {**{k: v for k, v in self.__dict__.items() if k not in made}, "_chains": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy, with a kernel of its own."""
+        super().__setstate__(state)
+        self._make()
+
+
+def mixed(seed: int, number: int) -> int:
+    """Another seed of 31 bits for every number."""
+    return (seed ^ (number * 0x9E3779B1)) % (1 << 31)

@@ -295,6 +295,12 @@ class Chains:
         return self.kernel.position(self.now.state)
 
     @_ticks
+    def put(self, tick: int, held: tuple[Tensor, ...], tuning: Any) -> None:
+        """Be at a tick of a run, where chains held this: see ``Kernel.held``; so many ticks also tell what pays."""
+        self._planned = tick
+        self.now = Now(tick, self.kernel.resume(*held), tuning, None, None, None)
+
+    @_ticks
     def move(self, x: Tensor) -> None:
         """Put the chains at other points ``(chains, *event)``, keeping tuning and adaptation."""
         self.now = self.now._replace(state=self.kernel.init(x))

@@ -1,0 +1,115 @@
+"""The energy gap between data and model samples, whose gradient is that of the negative log-likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ebmppl.energies.base import Energy
+from ebmppl.kernels.base import Kernel, require
+from ebmppl.losses.base import BoundLoss, Data, checked_data
+from ebmppl.losses.negative import KernelFactory, ModelChains, mixed
+from ebmppl.models.rbm_views import RBMJoint
+
+Hidden = Literal["mean", "sample"]
+
+
+def require_kernel(kernel: object) -> None:
+    """Raise ``ValueError`` for something else than a factory."""
+    factory = callable(kernel) and not isinstance(kernel, Kernel)
+    require(factory, "kernel as a factory of kernels of an energy, such as eb.Gibbs", repr(kernel))
+
+
+def require_hidden(hidden: object) -> None:
+    """Raise ``ValueError`` for something else than "mean" or "sample"."""
+    require(hidden in ("mean", "sample"), "hidden 'mean' or 'sample'", repr(hidden))
+
+
+class EnergyGap(BoundLoss):
+    r"""Abstract: the loss :math:`\overline{E(x^+)} - \overline{E(x^-)}`, in nats, with chains for the second mean.
+
+    Where the energy is one of several sites, data may lack some: these are hidden. Of an RBM's ``joint`` the hidden
+    layer comes from its exact posterior; of other energies from the guide, called with the data by site, which
+    returns the others by site.
+
+    Args:
+        energy: what is trained.
+        guide: gives hidden sites, for energies other than an RBM's ``joint``.
+        kernel: makes the kernel of the chains.
+        seed: of the chains, and of hidden units.
+        hidden: of an RBM's ``joint``, "mean" for energies at the mean of the hidden layer given the visible one, whose
+            gradient is that of the free energy; "sample" for energies at bits.
+    """
+
+    def __init__(self, energy: Energy, guide: Any, kernel: KernelFactory, seed: int | None, hidden: Hidden) -> None:
+        super().__init__(energy, guide)
+        self.chains = ModelChains(energy, kernel, seed)
+        self.hidden = hidden
+        self._energies: tuple[Tensor, Tensor] | None = None  # of the last call: data and model
+
+    def data(self, x: Data) -> Tensor:
+        """Checked points ``(rows, *event)``, hidden sites filled in."""
+        energy = self.energy
+        if isinstance(energy, RBMJoint):
+            v = x if not isinstance(x, Mapping) else x["v"] if set(x) == {"v"} else None
+            if isinstance(v, Tensor) and v.shape[1:] == energy.rbm.event_shape:
+                v = checked_data(energy.rbm, v)
+                return energy.pack({"v": v, "h": self._posterior(energy, v)})
+        elif isinstance(x, Mapping) and set(x) < set(energy.sites):
+            return checked_data(energy, {**x, **self._guided(x)})
+        return checked_data(energy, x)
+
+    @torch.no_grad()
+    def _posterior(self, energy: RBMJoint, v: Tensor) -> Tensor:
+        """Hidden bits of an RBM given its visible units."""
+        seed = mixed(int(self.chains.seed) + 1, int(self.step))
+        uniform = torch.rand(
+            (len(v), energy.rbm.num_hidden),
+            generator=torch.Generator(v.device).manual_seed(seed), dtype=energy.rbm.W.dtype, device=v.device,
+        )  # fmt: skip
+        return (uniform < energy.rbm.p_hidden(v)).to(v.dtype)
+
+    def _guided(self, x: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        missing = sorted(set(self.energy.sites) - set(x))
+        found = self.guide(x) if callable(self.guide) else None
+        got = sorted(found) if isinstance(found, Mapping) else type(found).__name__
+        require(
+            isinstance(found, Mapping) and sorted(found) == missing,
+            f"data, or a guide that gives the sites {missing}",
+            got,
+        )
+        return {name: value.detach() for name, value in found.items()}  # type: ignore[union-attr]
+
+    @torch.no_grad()
+    def _averaged(self, x: Tensor) -> Tensor:
+        """Points with an RBM's hidden bits replaced by their means given the visible units."""
+        energy = self.energy
+        if not isinstance(energy, RBMJoint) or self.hidden == "sample":
+            return x
+        v = energy.unpack(x)["v"]
+        return energy.pack({"v": v, "h": energy.rbm.p_hidden(v)})
+
+    def gap(self, x: Tensor, model: Tensor) -> dict[str, Tensor]:
+        """The terms of the loss at data and model samples ``(rows, *event)``, which count as constants."""
+        rows = len(x)
+        both = self.energy(self._averaged(torch.cat([x, model.detach()])))  # one call for both
+        data, samples = both[:rows], both[rows:]
+        self._energies = data.detach(), samples.detach()
+        return {"data": data.mean(), "model": -samples.mean()}
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Of the last call: ``gap`` in nats and its standard error ``gap_error`` (for independent rows), ``acceptance``."""
+        if self._energies is None:
+            return {}
+        data, model = (energies.double() for energies in self._energies)
+        variance = sum(
+            (e.var(unbiased=True) / len(e) if len(e) > 1 else e.new_tensor(torch.nan)) for e in (data, model)
+        )
+        return {
+            "gap": float(data.mean() - model.mean()),
+            "gap_error": float(torch.as_tensor(variance).sqrt()),
+            "acceptance": self.chains.acceptance(),
+        }
