@@ -220,7 +220,7 @@ def test_where_the_model_has_no_density_noise_is_told_for_sure() -> None:
     )
     assert bool(torch.isfinite(torch.autograd.grad(total(near.terms(x, noise=y)), energy.rate)[0]))
     with pytest.raises(ValueError, match="got 4 rows outside"):
-        bound.noise and eb.losses.noise_base.energies_inside(energy, -y.abs())
+        bound.noise and eb.losses.noise.energies_inside(energy, -y.abs())
 
 
 # Noise that doesn't cover the data; guides that don't fit

@@ -14,8 +14,7 @@ from ebmppl.energies.base import Energy
 from ebmppl.energies.supports import is_discrete
 from ebmppl.kernels.base import positive, require, whole
 from ebmppl.losses.base import BoundLoss, Loss, shaped
-from ebmppl.losses.noise import as_noise
-from ebmppl.losses.noise_base import energies_inside, own_stream, require_cover, step_seed, support_of
+from ebmppl.losses.noise import as_noise, energies_inside, own_stream, require_cover, step_seed, support_of
 from ebmppl.sampling.noise import fresh_seed
 
 Form = Literal["ranking", "conditional"]

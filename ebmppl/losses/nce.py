@@ -14,8 +14,7 @@ from ebmppl.energies.base import Energy, dtype_and_device
 from ebmppl.kernels.base import positive, require
 from ebmppl.losses.asymptotic import LogZInterval, log_z_interval
 from ebmppl.losses.base import BoundLoss, Loss, shaped
-from ebmppl.losses.noise import as_noise
-from ebmppl.losses.noise_base import energies_inside, require_cover, step_seed
+from ebmppl.losses.noise import as_noise, energies_inside, require_cover, step_seed
 from ebmppl.sampling.noise import fresh_seed
 
 

@@ -12,7 +12,7 @@ from ebmppl.energies.base import Energy
 from ebmppl.kernels.base import whole
 from ebmppl.losses.base import BoundLoss, Data, Loss
 from ebmppl.losses.neighbours import Neighbours
-from ebmppl.losses.noise_base import step_seed
+from ebmppl.losses.noise import step_seed
 from ebmppl.sampling.noise import fresh_seed
 
 
