@@ -514,15 +514,15 @@ def test_errors_shrink_as_the_root_of_the_data(name: str) -> None:
     sizes, errors = (250, 4000), []
     for n in sizes:
         squares = []
-        for seed in range(24):
+        for seed in range(16):
             bound = loss(seed=seed)(energy(), guide)
             before = torch.cat([p.detach().flatten().clone() for p in bound.parameters()])
-            fit(bound, data(n, 1000 * n + seed), steps=25)
+            fit(bound, data(n, 1000 * n + seed), bound.draw(n) if isinstance(loss(), NCE) else None, steps=20)
             after = torch.cat([p.detach().flatten() for p in bound.parameters()])
             squares.append((after - before).square())
         errors.append(torch.stack(squares).mean(0).sqrt())
     slopes = (errors[1] / errors[0]).log() / math.log(sizes[1] / sizes[0])
-    # a root mean square of 24 errors is known to 15 %, a parameter's slope to 0.075, the mean of several to 0.05
+    # a root mean square of 16 errors is known to 18 %, a parameter's slope to 0.09, the mean of several to 0.06
     assert -0.7 < float(slopes.mean()) < -0.35
     assert float((errors[1] / before.abs().clamp_min(1)).max()) < 0.25
 

@@ -199,7 +199,12 @@ TRUTHS: dict[str, Callable[[], Energy]] = {
 
 
 @pytest.mark.parametrize(
-    ("name", "loss"), [("ising", "pseudo-likelihood"), ("ising", "ratio matching"), ("potts", "pseudo-likelihood")]
+    ("name", "loss"),
+    [
+        ("ising", "pseudo-likelihood"),
+        pytest.param("ising", "ratio matching", marks=pytest.mark.long),
+        pytest.param("potts", "pseudo-likelihood", marks=pytest.mark.long),
+    ],
 )
 def test_errors_shrink_as_the_root_of_the_data(name: str, loss: str) -> None:
     sizes, errors = (250, 4000), []

@@ -8,13 +8,21 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
-from torch.nn.functional import logsigmoid
 
 from ebmppl.energies.base import Energy
 from ebmppl.energies.supports import is_discrete
 from ebmppl.kernels.base import positive, require, whole
 from ebmppl.losses.base import BoundLoss, Loss, shaped
-from ebmppl.losses.noise import as_noise, energies_inside, own_stream, require_cover, step_seed, support_of
+from ebmppl.losses.noise import (
+    as_noise,
+    energies_inside,
+    own_stream,
+    require_cover,
+    require_covers,
+    step_seed,
+    support_of,
+)
+from ebmppl.models.rbm_views import log1p_exp
 from ebmppl.sampling.noise import fresh_seed
 
 Form = Literal["ranking", "conditional"]
@@ -123,9 +131,7 @@ class BoundRanking(_Contrast):
         n = len(x)
         y = self.noise.draw(n * self.num_negatives, self.now) if noise is None else self._of_rows(noise, n)
         both = torch.cat([x, y.to(x)])
-        log_noise = self.noise.log_prob(both)
-        require_cover(log_noise[:n], "the data")
-        require_cover(log_noise[n:], "its own draws")
+        log_noise = require_covers(self.noise.log_prob(both), n)
         energies = energies_inside(self.energy, both)
         score = -energies - log_noise.to(energies)
         among = torch.cat([score[:n].unsqueeze(1), score[n:].reshape(n, -1)], 1)
@@ -152,13 +158,13 @@ class BoundConditional(_Contrast):
             noise: ``(rows * K, *event)`` where they are given; the first K are near the first row.
         """
         k = self.num_negatives if noise is None else len(self._of_rows(noise, len(x))) // len(x)
-        near = x.repeat_interleave(k, 0)
+        near = x if k == 1 else x.repeat_interleave(k, 0)
         y, log_ratio = self._noise(near, noise)
         energies = energies_inside(self.energy, torch.cat([x, y]))
         rise = energies[len(x) :].reshape(len(x), k) - energies[: len(x)].unsqueeze(1)
         if log_ratio is not None:
             rise = rise + log_ratio.reshape(len(x), k).to(rise)
-        return {"conditional": -2 * logsigmoid(rise).mean()}
+        return {"conditional": 2 * log1p_exp(-rise).mean()}
 
     @torch.no_grad()
     def _noise(self, x: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:

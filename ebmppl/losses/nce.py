@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
 
 from ebmppl.energies.base import Energy, dtype_and_device
 from ebmppl.kernels.base import positive, require
 from ebmppl.losses.asymptotic import LogZInterval, log_z_interval
 from ebmppl.losses.base import BoundLoss, Loss, shaped
-from ebmppl.losses.noise import as_noise, energies_inside, require_cover, step_seed
+from ebmppl.losses.noise import as_noise, energies_inside, require_covers, step_seed
+from ebmppl.models.rbm_views import log1p_exp
 from ebmppl.sampling.noise import fresh_seed
 
 
@@ -102,8 +102,8 @@ class BoundNCE(BoundLoss):
             x: data ``(rows, *event)``.
             noise: points of noise ``(n, *event)`` where they are given; nu is then n / rows.
         """
-        from_data, from_noise = self.log_odds(x, noise)
-        return {"data": -logsigmoid(from_data).mean(), "noise": -logsigmoid(-from_noise).sum() / len(x)}
+        data, noisy = self._surplus(x, self._noise(x, noise))
+        return {"data": log1p_exp(data).mean(), "noise": log1p_exp(-noisy).sum() / len(x)}
 
     def log_odds(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """G of the data ``(rows,)`` and of the noise ``(n,)``: log-odds that a point is of the data; as ``terms``.
@@ -111,14 +111,19 @@ class BoundNCE(BoundLoss):
         Raises:
             ValueError: where the noise has no density at the data, or at its own points.
         """
-        y = self.draw(len(x)) if noise is None else shaped(self.energy.event_shape, noise)
-        both = torch.cat([x, y.to(x)])
-        log_noise = self.noise.log_prob(both)
-        require_cover(log_noise[: len(x)], "the data")
-        require_cover(log_noise[len(x) :], "its own draws")
+        data, noisy = self._surplus(x, self._noise(x, noise))
+        return -data, -noisy
+
+    def _noise(self, x: Tensor, noise: Tensor | None) -> Tensor:
+        return (self.draw(len(x)) if noise is None else shaped(self.energy.event_shape, noise)).to(x)
+
+    def _surplus(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Minus G."""
+        n, both = len(x), torch.cat([x, y])
+        log_noise = require_covers(self.noise.log_prob(both), n)
         energies = energies_inside(self.energy, both)
-        odds = -energies - self.log_z - (log_noise + math.log(len(y) / len(x))).to(energies)
-        return odds[: len(x)], odds[len(x) :]
+        surplus = energies + (log_noise + math.log(len(y) / n)).to(energies) + self.log_z
+        return surplus[:n], surplus[n:]
 
     def log_z_interval(self, x: Tensor, noise: Tensor | None = None, level: float = 0.95) -> LogZInterval:
         r"""The estimate of log Z with its asymptotic error, for parameters at the minimum for these data and this noise.
@@ -145,7 +150,7 @@ class BoundNCE(BoundLoss):
             raise ValueError("expected a learnable log Z, got one that is held: an interval needs an estimate")
         require(0 < level < 1, "level in (0, 1)", level)
         x = self.data(x)
-        y = (self.draw(len(x)) if noise is None else shaped(self.energy.event_shape, noise)).to(x)
+        y = self._noise(x, noise)
         with torch.no_grad():
             odds = self.log_odds(x, y)
         return log_z_interval(self.energy, self.log_z.item(), (x, y), odds, level)

@@ -11,10 +11,27 @@ from torch.distributions import Distribution, constraints
 from ebmppl.energies.base import Energy
 from ebmppl.energies.discrete import discrete
 from ebmppl.energies.supports import elementwise, is_discrete
-from ebmppl.losses.noise_base import Noise, energies_inside, own_stream, require_cover, step_seed, support_of
+from ebmppl.losses.noise_base import (
+    Noise,
+    energies_inside,
+    own_stream,
+    require_cover,
+    require_covers,
+    step_seed,
+    support_of,
+)
 from ebmppl.losses.noise_program import ProgramNoise
 
-__all__ = ["Noise", "as_noise", "energies_inside", "own_stream", "require_cover", "step_seed", "support_of"]
+__all__ = [
+    "Noise",
+    "as_noise",
+    "energies_inside",
+    "own_stream",
+    "require_cover",
+    "require_covers",
+    "step_seed",
+    "support_of",
+]
 
 
 @runtime_checkable

@@ -63,6 +63,14 @@ def require_cover(log_prob: Tensor, what: str) -> Tensor:
     )
 
 
+def require_covers(log_prob: Tensor, rows: int) -> Tensor:
+    """``require_cover`` of so many rows of data and, after them, of draws of the noise."""
+    if not bool(torch.isfinite(log_prob.sum())):
+        require_cover(log_prob[:rows], "the data")
+        require_cover(log_prob[rows:], "its own draws")
+    return log_prob
+
+
 def energies_inside(energy: Energy, x: Tensor) -> Tensor:
     """Energies ``(rows,)``, infinity outside the support, where the energy isn't asked.
 

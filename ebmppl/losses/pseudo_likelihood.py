@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from ebmppl.energies.base import Energy
 from ebmppl.kernels.base import whole
 from ebmppl.losses.base import BoundLoss, Data, Loss
 from ebmppl.losses.neighbours import Neighbours
 from ebmppl.losses.noise import step_seed
+from ebmppl.models.rbm_views import log1p_exp
 from ebmppl.sampling.noise import fresh_seed
 
 
@@ -146,4 +146,4 @@ class BoundRatioMatching(_OfCoordinates):
 
 def _surprise(ratios: Tensor) -> Tensor:
     """-log p(x_i | others) from log-ratios to the other level ``(rows, size)``, or to all levels ``(rows, size, levels)``."""
-    return -logsigmoid(-ratios) if ratios.dim() == 2 else torch.logsumexp(ratios, -1)
+    return log1p_exp(ratios) if ratios.dim() == 2 else torch.logsumexp(ratios, -1)

@@ -83,7 +83,7 @@ def score_of(model: Scored, x: Tensor, *, graph: bool) -> Tensor:
 
 
 def along(score: Tensor, x: Tensor, v: Tensor, *, graph: bool) -> Tensor:
-    """v' (ds/dx) v of directions ``(n, rows, *event)`` for scores at x: ``(n, rows)``.
+    """V' (ds/dx) v of directions ``(n, rows, *event)`` for scores at x: ``(n, rows)``.
 
     One backward pass through the scores for each of the n.
     """
