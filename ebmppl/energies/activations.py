@@ -18,7 +18,7 @@ def _silu(h: Tensor, order: int) -> tuple[Tensor, ...]:
     a = h * s
     c = 1 - s
     t = s * c
-    found = (a, torch.addcmul(s, a, c))
+    found: tuple[Tensor, ...] = (a, torch.addcmul(s, a, c))
     if order > 1:
         u = c - s
         found += (t * torch.addcmul(torch.full_like(h, 2.0), h, u),)

@@ -125,11 +125,11 @@ class Loss(ELBO):
         Raises:
             ValueError: when there is nothing to train.
         """
-        value = self.differentiable_loss(energy, guide, *args, **kwargs)
-        if not value.requires_grad:
+        if not any(parameter.requires_grad for parameter in self._bound_to(energy, guide).parameters()):
             raise ValueError(
                 "expected something to train, got an energy (and loss) without parameters that require gradients"
             )
+        value = self.differentiable_loss(energy, guide, *args, **kwargs)
         value.backward()
         return value.item()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 import torch
@@ -75,12 +77,14 @@ def score_of(model: Scored, x: Tensor, *, graph: bool) -> Tensor:
     An energy's ``value_and_grad`` is detached, so this goes through ``forward`` where it has no differentiable ``gradient``.
     """
     if isinstance(model, ScoreNetwork):
-        return cast(Tensor, model(x))
+        with _uncompiled():
+            return cast(Tensor, model(x))
     gradient = model.gradient(x)
     if gradient is not None:
         return -gradient
     x = x if x.requires_grad else x.detach().requires_grad_()
-    energy = model(x)
+    with _uncompiled():
+        energy = model(x)
     (gradient,) = torch.autograd.grad(energy, x, torch.ones_like(energy), create_graph=graph)
     return -gradient
 
@@ -118,6 +122,14 @@ def _changes(score: Tensor, x: Tensor, v: Tensor, *, graph: bool) -> Tensor:
     return torch.stack(found)
 
 
+def _uncompiled() -> AbstractContextManager[object]:
+    """What ``torch.compile`` made has no second derivatives; inside this it runs as it was written."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Inner products over the event: ``(rows,)`` of ``(rows, *event)``, or ``(n, rows)`` where b has n in front."""
-    return (a * b).flatten(b.dim() - a.dim() + 1).sum(-1)
+    product, lead = a * b, b.dim() - a.dim() + 1
+    return product.flatten(lead).sum(-1) if product.dim() > lead else product
