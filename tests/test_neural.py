@@ -67,6 +67,30 @@ def test_closed_forms_of_an_mlp(name: str, hidden: tuple[int, ...], shape: tuple
         torch.testing.assert_close(a, b.detach(), rtol=1e-10, atol=1e-11)
 
 
+@every_activation
+def test_closed_forms_can_be_differentiated_again(name: str) -> None:
+    energy = MLPEnergy(2, (3, 4), name, generator=gen(), dtype=F64)
+    x, v = normal(2, 2).requires_grad_(), normal(2, 2, 2, seed=1)
+    some = list(energy.parameters())[:-1]
+
+    def forms(x: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+        (*parts,) = values
+        named = dict(zip([n for n, _ in energy.named_parameters()][:-1], parts, strict=True))
+        return torch.func.functional_call(Forms(energy, v), {f"energy.{n}": p for n, p in named.items()}, (x,))
+
+    assert torch.autograd.gradcheck(forms, (x, *some))
+    assert torch.autograd.gradgradcheck(forms, (x, *some))
+
+
+class Forms(nn.Module):
+    def __init__(self, energy: MLPEnergy, v: Tensor) -> None:
+        super().__init__()
+        self.energy, self.v = energy, v
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.energy.gradient(x), *self.energy.slopes(x, self.v)
+
+
 def test_mlp_is_the_network_it_says() -> None:
     energy = MLPEnergy(2, (4, 3), "tanh", confine=0.5, generator=gen(), dtype=F64)
     a, b, c = energy.net

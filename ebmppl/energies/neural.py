@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ebmppl.energies.activations import smooth, with_derivatives
+from ebmppl.energies import mlp_forms
+from ebmppl.energies.activations import ACTIVATIONS, smooth
 from ebmppl.energies.base import Energy, Shape, flatten_batch, like
 
 
@@ -99,35 +100,37 @@ class MLPEnergy(Energy):
             h = self.function(layer(h))
         return last(h).squeeze(-1) + 0.5 * self.confine * x.square().sum(-1)
 
-    def gradient(self, x: Tensor) -> Tensor:
-        """Of the energy in x, ``(*batch, *event)``, differentiable."""
+    @torch.no_grad()
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Closed form."""
         flat = self._flat(x)
-        h, slopes = flat, []
+        a, found = flat, []
         *inner, last = self.net
         for layer in inner:
-            h, slope = with_derivatives(self.activation, layer(h), 1)
-            slopes.append(slope)
+            a, slope = ACTIVATIONS[self.activation].derivatives(layer(a), 1)
+            found.append((layer.weight, slope))
         pulled = last.weight[0]
-        for layer, slope in zip(reversed(inner), reversed(slopes), strict=True):
-            pulled = (pulled * slope) @ layer.weight
-        return torch.addcmul(pulled, self.confine, flat).reshape(x.shape)
+        for weight, slope in reversed(found):
+            pulled = (pulled * slope) @ weight
+        pull = self.confine * flat
+        return last(a).squeeze(-1) + 0.5 * (pull * flat).sum(-1), (pulled + pull).reshape(x.shape)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Of the energy in x, ``(*batch, *event)``, differentiable."""
+        flat = self._flat(x).reshape(-1, self.event_shape.numel())
+        found = mlp_forms.gradient(flat, self.activation, self._parameters_in_order())
+        return torch.addcmul(found, self.confine, flat).reshape(x.shape)
 
     def slopes(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Values, first and second derivatives are carried from layer to layer together (Taylor mode)."""
+        """Value, first and second derivative are carried from layer to layer together (Taylor mode)."""
         flat, along = self._flat(x), self._flat(v)
-        first, *inner, last = self.net
-        h, h1 = first(flat), along @ first.weight.mT
-        _, slope, bend = with_derivatives(self.activation, h, 2)
-        a1, a2 = slope * h1, bend * h1.square()
-        a = self.function(h)
-        n = len(v)
-        for layer in inner:
-            carried = torch.cat([a.unsqueeze(0), a1, a2]) @ layer.weight.mT
-            h, h1, h2 = carried[0] + layer.bias, carried[1 : n + 1], carried[n + 1 :]
-            a, slope, bend = with_derivatives(self.activation, h, 2)
-            a1, a2 = slope * h1, torch.addcmul(bend * h1.square(), slope, h2)
-        once, twice = a1 @ last.weight[0], a2 @ last.weight[0]
-        return once + self.confine * (flat * along).sum(-1), twice + self.confine * along.square().sum(-1)
+        once, twice = mlp_forms.slopes(flat, along, self.activation, self._parameters_in_order())
+        pull = self.confine * along
+        return once + (flat * pull).sum(-1), twice + (along * pull).sum(-1)
+
+    def _parameters_in_order(self) -> list[Tensor]:
+        *inner, last = self.net
+        return [*(part for layer in inner for part in (layer.weight, layer.bias)), last.weight[0]]
 
     def _flat(self, x: Tensor) -> Tensor:
         return x if len(self.event_shape) == 1 else x.flatten(x.dim() - len(self.event_shape))
