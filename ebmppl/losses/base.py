@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -55,14 +56,26 @@ class BoundLoss(nn.Module):
             ValueError: for data of another shape, outside the support, or with NaN.
             NonFiniteLoss: where it is NaN or infinite.
         """
-        before = self.state_dict() if self.training else {}
-        terms = self.terms(self.data(x))
-        total = torch.stack([term.reshape(()) for term in terms.values()]).sum()
-        if not bool(torch.isfinite(total.detach())):
-            self._not_finite(terms, before)
+        points = self.data(x)
+        before = self._moving() if self.training else {}
+        parts = self.terms(points)
+        first, *others = parts.values()
+        total = sum(others, first).reshape(())
+        if not math.isfinite(total.item()):
+            self._not_finite(parts, before)
         if self.training:
             self.step += 1
         return total
+
+    def _moving(self) -> dict[str, Tensor]:
+        """Copies of what a step of the loss may move: its own buffers, not those of the energy and the guide."""
+        modules = {"": self, **{f"{k}.": m for k, m in self._modules.items() if k not in ("energy", "guide") and m}}
+        return {
+            prefix + name: buffer.clone()
+            for prefix, module in modules.items()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        }
 
     def data(self, x: Data) -> Tensor:
         """Checked points ``(rows, *event)`` at the energy's dtype."""
@@ -72,6 +85,7 @@ class BoundLoss(nn.Module):
         values = {name: float(term.detach()) for name, term in terms.items()}
         bad = [f"{name} is {value}" for name, value in values.items() if not abs(value) < float("inf")]
         step = int(self.step)
+        state = {**self.state_dict(), **state}
         raise NonFiniteLoss(f"the loss is not finite at step {step}: {', '.join(bad) or values}", step, values, state)
 
 
@@ -191,7 +205,7 @@ def checked_data(energy: Energy, x: Data) -> Tensor:
 
 def require_finite(name: str, x: Tensor) -> None:
     """Raise ``ValueError`` that says where data ``(rows, *site)`` are NaN or infinite."""
-    if isinstance(x, Tensor) and x.is_floating_point() and not bool(torch.isfinite(x.detach().sum())):
+    if isinstance(x, Tensor) and x.is_floating_point() and not math.isfinite(x.detach().sum().item()):
         bad = (~torch.isfinite(x)).nonzero()
         if len(bad):  # a sum may overflow
             at = tuple(bad[0].tolist())

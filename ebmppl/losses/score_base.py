@@ -68,7 +68,8 @@ class BoundScoreLoss(BoundLoss):
             x = checked_data(energy, x)
         if not x.is_floating_point():
             raise ValueError(f"expected floating point data, got {x.dtype}")
-        if any(True for _ in energy.parameters()):
+        own = next(energy.parameters(), None)
+        if own is not None and own.dtype != x.dtype:
             x = x.to(dtype_and_device(energy)[0])
         if self.target is energy:
             return x

@@ -14,7 +14,7 @@ from ebmppl.energies.supports import elementwise
 from ebmppl.kernels.base import require, whole
 from ebmppl.losses.base import BoundLoss
 from ebmppl.losses.score_base import BoundScoreLoss, ScoreLoss
-from ebmppl.losses.scores import Scored, dot, score_of, slopes
+from ebmppl.losses.scores import Scored, half_square, score_of, slopes
 
 
 class ExplicitScoreMatching(ScoreLoss):
@@ -62,7 +62,7 @@ class BoundExplicit(BoundScoreLoss):
         if wanted.shape != x.shape:
             raise ValueError(f"expected the data's score of shape {tuple(x.shape)}, got {tuple(wanted.shape)}")
         apart = score_of(self.target, x, graph=graph) - wanted
-        return {"distance": 0.5 * dot(apart, apart).mean()}
+        return {"distance": half_square(apart)}
 
 
 class ScoreMatching(ScoreLoss):
@@ -115,7 +115,7 @@ class BoundScoreMatching(BoundScoreLoss):
             v = self.signs(x, self.probes)
         score, change = slopes(self.target, x, v, graph=graph, full=True)
         trace = change.sum(0) if self.probes is None else change.mean(0)
-        return {"trace": trace.mean(), "square": 0.5 * dot(score, score).mean()}
+        return {"trace": trace.mean(), "square": half_square(score)}
 
 
 class SlicedScoreMatching(ScoreLoss):
@@ -157,8 +157,8 @@ class BoundSliced(BoundScoreLoss):
         """The score's change along the slices, and half its square."""
         v = self.normals(x, self.num_slices)
         score, change = slopes(self.target, x, v, graph=graph, full=self.reduced_variance)
-        square = dot(score, score) if self.reduced_variance else score.square()
-        return {"change": change.mean(), "square": 0.5 * square.mean()}
+        square = half_square(score) if self.reduced_variance else 0.5 * score.square().mean()
+        return {"change": change.mean(), "square": square}
 
 
 class DenoisingScoreMatching(ScoreLoss):
@@ -200,4 +200,4 @@ class BoundDenoising(BoundScoreLoss):
         noise = self.normals(x)
         y = torch.add(x, noise, alpha=self.sigma)
         apart = torch.add(score_of(self.target, y, graph=graph), noise, alpha=1 / self.sigma)
-        return {"distance": 0.5 * dot(apart, apart).mean()}
+        return {"distance": half_square(apart)}

@@ -122,6 +122,11 @@ def _changes(score: Tensor, x: Tensor, v: Tensor, *, graph: bool) -> Tensor:
     return torch.stack(found)
 
 
+def half_square(a: Tensor) -> Tensor:
+    """The mean over rows of half the squared norm: a scalar of ``(rows, *event)``."""
+    return a.square().sum() * (0.5 / len(a))
+
+
 def _uncompiled() -> AbstractContextManager[object]:
     """What ``torch.compile`` made has no second derivatives; inside this it runs as it was written."""
     if "torch._dynamo" not in sys.modules:
