@@ -15,15 +15,15 @@ _ROOT_2PI = math.sqrt(2 * math.pi)
 
 def _silu(h: Tensor, order: int) -> tuple[Tensor, ...]:
     s = torch.sigmoid(h)
-    a = h * s
-    c = 1 - s
-    t = s * c
-    found: tuple[Tensor, ...] = (a, torch.addcmul(s, a, c))
+    a, c = h * s, 1 - s
+    rest = a * c
+    found: tuple[Tensor, ...] = (a, s + rest)
     if order > 1:
         u = c - s
-        found += (t * torch.addcmul(torch.full_like(h, 2.0), h, u),)
+        found += ((rest * u).addcmul_(s, c, value=2),)
         if order > 2:
-            found += (t * torch.addcmul(3 * u, h, u * u - 2 * t),)
+            t = s * c
+            found += ((u * u).sub_(t, alpha=2).mul_(rest).addcmul_(t, u, value=3),)
     return found
 
 
