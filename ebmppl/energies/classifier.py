@@ -30,6 +30,7 @@ class ClassifierEnergy(Energy):
         ValueError: when the classifier isn't callable or answers with another shape, or for a negative c.
 
     Example:
+        >>> import torch
         >>> energy = ClassifierEnergy(nn.Linear(2, 3), (2,))
         >>> energy.log_prob_class(torch.zeros(5, 2)).exp().sum(-1).shape
         torch.Size([5])

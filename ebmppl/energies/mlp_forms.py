@@ -105,7 +105,8 @@ class _Gradient(torch.autograd.Function):
 class _Slopes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, v: Tensor, name: str, *params: Tensor) -> tuple[Tensor, Tensor]:
-        n, hidden, kept = len(v), _hidden(params), []
+        n, hidden = len(v), _hidden(params)
+        kept: list[tuple[Any, ...]] = []
         z, z1, z2 = torch.addmm(params[1], x, params[0].mT), v @ params[0].mT, None
         for i, (weight, _) in enumerate(hidden):
             a, slope, bend, third = ACTIVATIONS[name].derivatives(z, 3)
