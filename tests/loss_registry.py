@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ebmppl.energies import Energy, as_energy
+from ebmppl.energies import ConvEnergy, Energy, MLPEnergy, as_energy
 from ebmppl.kernels import MALA, Gibbs, Langevin, ParallelTempering
 from ebmppl.losses import (
     CD,
@@ -74,6 +74,22 @@ def tempered(energy: Energy) -> ParallelTempering:
     return ParallelTempering(Gibbs(energy), 3)
 
 
+def mlp(dtype: torch.dtype) -> Energy:
+    """With scores and slopes in closed form."""
+    return MLPEnergy(3, (8, 6), confine=0.5, generator=torch.Generator().manual_seed(SEED), dtype=dtype)
+
+
+def images(dtype: torch.dtype) -> Energy:
+    """In training mode power iterations move buffers."""
+    made = torch.Generator().manual_seed(SEED)
+    return ConvEnergy(1, (1, 3), (4, 4), spectral_norm=True, confine=0.5, generator=made, dtype=dtype)
+
+
+def pictures(dtype: torch.dtype) -> Tensor:
+    """Data of ``images``."""
+    return reals(dtype).view(10, 1, 1, 3)
+
+
 def scores(dtype: torch.dtype) -> ScoreNetwork:
     """A score that is no gradient."""
     with torch.random.fork_rng(devices=[]):
@@ -120,6 +136,7 @@ def _minus(x: Tensor) -> Tensor:
 
 
 OFFSET = frozenset({"energy.fn.net.2.bias"})  # scores don't see a constant
+MLP_OFFSET = frozenset({"energy.net.2.bias"})
 small_steps = partial(Langevin, step_size=0.05)
 
 LOSSES: dict[str, LossCase] = {
@@ -141,6 +158,7 @@ LOSSES: dict[str, LossCase] = {
         partial(MLE, kernel=MALA, num_chains=5, warmup=20, draws=3, seed=SEED), network, reals, unreached=OFFSET
     ),
     "mle, weights": LossCase(partial(MLE, num_samples=20, seed=SEED), network, reals, normal, unreached=OFFSET),
+    "cd, images": LossCase(partial(CD, 2, kernel=small_steps, seed=SEED), images, pictures, unreached=MLP_OFFSET),
     "explicit score matching": LossCase(partial(ExplicitScoreMatching, _minus), network, reals, unreached=OFFSET),
     "score matching": LossCase(ScoreMatching, network, reals, unreached=OFFSET),
     "score matching, probes": LossCase(partial(ScoreMatching, probes=2, seed=SEED), network, reals, unreached=OFFSET),
@@ -150,6 +168,15 @@ LOSSES: dict[str, LossCase] = {
     ),
     "sliced score matching, reduced variance": LossCase(
         partial(SlicedScoreMatching, seed=SEED), network, reals, unreached=OFFSET
+    ),
+    "sliced score matching, images": LossCase(
+        partial(SlicedScoreMatching, seed=SEED), images, pictures, unreached=MLP_OFFSET
+    ),
+    "sliced score matching, mlp": LossCase(
+        partial(SlicedScoreMatching, 2, reduced_variance=False, seed=SEED), mlp, reals, unreached=MLP_OFFSET
+    ),
+    "denoising score matching, mlp": LossCase(
+        partial(DenoisingScoreMatching, 0.3, seed=SEED), mlp, reals, unreached=MLP_OFFSET
     ),
     "sliced score matching, score network": LossCase(partial(SlicedScoreMatching, seed=SEED), scores, reals),
     "denoising score matching": LossCase(

@@ -13,6 +13,8 @@ from torch.distributions import constraints
 from ebmppl.energies import (
     AnalyticEnergy,
     Clamped,
+    ClassifierEnergy,
+    ConvEnergy,
     DoubleWell,
     Energy,
     Funnel,
@@ -20,6 +22,7 @@ from ebmppl.energies import (
     GaussianMixture,
     GeometricPath,
     Mixture,
+    MLPEnergy,
     Quadratic,
     Rosenbrock,
     StudentT,
@@ -142,6 +145,29 @@ ENERGIES |= {
         [SoftplusExperts(4, 3, filters=_random(4, 3, seed=15)(t, d)), Gaussian(_MEAN(t, d), _COVARIANCE(t, d))],
         [0.7, 1.2],
     ),
+}
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(21)
+
+
+def _classifier() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4))
+
+
+ENERGIES |= {
+    "mlp": lambda t, d: MLPEnergy(3, (8, 6), "silu", confine=0.5, generator=_seeded()).to(device=d, dtype=t),
+    "mlp, images": lambda t, d: MLPEnergy((2, 2), (8,), "gelu", confine=0.5, generator=_seeded()).to(device=d, dtype=t),
+    "conv": lambda t, d: ConvEnergy(1, (3, 2), (3, 4), "tanh", confine=0.5, generator=_seeded()).to(device=d, dtype=t),
+    "conv, spectral norm": lambda t, d: (
+        ConvEnergy(1, 2, (3, 4), "softplus", spectral_norm=True, confine=0.5, generator=_seeded())
+        .to(device=d, dtype=t)
+        .eval()
+    ),
+    "classifier": lambda t, d: ClassifierEnergy(_classifier(), (3,), confine=0.5).to(device=d, dtype=t),
 }
 
 # Kernels

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import langevin, nuts, nuts_equality, report
+from tests.benchmarks import langevin, losses, nuts, nuts_equality, report
 from tests.benchmarks.timing import Spread, alternate, ratio, table
 from tests.benchmarks.worker import Failed, Worker
 
@@ -26,6 +26,17 @@ def test_langevin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "torch.set_num_threads(1)" in out
     assert out.count("| 4x2 ") == 6
+
+
+def test_losses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torchebm")
+    file = tmp_path / "results.json"
+    effort = losses.Effort(batches=(4,), rounds=2, seconds=1e-4)
+    losses.main(["--slices", "2", "--json", str(file)], effort)
+    rows = json.loads(file.read_text())["losses"]
+    assert [row["loss"] for row in rows] == ["denoising", "sliced", "sliced, reduced"]
+    assert all(min(row["ours"] + row["limit"] + row["torchebm"]) > 0 for row in rows)
+    assert capsys.readouterr().out.count("| 4 ") == 3
 
 
 @pytest.mark.long

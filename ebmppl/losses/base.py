@@ -79,6 +79,7 @@ class BoundLoss(nn.Module):
         values = {name: float(term.detach()) for name, term in terms.items()}
         bad = [f"{name} is {value}" for name, value in values.items() if not abs(value) < float("inf")]
         step = int(self.step)
+        state = {**self.state_dict(), **state}
         raise NonFiniteLoss(f"the loss is not finite at step {step}: {', '.join(bad) or values}", step, values, state)
 
 
@@ -132,11 +133,11 @@ class Loss(ELBO):
         Raises:
             ValueError: when there is nothing to train.
         """
-        value = self.differentiable_loss(energy, guide, *args, **kwargs)
-        if not value.requires_grad:
+        if not any(parameter.requires_grad for parameter in self._bound_to(energy, guide).parameters()):
             raise ValueError(
                 "expected something to train, got an energy (and loss) without parameters that require gradients"
             )
+        value = self.differentiable_loss(energy, guide, *args, **kwargs)
         value.backward()
         return value.item()
 
@@ -158,12 +159,14 @@ class Loss(ELBO):
 
 @contextmanager
 def _still(bound: BoundLoss) -> Iterator[None]:
-    """The bound loss itself in ``eval`` mode (not the energy's modules), and back."""
-    training, bound.training = bound.training, False
+    """All modules in ``eval`` mode (so that no statistics or power iterations move either), and back."""
+    modes = [(module, module.training) for module in bound.modules()]
+    bound.eval()
     try:
         yield
     finally:
-        bound.training = training
+        for module, training in modes:
+            module.training = training
 
 
 def _register(bound: BoundLoss) -> None:
@@ -210,7 +213,7 @@ def _require(good: Any, value: Tensor, wanted: str) -> None:
 
 def require_finite(name: str, x: Tensor) -> None:
     """Raise ``ValueError`` that says where data ``(rows, *site)`` are NaN or infinite."""
-    if isinstance(x, Tensor) and x.is_floating_point() and not bool(torch.isfinite(x.detach().sum())):
+    if isinstance(x, Tensor) and x.is_floating_point() and not math.isfinite(x.detach().sum().item()):
         bad = (~torch.isfinite(x)).nonzero()
         if len(bad):  # a sum may overflow
             at = tuple(bad[0].tolist())
