@@ -42,9 +42,9 @@ class Ising(Energy):
 
     Example:
         >>> import torch
-        >>> ising = Ising(lattice=(4, 4), coupling=0.4)
+        >>> ising = Ising(lattice=(4, 4), coupling=0.5)
         >>> ising(torch.ones(1, 4, 4)).item()  # 32 bonds
-        -12.800000190734863
+        -16.0
     """
 
     coupling: nn.Parameter
