@@ -78,5 +78,6 @@ def require_some_good(begun: Counts, now: Counts, enough: int, tuning: Any) -> N
         return
     raise SamplingError(
         f"all {finished} transitions of {len(now.finished)} chains diverged in warm-up at a step size of "
-        f"{float(step):.3g}: begin where the energy is smooth (initial_params), bring the parameters to a scale of about one, or give a smaller step_size"
+        f"{float(step):.3g}: begin where the energy is smooth (initial_params), bring the parameters to a scale of "
+        "about one, or give a smaller step_size"
     )
