@@ -16,7 +16,7 @@ from ebmppl.energies.linalg import rowwise
 if TYPE_CHECKING:
     from torch.distributions import Transform
 
-    from ebmppl.energies.discrete import Conditionals, Layers, RealLayers
+    from ebmppl.energies.discrete import Conditionals, Layers, Pairs, RealLayers
     from ebmppl.energies.gaussian import Quadratic
 
 Shape = Sequence[int]
@@ -102,6 +102,10 @@ class Energy(nn.Module):
 
     def conditionals(self) -> Conditionals | None:
         """For a discrete energy: blocks of independent coordinates and their conditionals, where its structure tells them."""
+        return None
+
+    def pairs(self) -> Pairs | None:
+        """For spins that interact in pairs alone: the couplings and fields of each block."""
         return None
 
     def layers(self) -> Layers | RealLayers | None:
