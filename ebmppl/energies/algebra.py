@@ -11,7 +11,7 @@ from torch.distributions.constraints import Constraint
 
 from ebmppl.energies.analytic import AnalyticEnergy
 from ebmppl.energies.base import Energy, like, register, require_energy
-from ebmppl.energies.combined import WeightedConditionals, present
+from ebmppl.energies.combined import WeightedConditionals, WeightedPairs, present
 from ebmppl.energies.discrete import Conditionals, Pairs
 from ebmppl.energies.gaussian import Quadratic
 
@@ -109,7 +109,7 @@ class Tempered(Energy):
     def pairs(self) -> Pairs | None:
         """Those of the energy times beta, for one beta."""
         inside = self.energy.pairs() if self.beta.dim() == 0 else None
-        return None if inside is None else _TemperedPairs(inside, self)
+        return None if inside is None else WeightedPairs(inside, lambda: self.beta)
 
     def relaxed(self) -> Energy | None:
         """Beta times the energy's extension."""
@@ -123,28 +123,6 @@ class Tempered(Energy):
             return None
         beta = self.beta.to(form.A.dtype)
         return Quadratic(beta * form.A, beta * form.b, beta * form.constant)
-
-
-class _TemperedPairs:
-    """Pairs at an inverse temperature, which may change in place."""
-
-    def __init__(self, inside: Pairs, tempered: Tempered) -> None:
-        self.inside, self.tempered = inside, tempered
-
-    @property
-    def blocks(self) -> Sequence[Tensor]:
-        return self.inside.blocks
-
-    def neighbours(self, block: int) -> Tensor:
-        return self.inside.neighbours(block)
-
-    def couplings(self, block: int) -> Tensor:
-        couplings = self.inside.couplings(block)
-        return self.tempered.beta.to(couplings.dtype) * couplings
-
-    def fields(self, block: int) -> Tensor:
-        fields = self.inside.fields(block)
-        return self.tempered.beta.to(fields.dtype) * fields
 
 
 class GeometricPath(Energy):

@@ -14,7 +14,7 @@ from ebmppl.kernels.base import Noise, NoiseSpec
 from ebmppl.kernels.words import KEYS, labels, thresholds, upper_by_word, words
 
 _NUMBERS = 1 << 15  # of an eager operation, which then stays in cache
-_TERMS = 32  # most that are added one by one
+_TERMS = 8  # most that are added one by one
 _TABLE = 8  # most neighbours of which a table of thresholds is looked up
 
 
@@ -58,8 +58,7 @@ class _Local:
             upper = word < _looked_up(self._sums(rows), self.table)
         else:
             upper = upper_by_word(2 * self.fields_at(rows).expand(word.shape), word)
-        one = torch.ones((), dtype=self.fields.dtype, device=word.device)
-        return torch.where(upper, one, -one)
+        return upper.to(self.fields.dtype) * 2 - 1
 
     def fields_at(self, rows: slice, share: float = 1.0) -> Tensor:
         """Of some sites, with a share of what their neighbours add."""
@@ -138,7 +137,9 @@ class PairSweep:
 
     def _local(self, block: int, others: Tensor) -> _Local:
         tables = self._tables(others.device)
-        return _Local(self.pairs.couplings(block), self.pairs.fields(block), tables.near[block], tables.labels[block], others)
+        return _Local(
+            self.pairs.couplings(block), self.pairs.fields(block), tables.near[block], tables.labels[block], others
+        )
 
     @property
     def _sizes(self) -> list[int]:
@@ -176,8 +177,10 @@ def _whole(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _looked_up(total: Tensor, table: Tensor) -> Tensor:
-    """Entries for sums -degree, -degree + 2, ..., degree; comparisons, because a compiler vectorises no lookup."""
+    """Entries for sums -degree, -degree + 2, ..., degree; comparisons for a compiler, which vectorises no lookup."""
     degree = len(table) - 1
+    if not in_trace():
+        return table.index_select(0, ((total + degree) * 0.5).to(torch.int64).flatten()).view(total.shape)
     found = table[degree].expand(total.shape)
     for k in range(degree - 1, -1, -1):
         found = torch.where(total <= 2 * k - degree, table[k], found)

@@ -42,10 +42,10 @@ def upper_by_word(log_odds: Tensor, word: Tensor) -> Tensor:
     The less probable level has the probability q = 1 / (1 + exp(abs(log_odds))) with the relative rounding of the
     dtype, floored to a multiple of 2^-32 and never less than 2^-32: no level is ever impossible.
     """
-    e = torch.exp(-log_odds.abs())
     most = 2147483520.0 if log_odds.dtype == torch.float32 else 2147483647.0  # the last one below 2^31
-    below = (e / (1 + e) * 4294967296.0).clamp(1.0, most).to(torch.int32)
-    return (log_odds > 0) ^ ((word >= 0) & (word < below))
+    least = (torch.sigmoid(-log_odds.abs()) * 4294967296.0).clamp(1.0, most)
+    below = torch.where(log_odds > 0, -least, least).to(torch.int32) + LEAST  # which wraps
+    return word < below
 
 
 def thresholds(log_odds: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from ebmppl.energies.function import same_energy
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.accept import choose
 from ebmppl.kernels.adaptation import AdaptationState
-from ebmppl.kernels.base import Kernel, NoiseSpec
+from ebmppl.kernels.base import Kernel, NoiseSpec, require
 from ebmppl.sampling.backends import Compiled
 from ebmppl.sampling.choice import Choice, choose_backend
 from ebmppl.sampling.draws import Counts, Draws, Ticks, finished, unlink
@@ -59,10 +59,11 @@ class Chains:
         x: initial points ``(chains, *event)`` of the kernel's target.
         seed: of the run.
         backend: how ticks run; "auto" decides when it is known how many there will be.
+        record: False where chains only ``advance``: compiled ticks then leave out all that only a record would show.
     """
 
-    def __init__(self, kernel: Kernel, x: Tensor, seed: int, backend: str = "eager") -> None:
-        self.kernel, self.num_chains, self.seed = kernel, len(x), seed
+    def __init__(self, kernel: Kernel, x: Tensor, seed: int, backend: str = "eager", *, record: bool = True) -> None:
+        self.kernel, self.num_chains, self.seed, self.record = kernel, len(x), seed, record
         self.dtype, self.device = kernel.random_dtype(x), x.device
         self.noise = NoiseSource(kernel.noise(), len(x), seed, self.dtype, x.device)
         self.adaptation = kernel.adaptation()
@@ -121,7 +122,9 @@ class Chains:
         now = self.now
         averaging = None if self.adaptation is None else self.adaptation.init(now.tuning, now.state).averaging
         run = self.kernel, self.adaptation, self.noise, now.state, now.tuning, averaging
-        self.choice, self.compiled = choose_backend(self.choice, *run, draws=self._planned, ticks=self._most_ticks)
+        self.choice, self.compiled = choose_backend(
+            self.choice, *run, draws=self._planned, ticks=self._most_ticks, record=self.record
+        )
         if self.compiled is not None:
             self.threads = self.compiled.engine.threads
 
@@ -154,6 +157,7 @@ class Chains:
     @_ticks
     def collect(self, num_samples: int, draws: Draws, report: Report) -> None:
         """Tick until every chain has its draws; a chain that has them goes on until all have theirs."""
+        require(self.record, "chains that record their ticks", "record=False")
         if self.now.counts is None:
             self.now = self.now._replace(counts=draws.counts(self.device))
 

@@ -31,10 +31,16 @@ class Log:
         position: of the chains, ``(chains, *event)``.
         info: of a tick, fields ``(chains,)``.
         ticks: how many rows.
+        keep: False for no buffers at all.
     """
 
-    def __init__(self, position: Tensor, info: Any, ticks: int) -> None:
+    def __init__(self, position: Tensor, info: Any, ticks: int, *, keep: bool = True) -> None:
         self.ticks, self.fields = ticks, type(info)._fields
+        self.buffers: list[Tensor] = []
+        self.dtypes: list[torch.dtype] = []
+        self.groups: list[list[int]] = []
+        if not keep:
+            return
         self.dtypes = list(dict.fromkeys(value.dtype for value in info))
         self.groups = [[i for i, v in enumerate(info) if v.dtype == dtype] for dtype in self.dtypes]
         self.buffers = [position.new_zeros(ticks, *position.shape)]
@@ -43,10 +49,14 @@ class Log:
 
     def pack(self, position: Tensor, info: Any) -> list[Tensor]:
         """One row of every buffer."""
+        if not self.buffers:
+            return []
         return [position, *(torch.stack([info[i] for i in group]) for group in self.groups)]
 
     def read(self, ticks: int) -> dict[str, Tensor]:
         """The first rows by name, ``(ticks, chains, ...)``: views of what the next ticks overwrite."""
+        if not self.buffers:
+            return {}
         found = {"position": self.buffers[0][:ticks]}
         for buffer, group in zip(self.buffers[1:], self.groups, strict=True):
             found.update((self.fields[i], buffer[:ticks, k]) for k, i in enumerate(group))
