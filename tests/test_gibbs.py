@@ -186,7 +186,7 @@ def test_parameters_that_change_in_place_are_seen() -> None:
 class Wrong(PairSweep):
     """Wrong: the words of one block are those of the block before."""
 
-    def sweep(self, state, noise):  # noqa: ANN001, ANN201
+    def sweep(self, state, noise):
         tables = self._tables(state.spins.device)
         tables.labels[1] = tables.labels[0][: len(tables.labels[1])]
         return super().sweep(state, noise)
@@ -202,14 +202,14 @@ def test_words_used_twice_are_noticed() -> None:
 
 
 def test_chains_of_one_block_are_independent() -> None:
-    """Correlations of magnetisations of 64 chains over 2000 draws, far apart in time at this temperature."""
+    """Correlations of magnetisations of 64 chains over 800 draws, far apart in time at this temperature."""
     e = Ising((4, 4), 0.1)
     run = Chains(Gibbs(e, record_energy=False), exact_draws(Ising((16,), 0.0), 64, seed=22).reshape(64, 4, 4), seed=23)
     kept = []
-    for _ in range(2000):
+    for _ in range(800):
         run.advance(1)
         kept.append(run.position().float().mean((1, 2)))
-    z = torch.corrcoef(torch.stack(kept).mT.double()) * math.sqrt(2000)
+    z = torch.corrcoef(torch.stack(kept).mT.double()) * math.sqrt(800)
     pairs = torch.stack([z[i, j] for i, j in itertools.combinations(range(64), 2)])
     # draws that follow one another are alike: the variance of a correlation grows by sum of squared autocorrelations
     assert 0.8 < float(pairs.var()) < 2.0
@@ -258,6 +258,4 @@ def test_structure_decides_how_a_sweep_is_made() -> None:
     by_row = eb.energies.Tempered(Ising((4,), 0.3), torch.tensor([0.5, 1.0]))
     assert isinstance(Gibbs(by_row)._sweep, BlockSweep)
     with pytest.raises(ValueError, match="record"):
-        from ebmppl.sampling.draws import Draws  # noqa: F401
-
-        Chains(Gibbs(Ising((4,))), torch.ones(2, 4, dtype=torch.int8), 0, record=False).collect(1, None, lambda: None)  # type: ignore[arg-type]
+        Chains(Gibbs(Ising((4,))), torch.ones(2, 4, dtype=torch.int8), 0, record=False).collect(1, None, print)  # type: ignore

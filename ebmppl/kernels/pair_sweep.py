@@ -14,7 +14,7 @@ from ebmppl.kernels.base import Noise, NoiseSpec
 from ebmppl.kernels.words import KEYS, labels, thresholds, upper_by_word, words
 
 _NUMBERS = 1 << 15  # of an eager operation, which then stays in cache
-_TERMS = 8  # most that are added one by one
+_TERMS = 8  # most that a compiled tick adds one by one: that compiles to vectors, but slowly
 _TABLE = 8  # most neighbours of which a table of thresholds is looked up
 
 
@@ -72,9 +72,10 @@ class _Local:
         """Over neighbours, of couplings times spins, or of spins where all couplings are one number."""
         near = self.near[rows]
         weights = self.couplings[rows] if self.couplings.dim() else None
-        if near.shape[1] > _TERMS:
-            found = self.others.index_select(0, near.flatten()).view(*near.shape, -1)
-            return found.sum(1) if weights is None else (found * weights.unsqueeze(2)).sum(1)
+        if near.shape[1] > _TERMS or not in_trace():
+            first = torch.arange(0, near.numel(), near.shape[1], device=near.device)
+            each = None if weights is None else weights.flatten()
+            return torch.embedding_bag(self.others, near.flatten(), first, per_sample_weights=each)[0]
         total: Tensor | None = None
         for k in range(near.shape[1]):
             term = self.others.index_select(0, near[:, k])
