@@ -112,19 +112,17 @@ class Chains:
             self._choose_backend()
         if self.compiled is None:
             self.kernel.prepare(x, values=values, many=self._planned >= self.kernel.target.traced_from)
-        if other:
-            if self.now.counts is not None and bool(self.now.counts.finished.any()):
-                told = "the energy is another one than at the last draw (new parameters or data): the draws to come are of it"
-                warnings.warn(told, SamplingWarning, stacklevel=4)
+        if other and self.now.counts is not None and bool(self.now.counts.finished.any()):
+            told = "the energy is another one than at the last draw (new parameters or data): draws to come are of it"
+            warnings.warn(told, SamplingWarning, stacklevel=4)
 
     def _choose_backend(self) -> None:
         """Compile where that was asked for or pays, and try what was compiled."""
         now = self.now
         averaging = None if self.adaptation is None else self.adaptation.init(now.tuning, now.state).averaging
         run = self.kernel, self.adaptation, self.noise, now.state, now.tuning, averaging
-        self.choice, self.compiled = choose_backend(
-            self.choice, *run, draws=self._planned, ticks=self._most_ticks, record=self.record
-        )
+        much: Any = {"draws": self._planned, "ticks": self._most_ticks, "record": self.record}
+        self.choice, self.compiled = choose_backend(self.choice, *run, **much)
         if self.compiled is not None:
             self.threads = self.compiled.engine.threads
 
