@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ebmppl.kernels.adaptation import BLOCK
 from ebmppl.kernels.base import NoiseSpec
 from ebmppl.sampling import noise
 from ebmppl.sampling.noise import NoiseSource, block_seeds
