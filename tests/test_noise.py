@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ebmppl.kernels.adaptation import BLOCK
 from ebmppl.kernels.base import NoiseSpec
 from ebmppl.sampling import noise
 from ebmppl.sampling.noise import NoiseSource, block_seeds
@@ -85,7 +86,7 @@ def test_neighbouring_generators_are_not_correlated() -> None:
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"expected noise of kind 'normal' or 'uniform', got \['cauchy'\]"):
+    with pytest.raises(ValueError, match=r"expected noise of kind 'normal', 'uniform', 'bits', got \['cauchy'\]"):
         NoiseSource({"x": NoiseSpec("cauchy", ())}, 4, 0, torch.float64, CPU)
 
 
@@ -106,3 +107,16 @@ def test_threads_that_share_a_draw_change_nothing() -> None:
             torch.set_num_threads(before)
     assert drawn[0].numel() >= noise._WORTH_THREADS
     assert torch.equal(*drawn)
+
+
+def test_bits_are_uniform_words_of_every_block() -> None:
+    """Every bit of 2^16 words is set as often as not (z at 5 of 32 bits: one false alarm in 50,000), and blocks differ."""
+    specs = {"keys": NoiseSpec("bits", (2,))}
+    many, few = (NoiseSource(specs, n, 3, torch.float64, torch.device("cpu")) for n in (2 * BLOCK, BLOCK))
+    words = torch.stack([many.row(tick)["keys"] for tick in range(256)])
+    assert words.dtype == torch.int32
+    assert torch.equal(words[:, :BLOCK], torch.stack([few.row(tick)["keys"] for tick in range(256)]))
+    assert not torch.equal(words[:, :BLOCK], words[:, BLOCK:])
+    for bit in range(32):
+        z = ((words >> bit & 1).double().mean() - 0.5) * 2 * words.numel() ** 0.5
+        assert abs(float(z)) < 5

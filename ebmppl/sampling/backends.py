@@ -72,6 +72,7 @@ class Compiled:
         ticks: most ticks of one ``run``.
         capture: record the calls in CUDA graphs.
         least_nodes: of a graph that is worth it.
+        record: keep what ticks gave.
 
     Raises:
         Refused: with the reason why ticks have to run eagerly.
@@ -89,6 +90,7 @@ class Compiled:
         ticks: int,
         capture: bool,
         least_nodes: int = 0,
+        record: bool = True,
     ) -> None:
         self._least_nodes = least_nodes
         self.noise, self.program = noise, Program(kernel, adaptation, noise.ticks)
@@ -97,7 +99,7 @@ class Compiled:
         self._chunk = dict.fromkeys(noise.specs, 0)
         with torch.no_grad():
             after, info = self.program.tick(copy(self.first), self.chunks)
-        self.log = Log(kernel.position(after.state), info, ticks)
+        self.log = Log(kernel.position(after.state), info, ticks, keep=record)
         with TRACING:
             self.engine, self.traced = self._engine()
         self._fingerprint = fingerprint(kernel.target)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, NamedTuple
@@ -23,6 +23,11 @@ _MOST_NUMBERS = 1 << 14  # of one call on a CPU; they stay in cache
 _FEW_BLOCKS = 8  # for which Python's integers are faster than an array
 _WORTH_THREADS = 1 << 15  # numbers of one call that several threads share
 _ON_DEVICE = 1 << 17  # numbers of one call on a device, where a call costs more than they
+_DRAW: dict[str, Callable[..., Tensor]] = {
+    "normal": Tensor.normal_,
+    "uniform": Tensor.uniform_,
+    "bits": lambda place, generator: place.random_(-(1 << 31), 1 << 31, generator=generator),
+}
 
 
 def fresh_seed() -> int:
@@ -47,7 +52,7 @@ class NoiseSource:
         specs: what one tick of one chain needs.
         chains: number of chains.
         seed: of the run.
-        dtype: of the numbers.
+        dtype: of the numbers; bits are int32.
         device: of the numbers.
         stream: independent streams of one seed: "ticks", "initial" or "step_size".
     """
@@ -61,9 +66,9 @@ class NoiseSource:
         device: torch.device,
         stream: str = "ticks",
     ) -> None:
-        unknown = {spec.kind for spec in specs.values()} - {"normal", "uniform"}
+        unknown = {spec.kind for spec in specs.values()} - _DRAW.keys()
         if unknown:
-            raise ValueError(f"expected noise of kind 'normal' or 'uniform', got {sorted(unknown)}")
+            raise ValueError(f"expected noise of kind {', '.join(map(repr, _DRAW))}, got {sorted(unknown)}")
         self.specs, self.chains, self.dtype, self.device = dict(specs), chains, dtype, device
         self._generator = torch.Generator(device)
         starts = np.random.SeedSequence([seed, STREAMS[stream]]).generate_state(len(self.specs), np.uint32)
@@ -88,7 +93,8 @@ class NoiseSource:
         """Numbers ``(ticks, chains, *shape)`` of the ticks ``chunk * ticks`` and after, written to ``out`` if given."""
         ticks, shape = self.ticks[name], self.specs[name].shape
         if out is None:
-            out = torch.empty((ticks, self.chains, *shape), dtype=self.dtype, device=self.device)
+            dtype = torch.int32 if self.specs[name].kind == "bits" else self.dtype
+            out = torch.empty((ticks, self.chains, *shape), dtype=dtype, device=self.device)
         whole = out
         # a block's numbers need a contiguous place
         if ticks == 1:
@@ -97,7 +103,7 @@ class NoiseSource:
             places = [whole]
         else:
             places = [torch.empty_like(part, memory_format=torch.contiguous_format) for part in whole.split(BLOCK, 1)]
-        draw = Tensor.normal_ if self.specs[name].kind == "normal" else Tensor.uniform_
+        draw = _DRAW[self.specs[name].kind]
         seeds = block_seeds(self._starts[name], chunk, self.blocks)
         several = min(torch.get_num_threads(), self.blocks) if whole.is_cpu and whole.numel() >= _WORTH_THREADS else 1
 
