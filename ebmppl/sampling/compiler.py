@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ebmppl.sampling.native import Unit
+
+_patching = threading.Lock()  # what is replaced in Inductor is the process's own
 _compiled_before = False  # in this process
 Flat = Callable[[list[Tensor]], Sequence[Tensor]]
 
@@ -66,9 +74,42 @@ def _inner_compile(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Flat:
 
     fake = FakeTensorMode(shape_env=ShapeEnv())  # without one Inductor's disk cache steps aside
     fakes = [fake.from_tensor(tensor, static_shapes=True) for tensor in inputs]
-    with config.patch(_options()), tracing(TracingContext(fake)), torch.no_grad():
+    with config.patch(_options()), tracing(TracingContext(fake)), torch.no_grad(), _one_unit():
         compiled = compile_fx_inner(graph, fakes, is_inference=True)
     return getattr(compiled, "current_callable", None) or compiled
+
+
+@contextmanager
+def _one_unit() -> Iterator[None]:
+    """All C++ kernels that a wrapper asks for in one unit: most of what a unit costs is to read its headers."""
+    from torch._inductor.async_compile import AsyncCompile
+
+    unit, here = Unit(_build), threading.get_ident()
+    alone: Any = getattr(AsyncCompile, "cpp_pybinding", None)
+
+    def cpp_pybinding(*args: Any, **options: Any) -> Any:
+        bind = partial(alone, *args, **options)
+        expected = len(args) == 3 and not options and threading.get_ident() == here
+        return unit.add(args[1], args[2], bind) if expected else bind()
+
+    with _patching, patch.object(AsyncCompile, "cpp_pybinding", cpp_pybinding) if callable(alone) else nullcontext():
+        yield
+        unit.compile()
+
+
+def _build(source: str) -> ctypes.CDLL:
+    """Compile and load C++ as Inductor does, its disk cache included."""
+    from torch._inductor.codecache import CppPythonBindingsCodeCache
+
+    class Cache(CppPythonBindingsCodeCache):
+        cache: dict[str, Any] = {}
+
+        @classmethod
+        def _load_library_inner(cls, path: str, key: str) -> Any:
+            return ctypes.CDLL(path)
+
+    library: ctypes.CDLL = Cache.load(source)
+    return library
 
 
 def _options() -> dict[str, object]:
