@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._inductor import config
+from torch._inductor import codecache, config
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.codecache import CppPythonBindingsCodeCache, PyCodeCache
+from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
 from torch.distributions import constraints
 
 import ebmppl as eb
@@ -274,6 +275,25 @@ def test_the_kernels_of_a_graph_are_one_unit(compiles: list[int], monkeypatch: p
     assert sources[0].count("static void kernel(") > 1
 
 
+def test_headers_are_compiled_first_when_many_graphs_use_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(codecache, "_HEADER_DIR", str(tmp_path))
+    monkeypatch.setattr(compiler, "_compiled", 0)
+    assert [compiler._headers()["cpp_cache_precompile_headers"] for _ in range(5)] == [False, False, False, True, True]
+    monkeypatch.setattr(compiler, "_compiled", 0)
+    (tmp_path / "prefix.h.gch").touch()
+    assert compiler._headers()["cpp_cache_precompile_headers"]
+
+
+def test_inductor_makes_its_rules_of_dtypes_once(compiles: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    make = DtypePropagationOpsHandler.__init__
+    monkeypatch.setattr(DtypePropagationOpsHandler, "__init__", lambda self: (made.append(1), make(self))[1])
+    with config.patch(force_disable_caches=True):
+        run(as_energy(quadratic, (4,)))
+    assert len(compiles) == 1
+    assert 1 <= len(made) <= 3  # anew where there are more rules
+
+
 @pytest.mark.parametrize("change", ["the unit", "the source", "the call"])
 def test_where_kernels_cant_be_one_unit_each_is_compiled_alone(
     change: str, compiles: list[int], monkeypatch: pytest.MonkeyPatch
@@ -516,6 +536,7 @@ def test_logs_and_noise_of_few_ticks(rows: int, monkeypatch: pytest.MonkeyPatch)
     """As large states have: their first ticks are tried all the same."""
     monkeypatch.setattr(chains_module, "_LOG_NUMBERS", 15 * rows)
     monkeypatch.setattr(noise, "_at_once", lambda spec, device: rows)
+    monkeypatch.setattr(noise, "_HELD", 0)
     energy = as_energy(quadratic, (4,))
     assert agree(run(energy, num_chains=3), run(energy, num_chains=3, backend="eager"))
 

@@ -19,8 +19,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ebmppl.sampling.native import Unit
 
+_BEFORE_HEADERS = 3  # graphs
 _patching = threading.Lock()  # what is replaced in Inductor is the process's own
-_compiled_before = False  # in this process
+_compiled = 0  # graphs in this process
 Flat = Callable[[list[Tensor]], Sequence[Tensor]]
 
 
@@ -74,7 +75,14 @@ def _inner_compile(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Flat:
 
     fake = FakeTensorMode(shape_env=ShapeEnv())  # without one Inductor's disk cache steps aside
     fakes = [fake.from_tensor(tensor, static_shapes=True) for tensor in inputs]
-    with config.patch(_options()), tracing(TracingContext(fake)), torch.no_grad(), _one_unit():
+    with (
+        config.patch(_options()),
+        tracing(TracingContext(fake)),
+        torch.no_grad(),
+        _patching,
+        _rules_once(),
+        _one_unit(),
+    ):
         compiled = compile_fx_inner(graph, fakes, is_inference=True)
     return getattr(compiled, "current_callable", None) or compiled
 
@@ -92,9 +100,32 @@ def _one_unit() -> Iterator[None]:
         expected = len(args) == 3 and not options and threading.get_ident() == here
         return unit.add(args[1], args[2], bind) if expected else bind()
 
-    with _patching, patch.object(AsyncCompile, "cpp_pybinding", cpp_pybinding) if callable(alone) else nullcontext():
+    with patch.object(AsyncCompile, "cpp_pybinding", cpp_pybinding) if callable(alone) else nullcontext():
         yield
         unit.compile()
+
+
+@contextmanager
+def _rules_once() -> Iterator[None]:
+    """Inductor makes its rules of dtypes anew for every operation, a tenth of its time, and they are the same."""
+    try:
+        from torch._inductor.codegen.common import pointwise_overrides_data
+        from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
+        from torch._inductor.utils import op_dtype_propagation_rules
+    except ImportError:
+        yield
+        return
+    make, known = DtypePropagationOpsHandler.__init__, (0, 0)
+
+    def make_if_new(self: Any) -> None:
+        nonlocal known
+        there = len(op_dtype_propagation_rules), len(pointwise_overrides_data)
+        if there != known:
+            make(self)
+            known = there
+
+    with patch.object(DtypePropagationOpsHandler, "__init__", make_if_new):
+        yield
 
 
 def _build(source: str) -> ctypes.CDLL:
@@ -131,8 +162,8 @@ def _options() -> dict[str, object]:
 
 
 def _headers() -> dict[str, object]:
-    """Whether C++ headers are compiled first: that takes as long as three kernels without it, so not for a first graph."""
-    global _compiled_before
+    """Whether C++ headers are compiled first: that takes as long as it saves three graphs, so not for the first three."""
+    global _compiled
     from torch._inductor import codecache, config
 
     option = "cpp_cache_precompile_headers"
@@ -141,8 +172,8 @@ def _headers() -> dict[str, object]:
         return {}
     if option not in ignored:
         ignored.append(option)  # what is compiled is the same: let the disk cache know it again
-    there = _compiled_before or any(Path(folder).glob("*.gch"))
-    _compiled_before = True
+    there = _compiled >= _BEFORE_HEADERS or any(Path(folder).glob("*.gch"))
+    _compiled += 1
     return {option: there}
 
 

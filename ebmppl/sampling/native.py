@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import weakref
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
@@ -152,6 +153,7 @@ class Driver:
             raise NotNative("no unit of its kernels")
         self._kept: list[object] = [sets, library]  # the memory that steps point to
         self._handles: list[int] = []
+        weakref.finalize(self, _delete, self._handles)
         self._run = library.run
         self._run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         self._run.restype = ctypes.c_int64
@@ -163,10 +165,6 @@ class Driver:
         failed = self._run(self._sets[first], self._sets[1 - first], self._count, times)
         if failed:
             raise RuntimeError(f"operation {failed} of a compiled tick failed")
-
-    def __del__(self) -> None:
-        for handle in getattr(self, "_handles", ()):
-            _torch().aoti_torch_delete_tensor_object(ctypes.c_void_p(handle))
 
     def _step(self, call: partial[object]) -> _Step:
         function, tensors, options = call.func, list(call.args), dict(call.keywords)
@@ -200,6 +198,11 @@ def _handles(tensors: list[Tensor]) -> list[int]:
     address.argtypes, address.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_void_p
     made = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)
     return [address(handle, None) for handle in made]
+
+
+def _delete(handles: list[int]) -> None:
+    for handle in handles:
+        _torch().aoti_torch_delete_tensor_object(ctypes.c_void_p(handle))
 
 
 def _shim(function: object) -> tuple[int, str]:
