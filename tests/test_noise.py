@@ -33,6 +33,23 @@ def test_any_order_of_ticks_gives_the_same_numbers(name: str) -> None:
         assert torch.equal(jumps.row(tick)[name], wanted[tick])
 
 
+@pytest.mark.parametrize("chains", [5, 130])
+def test_what_a_compiled_run_has_at_hand_are_the_rows_of_its_ticks(
+    chains: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many rows that is."""
+    for held in (1 << 17, 1 << 12, 0):
+        monkeypatch.setattr(noise, "_HELD", held)
+        found, wanted = source(chains), source(chains)
+        for name in SPECS:
+            rows = found.held[name]
+            assert rows % found.ticks[name] == 0
+            assert held or rows == found.ticks[name]
+            assert rows * chains * torch.Size(SPECS[name].shape).numel() <= held or rows == found.ticks[name]
+            for row, numbers in enumerate(found.fill(name, 2)):
+                assert torch.equal(numbers, wanted.row(2 * rows + row)[name])
+
+
 def test_a_chain_has_the_same_numbers_in_any_larger_run() -> None:
     """Full blocks of 64 do not depend on the blocks after them."""
     small, large = source(128), source(300)

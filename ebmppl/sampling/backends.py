@@ -93,9 +93,9 @@ class Compiled:
         record: bool = True,
     ) -> None:
         self._least_nodes = least_nodes
-        self.noise, self.program = noise, Program(kernel, adaptation, noise.ticks)
+        self.noise, self.program = noise, Program(kernel, adaptation, noise.held)
         self.first = self.program.first(state, tuning, averaging)
-        self.chunks = [noise.chunk(name, 0) for name in noise.specs]
+        self.chunks = [noise.fill(name, 0) for name in noise.specs]
         self._chunk = dict.fromkeys(noise.specs, 0)
         with torch.no_grad():
             after, info = self.program.tick(copy(self.first), self.chunks)
@@ -125,7 +125,7 @@ class Compiled:
         kernel, energy = self.program.kernel, self.program.kernel.target
         inputs = [*flatten(self.first), *self.chunks, *self.log.buffers]
         shapes = tuple((t.shape, t.dtype, t.device) for t in inputs)
-        key = (kernel.identity(), shapes, tuple(self.noise.ticks.items()), threads())
+        key = (kernel.identity(), shapes, tuple(self.noise.held.items()), threads())
         known = _get(_known, key)
         now = fingerprint(energy)
         x = kernel.position(self.first.state)
@@ -219,10 +219,10 @@ class Compiled:
 
     def _draw(self, tick: int, most: int) -> int:
         """Have the noise of a tick at hand; for how many ticks it then is."""
-        for (name, size), buffer in zip(self.noise.ticks.items(), self.chunks, strict=True):
+        for (name, size), buffer in zip(self.noise.held.items(), self.chunks, strict=True):
             chunk, row = divmod(tick, size)
             if self._chunk[name] != chunk:
-                self.noise.chunk(name, chunk, out=buffer)
+                self.noise.fill(name, chunk, out=buffer)
                 self._chunk[name] = chunk
             most = min(most, size - row)
         return most

@@ -20,6 +20,7 @@ STREAMS = {"ticks": 0, "initial": 1, "step_size": 2}
 _MOST_TICKS = 32  # of one draw
 _CALL = 1 << 12  # numbers that make a call of the generator worth while on a CPU
 _MOST_NUMBERS = 1 << 14  # of one call on a CPU; they stay in cache
+_HELD = 1 << 17  # numbers that a compiled run has at hand on a CPU; a level-2 cache holds them
 _FEW_BLOCKS = 8  # for which Python's integers are faster than an array
 _WORTH_THREADS = 1 << 15  # numbers of one call that several threads share
 _ON_DEVICE = 1 << 17  # numbers of one call on a device, where a call costs more than they
@@ -75,6 +76,7 @@ class NoiseSource:
         self._starts = dict(zip(self.specs, starts.tolist(), strict=True))
         self.ticks = {name: _at_once(spec, device) for name, spec in self.specs.items()}  # of one draw
         self.blocks = -(-chains // BLOCK)
+        self.held = {name: ticks * self._draws(name) for name, ticks in self.ticks.items()}  # ticks of one ``fill``
         self._drawn: dict[str, _Drawn] = {}
 
     def row(self, tick: int) -> Mapping[str, Tensor]:
@@ -89,6 +91,23 @@ class NoiseSource:
             drawn = self._drawn[name] = _Drawn(chunk, self.chunk(name, chunk).unbind(0))
         return drawn.rows[row]
 
+    def fill(self, name: str, number: int, out: Tensor | None = None) -> Tensor:
+        """Numbers of the ticks ``number * held`` and after, ``held`` rows of several draws, in ``out`` if given."""
+        if out is None:
+            out = torch.empty(
+                (self.held[name], self.chains, *self.specs[name].shape), dtype=self.dtype, device=self.device
+            )
+        parts = out.split(self.ticks[name])
+        for chunk, part in enumerate(parts, number * len(parts)):
+            self.chunk(name, chunk, part)
+        return out
+
+    def _draws(self, name: str) -> int:
+        """How many draws a compiled run has at hand: it stops to fetch the next ones."""
+        numbers = self.ticks[name] * self.chains * max(1, torch.Size(self.specs[name].shape).numel())
+        on_cpu = self.device.type == "cpu"
+        return max(1, min(_MOST_TICKS // self.ticks[name], _HELD // numbers)) if on_cpu else 1
+
     def chunk(self, name: str, chunk: int, out: Tensor | None = None) -> Tensor:
         """Numbers ``(ticks, chains, *shape)`` of the ticks ``chunk * ticks`` and after, written to ``out`` if given."""
         ticks, shape = self.ticks[name], self.specs[name].shape
@@ -97,10 +116,10 @@ class NoiseSource:
             out = torch.empty((ticks, self.chains, *shape), dtype=dtype, device=self.device)
         whole = out
         # a block's numbers need a contiguous place
-        if ticks == 1:
-            places = list(whole[0].split(BLOCK))
-        elif self.blocks == 1:
+        if self.blocks == 1:
             places = [whole]
+        elif ticks == 1:
+            places = list(whole[0].split(BLOCK))
         else:
             places = [torch.empty_like(part, memory_format=torch.contiguous_format) for part in whole.split(BLOCK, 1)]
         draw = _DRAW[self.specs[name].kind]
