@@ -93,14 +93,17 @@ class NoiseSource:
 
     def fill(self, name: str, number: int, out: Tensor | None = None) -> Tensor:
         """Numbers of the ticks ``number * held`` and after, ``held`` rows of several draws, in ``out`` if given."""
-        if out is None:
-            out = torch.empty(
-                (self.held[name], self.chains, *self.specs[name].shape), dtype=self.dtype, device=self.device
-            )
+        out = self._room(name, self.held[name]) if out is None else out
         parts = out.split(self.ticks[name])
         for chunk, part in enumerate(parts, number * len(parts)):
             self.chunk(name, chunk, part)
         return out
+
+    def _room(self, name: str, ticks: int) -> Tensor:
+        """For the numbers of so many ticks."""
+        kind, shape = self.specs[name]
+        dtype = torch.int32 if kind == "bits" else self.dtype
+        return torch.empty((ticks, self.chains, *shape), dtype=dtype, device=self.device)
 
     def _draws(self, name: str) -> int:
         """How many draws a compiled run has at hand: it stops to fetch the next ones."""
@@ -110,11 +113,8 @@ class NoiseSource:
 
     def chunk(self, name: str, chunk: int, out: Tensor | None = None) -> Tensor:
         """Numbers ``(ticks, chains, *shape)`` of the ticks ``chunk * ticks`` and after, written to ``out`` if given."""
-        ticks, shape = self.ticks[name], self.specs[name].shape
-        if out is None:
-            dtype = torch.int32 if self.specs[name].kind == "bits" else self.dtype
-            out = torch.empty((ticks, self.chains, *shape), dtype=dtype, device=self.device)
-        whole = out
+        ticks = self.ticks[name]
+        whole = self._room(name, ticks) if out is None else out
         # a block's numbers need a contiguous place
         if self.blocks == 1:
             places = [whole]
