@@ -19,9 +19,11 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def pytest_configure() -> None:
-    """A shell's background jobs ignore Ctrl-C, and so do their children: some tests press it."""
+    """A shell's background jobs ignore Ctrl-C, and so do their children, and some tests press it; one thread per worker."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)  # the workers share the cores
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import langevin, losses, nuts, nuts_equality, report
+from tests.benchmarks import discrete, langevin, losses, nuts, nuts_equality, report
 from tests.benchmarks.timing import Spread, alternate, ratio, table
 from tests.benchmarks.worker import Failed, Worker
 
@@ -115,3 +115,15 @@ def test_a_ratio_is_taken_round_by_round() -> None:
 def test_columns_of_a_table_are_aligned() -> None:
     lines = table(["a", "long"], [["value", "b"]]).splitlines()
     assert lines == ["| a     | long |", "|-------|------|", "| value | b    |"]
+
+
+def test_discrete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the peers, which say why they are missing."""
+    file = tmp_path / "times.json"
+    found = discrete.main(["--quick", "--cases", "lattice", "--threads", "1", "--json", str(file)])
+    assert file.exists()
+    printed = capsys.readouterr().out
+    assert "Ising 16x16" in printed
+    (case,) = found["cases"]
+    assert {"compiled", "eager", "limit"} <= set(case["times"])
+    assert ("thrml" in case["times"]) == (not case["missing"])

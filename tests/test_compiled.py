@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,14 +17,17 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._inductor import config
+from torch._inductor import codecache, config
+from torch._inductor.async_compile import AsyncCompile
+from torch._inductor.codecache import CppPythonBindingsCodeCache, PyCodeCache
+from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
 from torch.distributions import constraints
 
 import ebmppl as eb
 from ebmppl.energies import Energy, Gaussian, as_energy
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels import Kernel
-from ebmppl.sampling import backends, choice, compiler, noise
+from ebmppl.sampling import backends, choice, compiler, native, noise
 from ebmppl.sampling import chains as chains_module
 from ebmppl.sampling.backends import Compiled
 from ebmppl.sampling.chains import Chains
@@ -230,6 +235,99 @@ def test_the_calls_read_from_the_wrapper_do_what_it_does(monkeypatch: pytest.Mon
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
+def regression(x: Tensor) -> Tensor:
+    """Its tick has kernels and matrix products."""
+    rows = torch.linspace(-1, 1, 60, dtype=x.dtype).view(20, 3)
+    return nn.functional.softplus(x @ rows.T).sum(-1) + torch.addmm(x, x, torch.eye(3, dtype=x.dtype)).square().sum(-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("energy", [regression, banana])
+def test_ticks_in_c_are_what_inductors_own_kernels_called_from_python_give(
+    energy: Callable[[Tensor], Tensor], dtype: torch.dtype, compiles: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, in every number that a tick leaves and logs."""
+    x = torch.randn(STATES, 3, dtype=dtype, generator=torch.Generator().manual_seed(4))
+    runs = []
+    for own in (False, True):
+        if own:
+            monkeypatch.setattr(compiler, "_one_unit", nullcontext)
+            begin_anew(monkeypatch)
+        _, compiled = compile_chains(KERNELS["nuts"].factory(as_energy(energy, (3,), batched=True)), x)
+        assert isinstance(compiled._calls, Replay)
+        assert (compiled._calls.driver is None) == own
+        logs = [value.clone() for tick in range(0, 70, 7) for value in compiled.run(tick, 7).values()]
+        runs.append([*logs, *compiled.leaves])
+    assert len(compiles) == 2
+    assert all(torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(*runs, strict=True))
+
+
+def test_the_kernels_of_a_graph_are_one_unit(compiles: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    sources: list[str] = []
+    build = compiler._build
+    monkeypatch.setattr(compiler, "_build", lambda source: (sources.append(source), build(source))[1])
+    monkeypatch.setattr(
+        CppPythonBindingsCodeCache, "load_pybinding_async", lambda *_, **__: pytest.fail("a kernel compiled alone")
+    )
+    assert run(as_energy(regression, (3,), batched=True)).backend == "inductor"
+    assert len(sources) == len(compiles) == 1
+    assert sources[0].count("#include") == 1
+    assert sources[0].count("static void kernel(") > 1
+
+
+def test_headers_are_compiled_first_when_many_graphs_use_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(codecache, "_HEADER_DIR", str(tmp_path))
+    monkeypatch.setattr(compiler, "_compiled", 0)
+    assert [compiler._headers()["cpp_cache_precompile_headers"] for _ in range(5)] == [False, False, False, True, True]
+    monkeypatch.setattr(compiler, "_compiled", 0)
+    (tmp_path / "prefix.h.gch").touch()
+    assert compiler._headers()["cpp_cache_precompile_headers"]
+
+
+def test_inductor_makes_its_rules_of_dtypes_once(compiles: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    make = DtypePropagationOpsHandler.__init__
+    monkeypatch.setattr(DtypePropagationOpsHandler, "__init__", lambda self: (made.append(1), make(self))[1])
+    with config.patch(force_disable_caches=True):
+        run(as_energy(quadratic, (4,)))
+    assert len(compiles) == 1
+    assert 1 <= len(made) <= 3  # anew where there are more rules
+
+
+@pytest.mark.parametrize("change", ["the unit", "the source", "the call"])
+def test_where_kernels_cant_be_one_unit_each_is_compiled_alone(
+    change: str, compiles: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if change == "the unit":
+        monkeypatch.setattr(native, "_DRIVER", "not C++")
+    elif change == "the source":
+        monkeypatch.setattr(native, "_SIGNATURE", re.compile("another name"))
+    else:
+        asked = CppPythonBindingsCodeCache.load_pybinding
+        monkeypatch.setattr(AsyncCompile, "cpp_pybinding", property(lambda _: asked))
+    energy = as_energy(regression, (3,), batched=True)
+    alone = run(energy)
+    assert alone.chains is not None
+    assert alone.chains.compiled is not None
+    assert isinstance(alone.chains.compiled._calls, Replay)
+    assert alone.chains.compiled._calls.driver is None
+    assert agree(alone, run(energy, backend="eager"))
+
+
+@pytest.mark.parametrize("native_calls", [True, False])
+def test_what_a_kernel_throws_is_an_error_of_pythons(native_calls: bool) -> None:
+    """An index out of bounds, here of the noise."""
+    _, compiled = compile_chains(LANGEVIN(BANANA), torch.zeros(STATES, 3, dtype=torch.float64))
+    calls = compiled._calls
+    assert isinstance(calls, Replay)
+    assert calls.driver is not None
+    if not native_calls:
+        calls.driver = None
+    compiled.program.rows(compiled.leaves)[0].fill_(1 << 30)
+    with pytest.raises(RuntimeError, match="of a compiled tick failed"):
+        calls(1)
+
+
 # Compiled once
 
 
@@ -244,9 +342,15 @@ def compiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return compile_graph(graph, inputs)
 
     monkeypatch.setattr(backends, "compile_graph", count)
+    begin_anew(monkeypatch)
+    return counted
+
+
+def begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With nothing compiled in the process."""
     monkeypatch.setattr(backends, "_known", type(backends._known)())
     monkeypatch.setattr(backends, "_engines", type(backends._engines)())
-    return counted
+    monkeypatch.setattr(PyCodeCache, "modules_no_attr", {})
 
 
 LANGEVIN = partial(eb.Langevin, step_size=0.05)
@@ -432,6 +536,7 @@ def test_logs_and_noise_of_few_ticks(rows: int, monkeypatch: pytest.MonkeyPatch)
     """As large states have: their first ticks are tried all the same."""
     monkeypatch.setattr(chains_module, "_LOG_NUMBERS", 15 * rows)
     monkeypatch.setattr(noise, "_at_once", lambda spec, device: rows)
+    monkeypatch.setattr(noise, "_HELD", 0)
     energy = as_energy(quadratic, (4,))
     assert agree(run(energy, num_chains=3), run(energy, num_chains=3, backend="eager"))
 

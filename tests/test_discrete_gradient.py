@@ -522,3 +522,18 @@ def test_the_same_seed_gives_the_same_draws_on_every_backend(name: str) -> None:
         assert torch.equal(value, compiled.get_samples()[site])
     for field, value in eager.stats().items():
         torch.testing.assert_close(value.double(), compiled.stats()[field].double(), rtol=1e-7, atol=1e-9)
+
+
+def test_hard_walls_in_every_sweep_do_not_end_a_warm_up() -> None:
+    """Hard-core particles on a ring: a Metropolis sweep nearly always proposes two neighbours."""
+
+    def hard_core(x: Tensor) -> Tensor:
+        return torch.where((x * x.roll(1, -1)).sum(-1) > 0, torch.inf, -2.0 * x.sum(-1))
+
+    energy = eb.as_energy(hard_core, (8,), torch.distributions.constraints.boolean)
+    start = torch.zeros(4, 8, dtype=torch.int8)
+    mcmc = eb.MCMC(eb.Metropolis(energy), 50, 50, start, 4, seed=0, disable_progbar=True)
+    mcmc.run()
+    x = mcmc.get_samples()["x"]
+    assert not bool((x * x.roll(1, -1)).any())
+    assert int(x.sum()) > 0

@@ -146,7 +146,8 @@ class SkippingGibbs(eb.Gibbs):
         return GibbsState(x), info
 
 
-def test_a_wrong_kernel_is_noticed() -> None:
+def test_a_wrong_kernel_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eb.models.Ising, "pairs", lambda ising: None)  # so that it has blocks to skip
     e = DISCRETE["ising, lattice"]()
     end = end_of(SkippingGibbs(e), exact_draws(e, 40_000, seed=9), 7, seed=10)
     assert p_value(torch.bincount(number(e, end), minlength=len(law(e))), law(e)) < LIMIT

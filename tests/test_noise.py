@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ebmppl.kernels.adaptation import BLOCK
 from ebmppl.kernels.base import NoiseSpec
 from ebmppl.sampling import noise
 from ebmppl.sampling.noise import NoiseSource, block_seeds
@@ -30,6 +31,23 @@ def test_any_order_of_ticks_gives_the_same_numbers(name: str) -> None:
     jumps = source()
     for tick in np.random.default_rng(0).integers(0, 80, 60).tolist():
         assert torch.equal(jumps.row(tick)[name], wanted[tick])
+
+
+@pytest.mark.parametrize("chains", [5, 130])
+def test_what_a_compiled_run_has_at_hand_are_the_rows_of_its_ticks(
+    chains: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many rows that is."""
+    for held in (1 << 17, 1 << 12, 0):
+        monkeypatch.setattr(noise, "_HELD", held)
+        found, wanted = source(chains), source(chains)
+        for name in SPECS:
+            rows = found.held[name]
+            assert rows % found.ticks[name] == 0
+            assert held or rows == found.ticks[name]
+            assert rows * chains * torch.Size(SPECS[name].shape).numel() <= held or rows == found.ticks[name]
+            for row, numbers in enumerate(found.fill(name, 2)):
+                assert torch.equal(numbers, wanted.row(2 * rows + row)[name])
 
 
 def test_a_chain_has_the_same_numbers_in_any_larger_run() -> None:
@@ -85,7 +103,7 @@ def test_neighbouring_generators_are_not_correlated() -> None:
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"expected noise of kind 'normal' or 'uniform', got \['cauchy'\]"):
+    with pytest.raises(ValueError, match=r"expected noise of kind 'normal', 'uniform', 'bits', got \['cauchy'\]"):
         NoiseSource({"x": NoiseSpec("cauchy", ())}, 4, 0, torch.float64, CPU)
 
 
@@ -106,3 +124,16 @@ def test_threads_that_share_a_draw_change_nothing() -> None:
             torch.set_num_threads(before)
     assert drawn[0].numel() >= noise._WORTH_THREADS
     assert torch.equal(*drawn)
+
+
+def test_bits_are_uniform_words_of_every_block() -> None:
+    """Every bit of 2^16 words is set as often as not (z at 5 of 32 bits: one false alarm in 50,000), and blocks differ."""
+    specs = {"keys": NoiseSpec("bits", (2,))}
+    many, few = (NoiseSource(specs, n, 3, torch.float64, torch.device("cpu")) for n in (2 * BLOCK, BLOCK))
+    words = torch.stack([many.row(tick)["keys"] for tick in range(256)])
+    assert words.dtype == torch.int32
+    assert torch.equal(words[:, :BLOCK], torch.stack([few.row(tick)["keys"] for tick in range(256)]))
+    assert not torch.equal(words[:, :BLOCK], words[:, BLOCK:])
+    for bit in range(32):
+        z = ((words >> bit & 1).double().mean() - 0.5) * 2 * words.numel() ** 0.5
+        assert abs(float(z)) < 5

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ebmppl.energies.analytic import AnalyticEnergy
 from ebmppl.energies.base import Energy, like, register
 from ebmppl.energies.bonds import Bonds, TemperedBonds
-from ebmppl.energies.combined import WeightedConditionals, present
-from ebmppl.energies.discrete import Conditionals
+from ebmppl.energies.combined import WeightedConditionals, WeightedPairs, present
+from ebmppl.energies.discrete import Conditionals, Pairs
 from ebmppl.energies.gaussian import Quadratic
 from ebmppl.energies.space import shared_space
 from ebmppl.energies.structure import Pairwise
@@ -120,6 +120,11 @@ class Tempered(Energy):
         """Those of the energy, their strengths and fields times beta."""
         inside = self.energy.bonds()
         return None if inside is None else TemperedBonds(inside, self)
+
+    def pairs(self) -> Pairs | None:
+        """Those of the energy times beta, for one beta."""
+        inside = self.energy.pairs() if self.beta.dim() == 0 else None
+        return None if inside is None else WeightedPairs(inside, lambda: self.beta)
 
     def relaxed(self) -> Energy | None:
         """Beta times the energy's extension."""

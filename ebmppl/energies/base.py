@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch.distributions import Transform
 
     from ebmppl.energies.bonds import Bonds
-    from ebmppl.energies.discrete import Conditionals, Layers, RealLayers
+    from ebmppl.energies.discrete import Conditionals, Layers, Pairs, RealLayers
     from ebmppl.energies.gaussian import Quadratic
     from ebmppl.energies.structure import Pairwise
 
@@ -116,6 +116,10 @@ class Energy(nn.Module):
 
     def bonds(self) -> Bonds | None:
         """For an energy of pairs that like to be equal: the edges and their strengths; None for any other."""
+        return None
+
+    def pairs(self) -> Pairs | None:
+        """For spins that interact in pairs alone: the couplings and fields of each block."""
         return None
 
     def layers(self) -> Layers | RealLayers | None:

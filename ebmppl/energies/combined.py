@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ebmppl.energies.discrete import Conditionals
+from ebmppl.energies.discrete import Conditionals, Pairs
 
 T = TypeVar("T")
 
@@ -93,6 +93,37 @@ def _weighted(weight: Tensor, logits: Tensor) -> Tensor:
     weight = weight.to(logits.dtype)
     weight = weight.reshape(*weight.shape, *[1] * (logits.dim() - weight.dim())) if weight.dim() else weight
     return torch.where(weight == 0, torch.zeros_like(logits), weight * logits)
+
+
+class WeightedPairs:
+    """See ``Pairs``: of an energy times a number.
+
+    Args:
+        inside: of the energy.
+        weight: gives the number ``()`` at the time of asking.
+    """
+
+    def __init__(self, inside: Pairs, weight: Callable[[], Tensor]) -> None:
+        self.inside, self.weight = inside, weight
+
+    @property
+    def blocks(self) -> Sequence[Tensor]:
+        """Of the energy."""
+        return self.inside.blocks
+
+    def neighbours(self, block: int) -> Tensor:
+        """Of the energy."""
+        return self.inside.neighbours(block)
+
+    def couplings(self, block: int) -> Tensor:
+        """Weighted."""
+        couplings = self.inside.couplings(block)
+        return self.weight().to(couplings.dtype) * couplings
+
+    def fields(self, block: int) -> Tensor:
+        """Weighted."""
+        fields = self.inside.fields(block)
+        return self.weight().to(fields.dtype) * fields
 
 
 class FreeConditionals:

@@ -29,6 +29,26 @@ class Conditionals(Protocol):
         """  # noqa: D205
 
 
+class Pairs(Protocol):
+    """Spins that interact in pairs, -sum J x x - sum h x, by blocks of sites that don't interact among themselves.
+
+    What ``Gibbs`` draws from faster than from ``Conditionals``. Each answer is at the energy's dtype, or int64.
+    """
+
+    @property
+    def blocks(self) -> Sequence[Tensor]:
+        """Flat indices (int64) of each block's sites; together every site once."""
+
+    def neighbours(self, block: int) -> Tensor:
+        """Flat indices ``(size, degree)`` of the sites that a block's sites interact with; of missing ones any."""
+
+    def couplings(self, block: int) -> Tensor:
+        """J to them ``(size, degree)``, 0 to missing ones; or ``()`` where none is missing and all are one number."""
+
+    def fields(self, block: int) -> Tensor:
+        """H of the block's sites, ``(size,)``; or ``()`` where all are one number."""
+
+
 class Layers(Protocol):
     """A visible layer, which the energy is of, and hidden bits that are summed out; each layer is independent given the other.
 

@@ -31,7 +31,7 @@ _NOT_SETTINGS = ("energy", "target", "model")
 class NoiseSpec(NamedTuple):
     """What random numbers one tick of one chain needs."""
 
-    kind: str  # "normal" or "uniform" (in [0, 1))
+    kind: str  # "normal", "uniform" (in [0, 1)) or "bits" (words of 32 bits, int32)
     shape: tuple[int, ...]
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from ebmppl.energies.base import Energy
-from ebmppl.energies.discrete import Levels
+from ebmppl.energies.base import Energy, dtype_and_device
+from ebmppl.energies.discrete import Layers, Levels
 from ebmppl.kernels.base import Noise, NoiseSpec
 from ebmppl.kernels.discrete import DiscreteKernel, draw_level, draw_upper
+from ebmppl.kernels.layer_sweep import LayerSweep
+from ebmppl.kernels.pair_sweep import PairSweep
 
 
 class GibbsState(NamedTuple):
@@ -34,12 +36,21 @@ class GibbsInfo(NamedTuple):
     diverging: Tensor  # False
 
 
+class GibbsInfoWithoutEnergy(NamedTuple):
+    """What is left of it where energies aren't recorded."""
+
+    done: Tensor
+    acceptance_rate: Tensor
+    diverging: Tensor
+
+
 class Gibbs(DiscreteKernel):
     """One tick is one sweep: every block of coordinates, in a fixed order, from its conditional given all others.
 
     Blocks are what the energy knows to be independent of one another: the colours of a lattice or a graph
     (chromatic), the layers of a Boltzmann machine; without such structure, single coordinates, whose conditionals take
-    an energy call for every level. A sweep in a fixed order leaves exp(-E) invariant, but is not reversible.
+    an energy call for every level. An energy with hidden bits summed out has them drawn, too, and forgotten. A sweep
+    in a fixed order leaves exp(-E) invariant, but is not reversible.
 
     References:
         Geman and Geman 1984, "Stochastic relaxation, Gibbs distributions, and the Bayesian restoration of images";
@@ -47,46 +58,94 @@ class Gibbs(DiscreteKernel):
 
     Args:
         energy: a discrete energy.
+        record_energy: give the energies of the draws; a sweep itself doesn't need them.
 
     Raises:
         ValueError: for a continuous energy.
     """
 
-    def __init__(self, energy: Energy) -> None:
+    def __init__(self, energy: Energy, *, record_energy: bool = True) -> None:
         super().__init__(energy)
+        self.record_energy = record_energy
+        pairs, layers = self.target.pairs(), self.target.layers()
         self._conditionals = self.target.conditionals() or ByEnergies(self.target, self._levels)
+        self._sweep: Any = BlockSweep(self)
+        if pairs is not None:
+            self._sweep = PairSweep(pairs)
+        elif layers is not None:
+            # its visible units are discrete, or there were no levels
+            self._sweep = LayerSweep(cast(Layers, layers), self._levels, dtype_and_device(self.target)[0])
 
-    def init(self, x: Tensor) -> GibbsState:
+    def init(self, x: Tensor) -> Any:
         """State at points ``(chains, *event)``."""
-        return GibbsState(self.flat(x))
+        return self._sweep.init(self.flat(x))
 
     def init_tuning(self, x: Tensor) -> NoTuning:
         """None."""
         return NoTuning()
 
     def noise(self) -> dict[str, NoiseSpec]:
-        """One uniform for every coordinate."""
-        return {"uniform": NoiseSpec("uniform", (self.num_coordinates,))}
+        """One uniform for every coordinate, or two keys of a generator."""
+        return self._sweep.noise()
 
-    def tick(self, state: GibbsState, tuning: NoTuning, noise: Noise) -> tuple[GibbsState, GibbsInfo]:
+    def tick(self, state: Any, tuning: NoTuning, noise: Noise) -> tuple[Any, Any]:
         """One sweep of every chain."""
+        state = self._sweep.sweep(state, noise)
+        chains = next(iter(noise.values())).shape[0]
+        rate = torch.ones(chains, dtype=self.random_dtype(state[0]), device=state[0].device)
+        done = torch.ones(chains, dtype=torch.bool, device=state[0].device)
+        if not self.record_energy:
+            return state, GibbsInfoWithoutEnergy(done, rate, ~done)
+        energy = self._sweep.energies(state)
+        return state, GibbsInfo(done, -energy, energy, rate.to(energy.dtype), ~done)
+
+    def position(self, state: Any) -> Tensor:
+        """The chains' last draws ``(chains, *event)``."""
+        x = self._sweep.points(state, self._levels.dtype)
+        return x.reshape(len(x), *self.target.event_shape)
+
+
+class BlockSweep:
+    """Sweeps of any energy by its conditionals.
+
+    Args:
+        kernel: whose conditionals and levels they are.
+    """
+
+    def __init__(self, kernel: Gibbs) -> None:
+        self.kernel = kernel
+
+    def noise(self) -> dict[str, NoiseSpec]:
+        """One uniform for every coordinate."""
+        return {"uniform": NoiseSpec("uniform", (self.kernel.num_coordinates,))}
+
+    def init(self, x: Tensor) -> GibbsState:
+        """Of flat points ``(chains, coordinates)``."""
+        return GibbsState(x)
+
+    def points(self, state: GibbsState, dtype: torch.dtype) -> Tensor:
+        """Flat points, at the dtype that they have."""
+        return state.position
+
+    def sweep(self, state: GibbsState, noise: Noise) -> GibbsState:
+        """Every block once."""
         x, uniform = state.position, noise["uniform"]
-        table = self._levels.table.to(device=x.device, dtype=x.dtype)
-        for block, members in enumerate(self._conditionals.blocks):
+        conditionals = self.kernel._conditionals
+        table = self.kernel._levels.table.to(device=x.device, dtype=x.dtype)
+        for block, members in enumerate(conditionals.blocks):
             u = uniform.index_select(1, members)
-            logits = self._conditionals.logits(block, x)
+            logits = conditionals.logits(block, x)
             values = table.index_select(0, members)
             if logits.dim() == u.dim():
                 drawn = torch.where(draw_upper(logits, u), values[:, 1], values[:, 0])
             else:
                 drawn = values.gather(1, draw_level(logits, u).mT).mT
             x = x.index_copy(1, members, drawn)
-        return GibbsState(x), self._info(x)
+        return GibbsState(x)
 
-    def _info(self, x: Tensor) -> GibbsInfo:
-        energy = self.energies(x)
-        done = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        return GibbsInfo(done, -energy, energy, torch.ones_like(energy), ~done)
+    def energies(self, state: GibbsState) -> Tensor:
+        """``(chains,)`` in nats."""
+        return self.kernel.energies(state.position)
 
 
 class ByEnergies:

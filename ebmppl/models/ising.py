@@ -42,9 +42,9 @@ class Ising(Energy):
 
     Example:
         >>> import torch
-        >>> ising = Ising(lattice=(4, 4), coupling=0.4)
+        >>> ising = Ising(lattice=(4, 4), coupling=0.5)
         >>> ising(torch.ones(1, 4, 4)).item()  # 32 bonds
-        -12.800000190734863
+        -16.0
     """
 
     coupling: nn.Parameter
@@ -100,6 +100,10 @@ class Ising(Energy):
             lambda: torch.stack([-self.fields, self.fields], -1),
         )
 
+    def pairs(self) -> IsingPairs:
+        """Couplings and fields by colour."""
+        return IsingPairs(self)
+
     def extra_repr(self) -> str:
         """Shape and edges, for ``repr``."""
         return f"{tuple(self.event_shape)}, {len(self.graph.edges)} edges"
@@ -121,3 +125,33 @@ class IsingConditionals:
         model = self.model
         local = model.tables.local_fields(block, x, model.coupling)
         return 2 * (local + model.fields[model.tables.classes[block]])
+
+
+class IsingPairs:
+    """See ``Pairs``."""
+
+    def __init__(self, model: Ising) -> None:
+        self.model = model
+        tables, edges = model.tables, len(model.graph.edges)
+        numbers = [tables.get_buffer(f"numbers{c}") for c in range(tables.colours)]
+        self._complete = [bool((of_colour < edges).all()) for of_colour in numbers]
+
+    @property
+    def blocks(self) -> Sequence[Tensor]:
+        """The sites of each colour."""
+        return self.model.tables.classes
+
+    def neighbours(self, block: int) -> Tensor:
+        """Of every site."""
+        return self.model.tables.get_buffer(f"sites{block}")
+
+    def couplings(self, block: int) -> Tensor:
+        """J to the neighbours."""
+        coupling = self.model.coupling
+        one = coupling.dim() == 0 and self._complete[block]
+        return coupling if one else self.model.tables.weights(block, coupling)
+
+    def fields(self, block: int) -> Tensor:
+        """H of every site."""
+        field = self.model.field
+        return field if field.dim() == 0 else self.model.fields[self.model.tables.classes[block]]

@@ -72,6 +72,7 @@ class Compiled:
         ticks: most ticks of one ``run``.
         capture: record the calls in CUDA graphs.
         least_nodes: of a graph that is worth it.
+        record: keep what ticks gave.
 
     Raises:
         Refused: with the reason why ticks have to run eagerly.
@@ -89,15 +90,16 @@ class Compiled:
         ticks: int,
         capture: bool,
         least_nodes: int = 0,
+        record: bool = True,
     ) -> None:
         self._least_nodes = least_nodes
-        self.noise, self.program = noise, Program(kernel, adaptation, noise.ticks)
+        self.noise, self.program = noise, Program(kernel, adaptation, noise.held)
         self.first = self.program.first(state, tuning, averaging)
-        self.chunks = [noise.chunk(name, 0) for name in noise.specs]
+        self.chunks = [noise.fill(name, 0) for name in noise.specs]
         self._chunk = dict.fromkeys(noise.specs, 0)
         with torch.no_grad():
             after, info = self.program.tick(copy(self.first), self.chunks)
-        self.log = Log(kernel.position(after.state), info, ticks)
+        self.log = Log(kernel.position(after.state), info, ticks, keep=record)
         with TRACING:
             self.engine, self.traced = self._engine()
         self._fingerprint = fingerprint(kernel.target)
@@ -123,7 +125,7 @@ class Compiled:
         kernel, energy = self.program.kernel, self.program.kernel.target
         inputs = [*flatten(self.first), *self.chunks, *self.log.buffers]
         shapes = tuple((t.shape, t.dtype, t.device) for t in inputs)
-        key = (kernel.identity(), shapes, tuple(self.noise.ticks.items()), threads())
+        key = (kernel.identity(), shapes, tuple(self.noise.held.items()), threads())
         known = _get(_known, key)
         now = fingerprint(energy)
         x = kernel.position(self.first.state)
@@ -217,10 +219,10 @@ class Compiled:
 
     def _draw(self, tick: int, most: int) -> int:
         """Have the noise of a tick at hand; for how many ticks it then is."""
-        for (name, size), buffer in zip(self.noise.ticks.items(), self.chunks, strict=True):
+        for (name, size), buffer in zip(self.noise.held.items(), self.chunks, strict=True):
             chunk, row = divmod(tick, size)
             if self._chunk[name] != chunk:
-                self.noise.chunk(name, chunk, out=buffer)
+                self.noise.fill(name, chunk, out=buffer)
                 self._chunk[name] = chunk
             most = min(most, size - row)
         return most

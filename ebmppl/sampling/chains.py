@@ -14,7 +14,7 @@ from ebmppl.energies.function import same_energy
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.accept import choose
 from ebmppl.kernels.adaptation import AdaptationState
-from ebmppl.kernels.base import Kernel, NoiseSpec
+from ebmppl.kernels.base import Kernel, NoiseSpec, require
 from ebmppl.sampling.backends import Compiled
 from ebmppl.sampling.choice import Choice, choose_backend
 from ebmppl.sampling.draws import Counts, Draws, Now, Ticks, finished, unlink
@@ -48,10 +48,11 @@ class Chains:
         x: initial points ``(chains, *event)`` of the kernel's target.
         seed: of the run.
         backend: how ticks run; "auto" decides when it is known how many there will be.
+        record: False where chains only ``advance``: compiled ticks then leave out all that only a record would show.
     """
 
-    def __init__(self, kernel: Kernel, x: Tensor, seed: int, backend: str = "eager") -> None:
-        self.kernel, self.num_chains, self.seed = kernel, len(x), seed
+    def __init__(self, kernel: Kernel, x: Tensor, seed: int, backend: str = "eager", *, record: bool = True) -> None:
+        self.kernel, self.num_chains, self.seed, self.record = kernel, len(x), seed, record
         self.dtype, self.device = kernel.random_dtype(x), x.device
         self.noise = NoiseSource(kernel.noise(), len(x), seed, self.dtype, x.device)
         self.adaptation = kernel.adaptation()
@@ -100,26 +101,23 @@ class Chains:
             self._choose_backend()
         if self.compiled is None:
             self.kernel.prepare(x, values=values, many=self._planned >= self.kernel.target.traced_from)
-        if other:
-            if self.now.counts is not None and bool(self.now.counts.finished.any()):
-                told = "the energy is another one than at the last draw (new parameters or data): the draws to come are of it"
-                warnings.warn(told, SamplingWarning, stacklevel=4)
+        if other and self.now.counts is not None and bool(self.now.counts.finished.any()):
+            told = "the energy is another one than at the last draw (new parameters or data): draws to come are of it"
+            warnings.warn(told, SamplingWarning, stacklevel=4)
 
     def _choose_backend(self) -> None:
         """Compile where that was asked for or pays, and try what was compiled."""
         now = self.now
         averaging = None if self.adaptation is None else self.adaptation.init(now.tuning, now.state).averaging
         run = self.kernel, self.adaptation, self.noise, now.state, now.tuning, averaging
-        self.choice, self.compiled = choose_backend(self.choice, *run, draws=self._planned, ticks=self._most_ticks)
+        much: Any = {"draws": self._planned, "ticks": self._most_ticks, "record": self.record}
+        self.choice, self.compiled = choose_backend(self.choice, *run, **much)
         if self.compiled is not None:
             self.threads = self.compiled.engine.threads
 
     @_ticks
     def warm_up(self, steps: int, draws: Draws, report: Report, more: int = 0) -> None:
-        """Adapt over Stan's windows; ``more`` draws will follow.
-
-        A window ends at chains x window finished draws in all, of which a chain counts twice its own share at most.
-        """
+        """Adapt over Stan's windows, of chains x window draws, at most two shares of any chain; ``more`` draws will follow."""
         self.now = self.now._replace(counts=draws.counts(self.device))
         self.begin_adaptation()
         self._planned = more
@@ -145,6 +143,7 @@ class Chains:
     @_ticks
     def collect(self, num_samples: int, draws: Draws, report: Report) -> None:
         """Tick until every chain has its draws; a chain that has them goes on until all have theirs."""
+        require(self.record, "chains that record their ticks", "record=False")
         if self.now.counts is None:
             self.now = self.now._replace(counts=draws.counts(self.device))
 

@@ -46,6 +46,7 @@ def choose_backend(
     *,
     draws: int,
     ticks: int,
+    record: bool = True,
 ) -> tuple[Choice, Compiled | None]:
     """Decide, and compile where that is the decision.
 
@@ -59,6 +60,7 @@ def choose_backend(
         averaging: of the adaptation.
         draws: that each chain will make.
         ticks: most ticks at a time.
+        record: keep what compiled ticks give.
 
     Raises:
         ValueError: for CUDA graphs of chains on another device.
@@ -78,7 +80,7 @@ def choose_backend(
     try:
         compiled = Compiled(
             kernel, adaptation, noise, state, tuning, averaging,
-            ticks=ticks, capture=backend == "cudagraph", least_nodes=least,
+            ticks=ticks, capture=backend == "cudagraph", least_nodes=least, record=record,
         )  # fmt: skip
     except Refused as refusal:
         choice = Choice("eager", f"{refusal} ({counts})")

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-_compiled_before = False  # in this process
+from ebmppl.sampling.native import Unit
+
+_BEFORE_HEADERS = 3  # graphs
+_patching = threading.Lock()  # what is replaced in Inductor is the process's own
+_compiled = 0  # graphs in this process
 Flat = Callable[[list[Tensor]], Sequence[Tensor]]
 
 
@@ -66,9 +75,72 @@ def _inner_compile(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Flat:
 
     fake = FakeTensorMode(shape_env=ShapeEnv())  # without one Inductor's disk cache steps aside
     fakes = [fake.from_tensor(tensor, static_shapes=True) for tensor in inputs]
-    with config.patch(_options()), tracing(TracingContext(fake)), torch.no_grad():
+    with (
+        config.patch(_options()),
+        tracing(TracingContext(fake)),
+        torch.no_grad(),
+        _patching,
+        _rules_once(),
+        _one_unit(),
+    ):
         compiled = compile_fx_inner(graph, fakes, is_inference=True)
     return getattr(compiled, "current_callable", None) or compiled
+
+
+@contextmanager
+def _one_unit() -> Iterator[None]:
+    """All C++ kernels that a wrapper asks for in one unit: most of what a unit costs is to read its headers."""
+    from torch._inductor.async_compile import AsyncCompile
+
+    unit, here = Unit(_build), threading.get_ident()
+    alone: Any = getattr(AsyncCompile, "cpp_pybinding", None)
+
+    def cpp_pybinding(*args: Any, **options: Any) -> Any:
+        bind = partial(alone, *args, **options)
+        expected = len(args) == 3 and not options and threading.get_ident() == here
+        return unit.add(args[1], args[2], bind) if expected else bind()
+
+    with patch.object(AsyncCompile, "cpp_pybinding", cpp_pybinding) if callable(alone) else nullcontext():
+        yield
+        unit.compile()
+
+
+@contextmanager
+def _rules_once() -> Iterator[None]:
+    """Inductor makes its rules of dtypes anew for every operation, a tenth of its time, and they are the same."""
+    try:
+        from torch._inductor.codegen.common import pointwise_overrides_data
+        from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
+        from torch._inductor.utils import op_dtype_propagation_rules
+    except ImportError:
+        yield
+        return
+    make, known = DtypePropagationOpsHandler.__init__, (0, 0)
+
+    def make_if_new(self: Any) -> None:
+        nonlocal known
+        there = len(op_dtype_propagation_rules), len(pointwise_overrides_data)
+        if there != known:
+            make(self)
+            known = there
+
+    with patch.object(DtypePropagationOpsHandler, "__init__", make_if_new):
+        yield
+
+
+def _build(source: str) -> ctypes.CDLL:
+    """Compile and load C++ as Inductor does, its disk cache included."""
+    from torch._inductor.codecache import CppPythonBindingsCodeCache
+
+    class Cache(CppPythonBindingsCodeCache):
+        cache: dict[str, Any] = {}
+
+        @classmethod
+        def _load_library_inner(cls, path: str, key: str) -> Any:
+            return ctypes.CDLL(path)
+
+    library: ctypes.CDLL = Cache.load(source)
+    return library
 
 
 def _options() -> dict[str, object]:
@@ -90,8 +162,8 @@ def _options() -> dict[str, object]:
 
 
 def _headers() -> dict[str, object]:
-    """Whether C++ headers are compiled first: that takes as long as three kernels without it, so not for a first graph."""
-    global _compiled_before
+    """Whether C++ headers are compiled first: that takes as long as it saves three graphs, so not for the first three."""
+    global _compiled
     from torch._inductor import codecache, config
 
     option = "cpp_cache_precompile_headers"
@@ -100,8 +172,8 @@ def _headers() -> dict[str, object]:
         return {}
     if option not in ignored:
         ignored.append(option)  # what is compiled is the same: let the disk cache know it again
-    there = _compiled_before or any(Path(folder).glob("*.gch"))
-    _compiled_before = True
+    there = _compiled >= _BEFORE_HEADERS or any(Path(folder).glob("*.gch"))
+    _compiled += 1
     return {option: there}
 
 

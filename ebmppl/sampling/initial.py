@@ -78,7 +78,8 @@ class FromData(NamedTuple):
     def sampler(self, target: Energy, chains: int, seed: int) -> Callable[[int], Tensor]:
         """See ``Start``."""
         require(self.jitter >= 0, "jitter >= 0", self.jitter)
-        require(self.jitter == 0 or not discrete(target), "no jitter for a discrete energy", self.jitter)
+        whole = any(is_discrete(target.site_support(name)) for name in target.sites)
+        require(self.jitter == 0 or not whole, "no jitter for discrete sites", self.jitter)
         rows = _unconstrained_rows(target, self.values)
         normal = NoiseSpec("normal", tuple(target.event_shape))
         specs = {"row": NoiseSpec("uniform", ())} | ({"jitter": normal} if self.jitter else {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, NamedTuple
@@ -20,9 +20,15 @@ STREAMS = {"ticks": 0, "initial": 1, "step_size": 2}
 _MOST_TICKS = 32  # of one draw
 _CALL = 1 << 12  # numbers that make a call of the generator worth while on a CPU
 _MOST_NUMBERS = 1 << 14  # of one call on a CPU; they stay in cache
+_HELD = 1 << 17  # numbers that a compiled run has at hand on a CPU; a level-2 cache holds them
 _FEW_BLOCKS = 8  # for which Python's integers are faster than an array
 _WORTH_THREADS = 1 << 15  # numbers of one call that several threads share
 _ON_DEVICE = 1 << 17  # numbers of one call on a device, where a call costs more than they
+_DRAW: dict[str, Callable[..., Tensor]] = {
+    "normal": Tensor.normal_,
+    "uniform": Tensor.uniform_,
+    "bits": lambda place, generator: place.random_(-(1 << 31), 1 << 31, generator=generator),
+}
 
 
 def fresh_seed() -> int:
@@ -47,7 +53,7 @@ class NoiseSource:
         specs: what one tick of one chain needs.
         chains: number of chains.
         seed: of the run.
-        dtype: of the numbers.
+        dtype: of the numbers; bits are int32.
         device: of the numbers.
         stream: independent streams of one seed: "ticks", "initial" or "step_size".
     """
@@ -61,15 +67,16 @@ class NoiseSource:
         device: torch.device,
         stream: str = "ticks",
     ) -> None:
-        unknown = {spec.kind for spec in specs.values()} - {"normal", "uniform"}
+        unknown = {spec.kind for spec in specs.values()} - _DRAW.keys()
         if unknown:
-            raise ValueError(f"expected noise of kind 'normal' or 'uniform', got {sorted(unknown)}")
+            raise ValueError(f"expected noise of kind {', '.join(map(repr, _DRAW))}, got {sorted(unknown)}")
         self.specs, self.chains, self.dtype, self.device = dict(specs), chains, dtype, device
         self._generator = torch.Generator(device)
         starts = np.random.SeedSequence([seed, STREAMS[stream]]).generate_state(len(self.specs), np.uint32)
         self._starts = dict(zip(self.specs, starts.tolist(), strict=True))
         self.ticks = {name: _at_once(spec, device) for name, spec in self.specs.items()}  # of one draw
         self.blocks = -(-chains // BLOCK)
+        self.held = {name: ticks * self._draws(name) for name, ticks in self.ticks.items()}  # ticks of one ``fill``
         self._drawn: dict[str, _Drawn] = {}
 
     def row(self, tick: int) -> Mapping[str, Tensor]:
@@ -84,20 +91,38 @@ class NoiseSource:
             drawn = self._drawn[name] = _Drawn(chunk, self.chunk(name, chunk).unbind(0))
         return drawn.rows[row]
 
+    def fill(self, name: str, number: int, out: Tensor | None = None) -> Tensor:
+        """Numbers of the ticks ``number * held`` and after, ``held`` rows of several draws, in ``out`` if given."""
+        out = self._room(name, self.held[name]) if out is None else out
+        parts = out.split(self.ticks[name])
+        for chunk, part in enumerate(parts, number * len(parts)):
+            self.chunk(name, chunk, part)
+        return out
+
+    def _room(self, name: str, ticks: int) -> Tensor:
+        """For the numbers of so many ticks."""
+        kind, shape = self.specs[name]
+        dtype = torch.int32 if kind == "bits" else self.dtype
+        return torch.empty((ticks, self.chains, *shape), dtype=dtype, device=self.device)
+
+    def _draws(self, name: str) -> int:
+        """How many draws a compiled run has at hand: it stops to fetch the next ones."""
+        numbers = self.ticks[name] * self.chains * max(1, torch.Size(self.specs[name].shape).numel())
+        on_cpu = self.device.type == "cpu"
+        return max(1, min(_MOST_TICKS // self.ticks[name], _HELD // numbers)) if on_cpu else 1
+
     def chunk(self, name: str, chunk: int, out: Tensor | None = None) -> Tensor:
         """Numbers ``(ticks, chains, *shape)`` of the ticks ``chunk * ticks`` and after, written to ``out`` if given."""
-        ticks, shape = self.ticks[name], self.specs[name].shape
-        if out is None:
-            out = torch.empty((ticks, self.chains, *shape), dtype=self.dtype, device=self.device)
-        whole = out
+        ticks = self.ticks[name]
+        whole = self._room(name, ticks) if out is None else out
         # a block's numbers need a contiguous place
-        if ticks == 1:
-            places = list(whole[0].split(BLOCK))
-        elif self.blocks == 1:
+        if self.blocks == 1:
             places = [whole]
+        elif ticks == 1:
+            places = list(whole[0].split(BLOCK))
         else:
             places = [torch.empty_like(part, memory_format=torch.contiguous_format) for part in whole.split(BLOCK, 1)]
-        draw = Tensor.normal_ if self.specs[name].kind == "normal" else Tensor.uniform_
+        draw = _DRAW[self.specs[name].kind]
         seeds = block_seeds(self._starts[name], chunk, self.blocks)
         several = min(torch.get_num_threads(), self.blocks) if whole.is_cpu and whole.numel() >= _WORTH_THREADS else 1
 

@@ -31,10 +31,15 @@ class Log:
         position: of the chains, ``(chains, *event)``.
         info: of a tick, fields ``(chains, ...)``.
         ticks: how many rows.
+        keep: False for no buffers at all.
     """
 
-    def __init__(self, position: Tensor, info: Any, ticks: int) -> None:
+    def __init__(self, position: Tensor, info: Any, ticks: int, *, keep: bool = True) -> None:
         self.ticks, self.fields = ticks, type(info)._fields
+        self.buffers: list[Tensor] = []
+        self.groups: list[list[int]] = []
+        if not keep:
+            return
         forms = list(dict.fromkeys((value.dtype, value.shape) for value in info))
         self.groups = [[i for i, v in enumerate(info) if (v.dtype, v.shape) == form] for form in forms]
         self.buffers = [position.new_zeros(ticks, *position.shape)]
@@ -43,10 +48,14 @@ class Log:
 
     def pack(self, position: Tensor, info: Any) -> list[Tensor]:
         """One row of every buffer."""
+        if not self.buffers:
+            return []
         return [position, *(torch.stack([info[i] for i in group]) for group in self.groups)]
 
     def read(self, ticks: int) -> dict[str, Tensor]:
         """The first rows by name, ``(ticks, chains, ...)``: views of what the next ticks overwrite."""
+        if not self.buffers:
+            return {}
         found = {"position": self.buffers[0][:ticks]}
         for buffer, group in zip(self.buffers[1:], self.groups, strict=True):
             found.update((self.fields[i], buffer[:ticks, k]) for k, i in enumerate(group))

@@ -10,11 +10,14 @@ import ast
 import inspect
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from types import CodeType, MethodType
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor
+
+from ebmppl.sampling.native import Driver, NotNative
 
 _ALLOCATE = "empty_strided_cpu"
 _MAKE = (_ALLOCATE, "reinterpret_tensor")
@@ -27,7 +30,7 @@ class NotReplayable(ValueError):
 
 
 class _Recorded(NamedTuple):
-    calls: list[Callable[[], object]]
+    calls: list[partial[object]]
     outputs: list[Tensor]
     allocated: list[Tensor]
 
@@ -56,21 +59,25 @@ class Replay:
             raise NotReplayable("an output is not in memory of its own")
         for i in feedback:
             here[i].copy_(inputs[i])
-        self._now, self._next = (here, back.calls), (there, onward.calls)
+        self._inputs, self._calls, self._turn = (here, there), (back.calls, onward.calls), 0
+        self.driver: Driver | None = None
+        with suppress(NotNative, AttributeError):
+            self.driver = Driver(self._calls)
 
     @property
     def inputs(self) -> list[Tensor]:
         """What the next call reads; values may be copied into it."""
-        return self._now[0]
+        return self._inputs[self._turn]
 
     def __call__(self, times: int) -> None:
         """So many calls."""
-        now, then = self._now, self._next
-        for _ in range(times):
-            for call in now[1]:
-                call()
-            now, then = then, now
-        self._now, self._next = now, then
+        if self.driver is not None:
+            self.driver(self._turn, times)
+        else:
+            for i in range(times):
+                for call in self._calls[(self._turn + i) % 2]:
+                    call()
+        self._turn = (self._turn + times) % 2
 
 
 def _fed(inputs: Sequence[Tensor], outputs: Sequence[Tensor], feedback: Sequence[int]) -> list[Tensor]:
@@ -104,7 +111,7 @@ def _recorded(compiled: Callable[..., Any], inputs: Sequence[Tensor], memory: Ma
     steps, results = _steps(compiled)
     names = dict(cast(MethodType, compiled).__func__.__globals__)
     allocated: list[Tensor] = []
-    calls: list[Callable[[], object]] = []
+    calls: list[partial[object]] = []
 
     def allocate(*form: Any) -> Tensor:
         tensor = memory.get(len(allocated))

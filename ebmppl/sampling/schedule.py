@@ -67,14 +67,17 @@ def ticks_to_next_look(left: int, drawn: int, ticks: int, chains: int, synchrono
 
 
 def require_some_good(begun: Counts, now: Counts, enough: int, tuning: Any) -> None:
-    """Raise ``SamplingError`` in a warm-up that can't learn anything: all transitions of all chains since then diverged."""
+    """Raise ``SamplingError`` in a warm-up that can't learn anything: all transitions of all chains since then diverged.
+
+    Kernels without a step size have nothing to learn, and among hard walls every sweep may meet one.
+    """
+    step = getattr(tuning, "step_size", None)
     finished = int((now.finished - begun.finished).sum())
     diverged = int((now.diverging - begun.diverging).sum())
-    if diverged < finished or finished < enough * len(now.finished):
+    if step is None or diverged < finished or finished < enough * len(now.finished):
         return
-    step = getattr(tuning, "step_size", None)
-    at = "" if step is None else f" at a step size of {float(step):.3g}"
     raise SamplingError(
-        f"all {finished} transitions of {len(now.finished)} chains diverged in warm-up{at}: begin where the "
-        "energy is smooth (initial_params), bring the parameters to a scale of about one, or give a smaller step_size"
+        f"all {finished} transitions of {len(now.finished)} chains diverged in warm-up at a step size of "
+        f"{float(step):.3g}: begin where the energy is smooth (initial_params), bring the parameters to a scale of "
+        "about one, or give a smaller step_size"
     )

@@ -28,7 +28,8 @@ def wrong_fields(
         log: of the run, not yet in use; rows of it are overwritten.
     """
     bad: set[str] = set()
-    times = torch.zeros(len(first.state[0]), device=first.state[0].device)
+    number = len(program.kernel.position(first.state))
+    times = torch.zeros(number, device=first.state[0].device)
     carried = copy(first)
     for _ in range(_TRIED):
         carried = carried._replace(rows=program.wrapped(carried.rows, log.ticks))
@@ -38,7 +39,7 @@ def wrong_fields(
         carried, info = program.tick(carried, chunks)
         wanted = log.pack(program.kernel.position(carried.state), info)
         found = [buffer.index_select(0, row).squeeze(0) for buffer in log.buffers]
-        names, chains = _different(program, carried, leaves, wanted, found)
+        names, chains = _different(program, number, carried, leaves, wanted, found)
         times += chains
         bad |= names
         many = int(chains.sum()) > max(1, len(chains) // _FEW)
@@ -49,7 +50,12 @@ def wrong_fields(
 
 
 def _different(
-    program: Program, carried: Carried, leaves: Sequence[Tensor], wanted: Sequence[Tensor], found: Sequence[Tensor]
+    program: Program,
+    number: int,
+    carried: Carried,
+    leaves: Sequence[Tensor],
+    wanted: Sequence[Tensor],
+    found: Sequence[Tensor],
 ) -> tuple[set[str], Tensor]:
     """Names of the fields that differ between an eager and a compiled tick, and in which chains."""
     state = carried.state
@@ -60,7 +66,7 @@ def _different(
     pairs = [(n, a, b, 0) for n, a, b in zip(names, eager, leaves, strict=True)]
     pairs += [(f"log {i}", a, b, int(i > 0)) for i, (a, b) in enumerate(zip(wanted, found, strict=True))]
     by_chain = [t for t in state if t.dim() == 1 and t.is_floating_point()]  # energies, and differences of such
-    chains = torch.zeros(len(state[0]), dtype=torch.bool, device=state[0].device)
+    chains = torch.zeros(number, dtype=torch.bool, device=state[0].device)
     bad = set()
     for name, a, b, axis in pairs:
         if a.shape != b.shape or a.dtype != b.dtype or not b.is_contiguous():
@@ -70,7 +76,9 @@ def _different(
         if not bool(wrong.any()):
             continue
         bad.add(name)
-        of_chains = a.dim() > axis and a.shape[axis] == len(chains)
+        if axis == 0 and a.dim() > 1 and a.shape[0] != number:
+            axis = a.dim() - 1  # states that keep their chains innermost
+        of_chains = a.dim() > axis and a.shape[axis] == number
         chains |= wrong.movedim(axis, 0).reshape(len(chains), -1).any(1) if of_chains else wrong.any()
     return bad, chains
 

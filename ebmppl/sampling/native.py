@@ -1,0 +1,218 @@
+"""A compiled tick's C++ kernels in one unit, with a driver that calls them in turn, so that ticks run without Python."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import weakref
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Bind = Callable[[], Callable[..., object]]
+
+_INCLUDE = re.compile(r"#include <torch/csrc/inductor/cpp_prefix\.h>")
+_SIGNATURE = re.compile(r'extern "C"\s+void\s+kernel\(')
+_POINTER = re.compile(r"(const )?\w+\*")
+
+# A step is a kernel of the unit, or an operation of torch's C interface on handles: two or three of them, or with factors.
+_DRIVER = """
+struct Step { int64_t kind; void* function; void** args; double beta; double alpha; };
+
+static int take(const Step& step) {
+    void** p = step.args;
+    switch (step.kind) {
+        case 0: return reinterpret_cast<int (*)(void**)>(step.function)(p);
+        case 1: return reinterpret_cast<int (*)(void*, void*, void*)>(step.function)(p[0], p[1], p[2]);
+        default:
+            return reinterpret_cast<int (*)(void*, void*, void*, void*, double, double)>(step.function)(
+                p[0], p[1], p[2], p[3], step.beta, step.alpha);
+    }
+}
+
+extern "C" int64_t run(const Step* now, const Step* then, int64_t steps, int64_t ticks) {
+    for (int64_t tick = 0; tick < ticks; tick++) {
+        const Step* set = tick % 2 ? then : now;
+        for (int64_t i = 0; i < steps; i++) if (take(set[i])) return i + 1;
+    }
+    return 0;
+}
+"""
+_KERNEL = """
+namespace {name}_ {{{body}}}
+extern "C" int {name}(void** p) {{
+    try {{ {name}_::kernel({args}); return 0; }}
+    catch (...) {{ return 1; }}  // of an index out of bounds
+}}
+"""
+_SHIMS = {  # what takes tensors and an ``out``: kind of step, and its name in torch's C interface
+    torch.mm: (1, "aoti_torch_cpu_mm_out"),
+    torch.bmm: (1, "aoti_torch_cpu_bmm_out"),
+    torch.addmm: (2, "aoti_torch_cpu_addmm_out"),
+    torch.baddbmm: (2, "aoti_torch_cpu_baddbmm_out"),
+}
+
+
+class NotNative(ValueError):
+    """A call that the driver can't make."""
+
+
+class Unit:
+    """The kernels of one graph.
+
+    Args:
+        build: compiles and loads C++.
+    """
+
+    def __init__(self, build: Callable[[str], ctypes.CDLL]) -> None:
+        self._build = build
+        self.kernels: list[Kernel] = []
+        self.library: ctypes.CDLL | None = None
+
+    def add(self, types: Sequence[str], source: str, bind: Bind) -> Callable[..., object]:
+        """One more kernel.
+
+        Args:
+            types: of its arguments.
+            source: of a function ``kernel``.
+            bind: compiles it alone; the answer itself when the source is not what one unit can hold.
+        """
+        body, prefixes = _INCLUDE.subn("", source)
+        body, heads = _SIGNATURE.subn("static void kernel(", body)
+        if (prefixes, heads) != (1, 1) or "#include" in body or not all(map(_POINTER.fullmatch, types)):
+            return bind()
+        args = ", ".join(f"static_cast<{form}>(p[{i}])" for i, form in enumerate(types))
+        name = f"kernel{len(self.kernels)}"
+        self.kernels.append(Kernel(self, name, _KERNEL.format(name=name, body=body, args=args), bind))
+        return self.kernels[-1]
+
+    def source(self) -> str:
+        """C++ of all kernels and the driver."""
+        include = "#include <torch/csrc/inductor/cpp_prefix.h>\n"
+        return include + "".join(kernel.text for kernel in self.kernels) + _DRIVER
+
+    def compile(self) -> None:
+        """Make the kernels ready: in one unit, or each alone where that fails."""
+        if not self.kernels:
+            return
+        try:
+            self.library = self._build(self.source())
+            for kernel in self.kernels:
+                kernel.call = getattr(self.library, kernel.name)
+        except Exception:  # the compiler's errors are of many kinds; without one, the kernels' own say so
+            self.library = None
+            for kernel in self.kernels:
+                alone = kernel.bind()
+                kernel.alone = alone.result() if hasattr(alone, "result") else alone
+
+
+class Kernel:
+    """A kernel of a unit, called with tensors."""
+
+    call: Any
+    alone: Callable[..., object] | None = None
+
+    def __init__(self, unit: Unit, name: str, text: str, bind: Bind) -> None:
+        self.unit, self.name, self.text, self.bind = unit, name, text, bind
+
+    def __call__(self, *tensors: Tensor) -> None:
+        """Compute, in place of what the kernel writes to."""
+        if self.alone is not None:
+            self.alone(*tensors)
+        elif self.call(_pointers([tensor.data_ptr() for tensor in tensors])):
+            raise RuntimeError(f"{self.name} of a compiled tick failed")
+
+
+class _Step(ctypes.Structure):
+    _fields_ = (
+        ("kind", ctypes.c_int64),
+        ("function", ctypes.c_void_p),
+        ("args", ctypes.c_void_p),
+        ("beta", ctypes.c_double),
+        ("alpha", ctypes.c_double),
+    )
+
+
+class Driver:
+    """Calls of kernels and matrix products on memory at hand, made by one call of C.
+
+    Args:
+        sets: calls ``(here, there)`` that take turns.
+
+    Raises:
+        NotNative: where one of them has to be called from Python.
+    """
+
+    def __init__(self, sets: Sequence[Sequence[partial[object]]]) -> None:
+        kernels = [call.func for call in sets[0] if isinstance(call.func, Kernel)]
+        library = kernels[0].unit.library if kernels else None
+        if library is None or len({len(calls) for calls in sets}) > 1:
+            raise NotNative("no unit of its kernels")
+        self._kept: list[object] = [sets, library]  # the memory that steps point to
+        self._handles: list[int] = []
+        weakref.finalize(self, _delete, self._handles)
+        self._run = library.run
+        self._run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+        self._run.restype = ctypes.c_int64
+        self._count = len(sets[0])
+        self._sets = [(_Step * self._count)(*(self._step(call) for call in calls)) for calls in sets]
+
+    def __call__(self, first: int, times: int) -> None:
+        """So many turns, the first with set number ``first``."""
+        failed = self._run(self._sets[first], self._sets[1 - first], self._count, times)
+        if failed:
+            raise RuntimeError(f"operation {failed} of a compiled tick failed")
+
+    def _step(self, call: partial[object]) -> _Step:
+        function, tensors, options = call.func, list(call.args), dict(call.keywords)
+        if not all(isinstance(tensor, Tensor) for tensor in tensors):
+            raise NotNative("an argument that is not a tensor")
+        if isinstance(function, Kernel):
+            args = self._keep([tensor.data_ptr() for tensor in tensors])
+            return _Step(0, ctypes.cast(function.call, ctypes.c_void_p).value, args, 0.0, 0.0)
+        kind, name = _shim(function)
+        out, beta, alpha = options.pop("out", None), options.pop("beta", 1), options.pop("alpha", 1)
+        if out is None or options or len(tensors) != kind + 1:
+            raise NotNative(f"other arguments of {name}")
+        handles = _handles([out, *tensors])
+        self._handles.extend(handles)
+        pointer = ctypes.cast(getattr(_torch(), name), ctypes.c_void_p).value
+        return _Step(kind, pointer, self._keep(handles), float(beta), float(alpha))
+
+    def _keep(self, addresses: Sequence[int]) -> int:
+        made = _pointers(addresses)
+        self._kept.append(made)
+        return ctypes.addressof(made)
+
+
+def _pointers(addresses: Sequence[int]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(addresses))(*addresses)
+
+
+def _handles(tensors: list[Tensor]) -> list[int]:
+    """What torch's C interface knows tensors by; to be deleted by it."""
+    address = ctypes.pythonapi.PyCapsule_GetPointer
+    address.argtypes, address.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_void_p
+    made = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(tensors)
+    return [address(handle, None) for handle in made]
+
+
+def _delete(handles: list[int]) -> None:
+    for handle in handles:
+        _torch().aoti_torch_delete_tensor_object(ctypes.c_void_p(handle))
+
+
+def _shim(function: object) -> tuple[int, str]:
+    for known, found in _SHIMS.items():
+        if function is known and hasattr(_torch(), found[1]):
+            return found
+    raise NotNative(f"{function} is not in torch's C interface")
+
+
+@cache
+def _torch() -> ctypes.CDLL:
+    """Where torch's C interface is found: symbols of an extension's dependencies are seen through it."""
+    return ctypes.CDLL(torch._C.__file__)
