@@ -392,7 +392,7 @@ def svi_of(energy: Energy) -> SVI:
         ),
         (
             lambda: ScoreMatching()(as_energy(torch.exp, (), constraints.positive))(torch.tensor([1.0, -1.0])),
-            "expected finite data",
+            r"in GreaterThan\(lower_bound=0.0\), got -1.0 at row 1",
         ),
         (lambda: svi_of(smooth()).step(torch.ones(3, 2)), "something to train"),
     ],

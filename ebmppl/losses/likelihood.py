@@ -59,7 +59,7 @@ class MLE(Loss):
     Example:
         >>> import torch
         >>> from ebmppl.energies import Gaussian
-        >>> MLE()(Gaussian(torch.zeros(2)))(torch.zeros(1, 2))  # log 2 pi
+        >>> MLE()(Gaussian(torch.zeros(2), torch.eye(2)))(torch.zeros(1, 2))  # log 2 pi
         tensor(1.8379)
     """
 
