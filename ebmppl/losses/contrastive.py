@@ -135,7 +135,7 @@ class BoundPCD(EnergyGap):
     Attributes:
         points: the persistent chains ``(buffer, *event)`` in the kernel's coordinates.
         age: by chain, steps since it began ``(buffer,)``.
-        energies: of the chains in the last steps, ``(recent, buffer)``, step s in row s % recent; NaN where one did not move.
+        energies: of the chains in the last steps, ``(recent, buffer)``, step s in row s % recent; infinite where one did not move.
     """
 
     points: Tensor
@@ -153,7 +153,7 @@ class BoundPCD(EnergyGap):
         for name, value in zip(self._names, held, strict=True):
             self.register_buffer(name, value)
         self.register_buffer("age", torch.zeros(loss.size, dtype=torch.int64, device=begun.device))
-        self.register_buffer("energies", energies.new_full((loss.recent, loss.size), torch.nan))
+        self.register_buffer("energies", energies.new_full((loss.recent, loss.size), torch.inf))
         self._moved: tuple[Tensor | None, Tensor | None, Held] | None = None
 
     @property
@@ -185,7 +185,7 @@ class BoundPCD(EnergyGap):
         else:
             for buffer, value in zip(self.held, end, strict=True):
                 buffer.index_copy_(0, which, value)
-            row.fill_(torch.nan).index_copy_(0, which, self._energies[1].to(row.dtype))
+            row.fill_(torch.inf).index_copy_(0, which, self._energies[1].to(row.dtype))
             self.age.index_add_(0, which, torch.ones_like(which))
         if again is not None:
             self.age.index_fill_(0, again if which is None else which[again], 1)

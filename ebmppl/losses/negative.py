@@ -42,24 +42,29 @@ class ModelChains(nn.Module):
 
     def __init__(self, energy: Energy, kernel: KernelFactory, seed: int | None = None) -> None:
         super().__init__()
-        made = kernel(energy)
-        wanted = "kernel as a factory of kernels of an energy, such as eb.Gibbs"
-        require(isinstance(made, Kernel), wanted, f"one of {type(made).__name__}")
-        require(made.energy is energy, wanted, f"one that makes a kernel of {type(made.energy).__name__}, not of its energy")
-        self.kernel = made
+        self._factory, self._energy = kernel, (energy,)  # in a tuple: no module of ours
         self.register_buffer("ticks", torch.zeros((), dtype=torch.int64))
         self.register_buffer("seed", torch.tensor(fresh_seed() if seed is None else seed))
+        for name, value in self._make()._asdict().items():
+            self.register_buffer(f"tuning_{name}", value)
+        self._chains: dict[Any, Chains] = {}
+        self._next: int | None = None  # ticks after the last move
+        self._rates: list[Tensor] = []  # acceptance rates of the last move, by tick
+
+    def _make(self) -> Any:
+        """Make the kernel, and return its first tuning."""
+        (energy,), wanted = self._energy, "kernel as a factory of kernels of an energy, such as eb.Gibbs"
+        made = self._factory(energy)
+        require(isinstance(made, Kernel), wanted, f"one of {type(made).__name__}")
+        require(made.energy is energy, wanted, f"one of {type(made).__name__} of another energy")
+        self.kernel = made
         dtype, device = dtype_and_device(made.target)
         if discrete(made.target):
             dtype = levels_of(made.target).dtype
         with torch.no_grad(), evaluating(energy):
             tuning = made.init_tuning(torch.zeros((1, *made.target.event_shape), dtype=dtype, device=device))
         self._kind = type(tuning)
-        for name, value in tuning._asdict().items():
-            self.register_buffer(f"tuning_{name}", value)
-        self._chains: dict[Any, Chains] = {}
-        self._next: int | None = None  # ticks after the last move
-        self.infos: list[Any] = []  # of the last move, one for each tick
+        return tuning
 
     @property
     def tuning(self) -> Any:
@@ -92,8 +97,9 @@ class ModelChains(nn.Module):
             draws: of each.
         """
         chains = self._at(held)
-        self.infos = []
-        chains.advance(draws, observe=self.infos.append)
+        infos: list[Any] = []
+        chains.advance(draws, observe=infos.append)
+        self._rates = [info.acceptance_rate for info in infos]
         self._next = chains.now.tick
         return self.kernel.held(chains.now.state)
 
@@ -125,7 +131,7 @@ class ModelChains(nn.Module):
         if warmup:
             of_run.warm_up(warmup, Draws(chains, fields=("acceptance_rate",)), lambda: None, draws)
         of_run.collect(draws, kept, lambda: None)
-        self.rate = kept.buffers["acceptance_rate"][:draws].mean()
+        self._rates = [kept.buffers["acceptance_rate"][:draws]]
         return kept.buffers["position"][:draws].reshape(draws * chains, *target.event_shape)
 
     def keep(self) -> None:
@@ -134,9 +140,8 @@ class ModelChains(nn.Module):
             self.ticks.fill_(self._next)
 
     def acceptance(self) -> float:
-        """Of the last move, the mean acceptance rate; NaN before any."""
-        rates = [info.acceptance_rate.mean() for info in self.infos]
-        return float(torch.stack(rates).mean()) if rates else float("nan")
+        """Of the last move or run, the mean acceptance rate; NaN before any."""
+        return float(torch.stack([rate.mean() for rate in self._rates]).mean()) if self._rates else float("nan")
 
     def _at(self, held: Held) -> Chains:
         key = (held[0].shape, held[0].dtype, held[0].device)
@@ -154,8 +159,14 @@ class ModelChains(nn.Module):
         return self._kind(*(t.to(chains.device, chains.dtype if t.is_floating_point() else t.dtype) for t in self.tuning))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without chains that are only kept ready: copies make their own."""
-        return {**self.__dict__, "_chains": {}, "infos": []}
+        """Without what is made from the rest: traces and generators don't travel."""
+        made = {"kernel", "_kind"}
+        return {**{k: v for k, v in self.__dict__.items() if k not in made}, "_chains": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Of a copy, with a kernel of its own."""
+        super().__setstate__(state)
+        self._make()
 
 
 def mixed(seed: int, number: int) -> int:
