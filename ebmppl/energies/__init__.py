@@ -8,9 +8,11 @@ from ebmppl.energies.analytic import AnalyticEnergy
 from ebmppl.energies.base import Energy
 from ebmppl.energies.checks import check_energy
 from ebmppl.energies.clamped import Clamped
+from ebmppl.energies.classifier import ClassifierEnergy
 from ebmppl.energies.function import as_energy
 from ebmppl.energies.gaussian import Gaussian, GaussianMixture, Quadratic
 from ebmppl.energies.landscapes import DoubleWell, Funnel, Rosenbrock
+from ebmppl.energies.neural import ConvEnergy, MLPEnergy
 from ebmppl.energies.student import StudentT
 from ebmppl.energies.supports import categories, spin
 from ebmppl.energies.unconstrained import Unconstrained, unconstrained
@@ -18,12 +20,15 @@ from ebmppl.energies.unconstrained import Unconstrained, unconstrained
 __all__ = [
     "AnalyticEnergy",
     "Clamped",
+    "ClassifierEnergy",
+    "ConvEnergy",
     "DoubleWell",
     "Energy",
     "Funnel",
     "Gaussian",
     "GaussianMixture",
     "GeometricPath",
+    "MLPEnergy",
     "Mixture",
     "Quadratic",
     "Rosenbrock",

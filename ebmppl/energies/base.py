@@ -92,6 +92,14 @@ class Energy(nn.Module):
             (grad,) = torch.autograd.grad(energy, x, torch.ones_like(energy))
         return energy.detach(), grad
 
+    def gradient(self, x: Tensor) -> Tensor | None:
+        """The gradient ``(rows, *event)`` at x by a closed form that is differentiable in parameters, else None."""
+        return None
+
+    def slopes(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
+        """v'dE/dx and v'(d2E/dx2)v ``(n, rows)`` along directions v ``(n, rows, *event)``, as ``gradient``, else None."""
+        return None
+
     @property
     def log_z(self) -> Tensor | None:
         """Exact log partition function in nats where it is known, else None."""

@@ -164,12 +164,14 @@ class Loss(ELBO):
 
 @contextmanager
 def _still(bound: BoundLoss) -> Iterator[None]:
-    """The bound loss itself in ``eval`` mode (not the energy's modules), and back."""
-    training, bound.training = bound.training, False
+    """All modules in ``eval`` mode (so that no statistics or power iterations move either), and back."""
+    modes = [(module, module.training) for module in bound.modules()]
+    bound.eval()
     try:
         yield
     finally:
-        bound.training = training
+        for module, training in modes:
+            module.training = training
 
 
 def _register(bound: BoundLoss) -> None:

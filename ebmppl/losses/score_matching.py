@@ -3,114 +3,18 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from ebmppl.energies.base import Energy, dtype_and_device
+from ebmppl.energies.base import Energy
 from ebmppl.energies.supports import elementwise
 from ebmppl.kernels.base import require, whole
-from ebmppl.losses.base import BoundLoss, Data, Loss, checked_data, require_finite, shaped
-from ebmppl.losses.scores import Scored, ScoreNetwork, along, differentiated, dot, require_scored, score_of
-from ebmppl.sampling.noise import block_seeds, fresh_seed
-
-
-class ScoreLoss(Loss):
-    """Abstract: a loss of scores s = -dE/dx, so log Z is not needed. Takes an energy or a ``ScoreNetwork``.
-
-    A constrained energy is matched in the unconstrained space of its support, as gradient kernels move there: the data
-    are mapped by ``biject_to(support).inv``, and the energy has the log-Jacobian.
-    """
-
-    continuous: ClassVar[bool | None] = True
-
-    def __call__(self, energy: Any, guide: Any = None) -> BoundLoss:
-        """Bind to an ``Energy`` or a ``ScoreNetwork``.
-
-        Raises:
-            ValueError: for something else, or a discrete energy.
-        """
-        require_scored(energy)
-        return self.bind(energy, guide) if isinstance(energy, ScoreNetwork) else super().__call__(energy, guide)
-
-
-class BoundScoreLoss(BoundLoss):
-    """Abstract: final classes implement ``of_points``.
-
-    Attributes:
-        seed: of the random numbers, which are a function of the seed and the step.
-    """
-
-    seed: Tensor
-
-    def __init__(self, energy: Scored, guide: Any, seed: int | None = None, *, constrained: bool = False) -> None:
-        super().__init__(cast(Energy, energy), guide)
-        device = dtype_and_device(energy)[1]
-        self.register_buffer("seed", torch.tensor(fresh_seed() if seed is None else seed))
-        self._target = (energy if constrained else differentiated(energy),)  # not a module of its own
-        self._generator = torch.Generator(device)
-
-    @property
-    def target(self) -> Scored:
-        """What is matched: a score network, or an energy, unconstrained."""
-        return self._target[0]
-
-    def data(self, x: Data) -> Tensor:
-        """Points ``(rows, *event)`` of the target, at the widest dtype of the energy's parameters and buffers."""
-        energy = self.energy
-        if isinstance(energy, ScoreNetwork):
-            require_finite("x", cast(Tensor, x))
-            x = shaped(energy.event_shape, x)
-        else:
-            x = checked_data(energy, x)
-        if not x.is_floating_point():
-            raise ValueError(f"expected floating point data, got {x.dtype}")
-        if any(True for _ in energy.parameters()):
-            x = x.to(dtype_and_device(energy)[0])
-        if self.target is energy:
-            return x
-        with torch.no_grad():
-            z = cast(Energy, self.target).unconstrain(energy.unpack(x))
-        require_finite("unconstrained x", z)
-        return z
-
-    def terms(self, x: Tensor) -> dict[str, Tensor]:
-        """See ``of_points``; under ``no_grad`` too, where scores are gradients all the same."""
-        graph = torch.is_grad_enabled()
-        with torch.enable_grad():
-            terms = self.of_points(x.detach(), graph=graph)
-        return terms if graph else {name: term.detach() for name, term in terms.items()}
-
-    @abstractmethod
-    def of_points(self, x: Tensor, *, graph: bool) -> dict[str, Tensor]:
-        """The terms at points of the target; ``graph``: differentiable in the parameters."""
-
-    def normals(self, x: Tensor, *lead: int) -> Tensor:
-        """Standard normal numbers ``(*lead, *x.shape)`` of this step."""
-        return torch.randn((*lead, *x.shape), dtype=x.dtype, device=x.device, generator=self._seeded(x.device))
-
-    def signs(self, x: Tensor, *lead: int) -> Tensor:
-        """Random signs ``(*lead, *x.shape)`` of this step."""
-        bits = torch.randint(2, (*lead, *x.shape), dtype=x.dtype, device=x.device, generator=self._seeded(x.device))
-        return bits.mul_(2).sub_(1)
-
-    def _seeded(self, device: torch.device) -> torch.Generator:
-        if self._generator.device != device:
-            self._generator = torch.Generator(device)
-        start = block_seeds(int(self.seed), 0, 1)[0]
-        return self._generator.manual_seed(block_seeds(start, int(self.step), 1)[0])
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Generators don't travel, and this one is seeded anew at each step."""
-        return {**self.__dict__, "_generator": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """See ``__getstate__``."""
-        super().__setstate__(state)
-        self._generator = torch.Generator(self.seed.device)
+from ebmppl.losses.base import BoundLoss
+from ebmppl.losses.score_base import BoundScoreLoss, ScoreLoss
+from ebmppl.losses.scores import Scored, dot, score_of, slopes
 
 
 class ExplicitScoreMatching(ScoreLoss):
@@ -157,7 +61,7 @@ class BoundExplicit(BoundScoreLoss):
             wanted = self.of_data(x)
         if wanted.shape != x.shape:
             raise ValueError(f"expected the data's score of shape {tuple(x.shape)}, got {tuple(wanted.shape)}")
-        apart = score_of(self.target, x.requires_grad_(), graph=graph) - wanted
+        apart = score_of(self.target, x, graph=graph) - wanted
         return {"distance": 0.5 * dot(apart, apart).mean()}
 
 
@@ -204,13 +108,13 @@ class BoundScoreMatching(BoundScoreLoss):
 
     def of_points(self, x: Tensor, *, graph: bool) -> dict[str, Tensor]:
         """The trace of the score's Jacobian, and half the squared score."""
-        score = score_of(self.target, x.requires_grad_(), graph=True)
+        size = self.target.event_shape.numel()
         if self.probes is None:
-            size = self.target.event_shape.numel()
             v = torch.eye(size, dtype=x.dtype, device=x.device).view(size, 1, *x.shape[1:]).expand(size, *x.shape)
-            trace = along(score, x, v, graph=graph).sum(0)
         else:
-            trace = along(score, x, self.signs(x, self.probes), graph=graph).mean(0)
+            v = self.signs(x, self.probes)
+        score, change = slopes(self.target, x, v, graph=graph, full=True)
+        trace = change.sum(0) if self.probes is None else change.mean(0)
         return {"trace": trace.mean(), "square": 0.5 * dot(score, score).mean()}
 
 
@@ -252,11 +156,9 @@ class BoundSliced(BoundScoreLoss):
     def of_points(self, x: Tensor, *, graph: bool) -> dict[str, Tensor]:
         """The score's change along the slices, and half its square."""
         v = self.normals(x, self.num_slices)
-        score = score_of(self.target, x.requires_grad_(), graph=True)
-        change = along(score, x, v, graph=graph).mean()
-        if self.reduced_variance:
-            return {"change": change, "square": 0.5 * dot(score, score).mean()}
-        return {"change": change, "square": 0.5 * (v * score).flatten(2).sum(-1).square().mean()}
+        score, change = slopes(self.target, x, v, graph=graph, full=self.reduced_variance)
+        square = dot(score, score) if self.reduced_variance else score.square()
+        return {"change": change.mean(), "square": 0.5 * square.mean()}
 
 
 class DenoisingScoreMatching(ScoreLoss):
@@ -296,6 +198,6 @@ class BoundDenoising(BoundScoreLoss):
     def of_points(self, x: Tensor, *, graph: bool) -> dict[str, Tensor]:
         """Half the squared distance of the score to that of the noise."""
         noise = self.normals(x)
-        y = torch.add(x, noise, alpha=self.sigma).requires_grad_()
+        y = torch.add(x, noise, alpha=self.sigma)
         apart = torch.add(score_of(self.target, y, graph=graph), noise, alpha=1 / self.sigma)
         return {"distance": 0.5 * dot(apart, apart).mean()}

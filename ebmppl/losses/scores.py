@@ -70,36 +70,54 @@ def differentiated(model: Scored) -> Scored:
 
 
 def score_of(model: Scored, x: Tensor, *, graph: bool) -> Tensor:
-    """Scores ``(rows, *event)`` at x, which requires gradients where ``graph`` asks for a differentiable one.
+    """Scores ``(rows, *event)`` at x; ``graph``: differentiable in the parameters, and in x where that requires gradients.
 
-    An energy's closed-form gradient is detached, so this goes through ``forward``.
+    An energy's ``value_and_grad`` is detached, so this goes through ``forward`` where it has no differentiable ``gradient``.
     """
     if isinstance(model, ScoreNetwork):
         return cast(Tensor, model(x))
+    gradient = model.gradient(x)
+    if gradient is not None:
+        return -gradient
     x = x if x.requires_grad else x.detach().requires_grad_()
     energy = model(x)
-    (grad,) = torch.autograd.grad(energy, x, torch.ones_like(energy).neg_(), create_graph=graph)
-    return grad
+    (gradient,) = torch.autograd.grad(energy, x, torch.ones_like(energy), create_graph=graph)
+    return -gradient
 
 
-def along(score: Tensor, x: Tensor, v: Tensor, *, graph: bool) -> Tensor:
-    """v' (ds/dx) v of directions ``(n, rows, *event)`` for scores at x: ``(n, rows)``.
+def slopes(model: Scored, x: Tensor, v: Tensor, *, graph: bool, full: bool) -> tuple[Tensor, Tensor]:
+    """The scores s and their changes v' (ds/dx) v ``(n, rows)`` along directions v ``(n, rows, *event)``.
 
-    One backward pass through the scores for each of the n.
+    Args:
+        model: what has scores.
+        x: points ``(rows, *event)``.
+        v: directions.
+        graph: differentiable in the parameters.
+        full: s itself ``(rows, *event)``, else v's ``(n, rows)``.
     """
+    closed = None if isinstance(model, ScoreNetwork) else model.slopes(x, v)
+    if closed is not None:
+        return score_of(model, x, graph=graph) if full else -closed[0], -closed[1]
+    x = x.detach().requires_grad_()
+    score = score_of(model, x, graph=True)
+    change = _changes(score, x, v, graph=graph)
+    return score if full else dot(score, v), change
+
+
+def _changes(score: Tensor, x: Tensor, v: Tensor, *, graph: bool) -> Tensor:
+    """One backward pass through the scores for each direction."""
     if not score.requires_grad:  # a score that doesn't depend on x
         return v.new_zeros(v.shape[:2])
-    products = []
+    found = []
     for i, direction in enumerate(v):
         keep = graph or i + 1 < len(v)
         (pulled,) = torch.autograd.grad(
             score, x, direction, create_graph=graph, retain_graph=keep, materialize_grads=True
         )
-        products.append(dot(pulled, direction))
-    return torch.stack(products)
+        found.append(dot(pulled, direction))
+    return torch.stack(found)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products over the event: ``(rows,)`` of two ``(rows, *event)``."""
-    product = a * b
-    return product.sum(-1) if product.dim() == 2 else product.flatten(1).sum(-1)
+    """Inner products over the event: ``(rows,)`` of ``(rows, *event)``, or ``(n, rows)`` where b has n in front."""
+    return (a * b).flatten(b.dim() - a.dim() + 1).sum(-1)

@@ -1,0 +1,113 @@
+"""What losses of scores have in common: what they take, where they work, and their random numbers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+
+from ebmppl.energies.base import Energy, dtype_and_device
+from ebmppl.losses.base import BoundLoss, Data, Loss, checked_data, require_finite, shaped
+from ebmppl.losses.scores import Scored, ScoreNetwork, differentiated, require_scored
+from ebmppl.sampling.noise import block_seeds, fresh_seed
+
+
+class ScoreLoss(Loss):
+    """Abstract: a loss of scores s = -dE/dx, so log Z is not needed. Takes an energy or a ``ScoreNetwork``.
+
+    A constrained energy is matched in the unconstrained space of its support, as gradient kernels move there: the data
+    are mapped by ``biject_to(support).inv``, and the energy has the log-Jacobian.
+    """
+
+    continuous: ClassVar[bool | None] = True
+
+    def __call__(self, energy: Any, guide: Any = None) -> BoundLoss:
+        """Bind to an ``Energy`` or a ``ScoreNetwork``.
+
+        Raises:
+            ValueError: for something else, or a discrete energy.
+        """
+        require_scored(energy)
+        return (
+            self.bind(cast(Energy, energy), guide)
+            if isinstance(energy, ScoreNetwork)
+            else super().__call__(energy, guide)
+        )
+
+
+class BoundScoreLoss(BoundLoss):
+    """Abstract: final classes implement ``of_points``.
+
+    Attributes:
+        seed: of the random numbers, which are a function of the seed and the step.
+    """
+
+    seed: Tensor
+
+    def __init__(self, energy: Scored, guide: Any, seed: int | None = None, *, constrained: bool = False) -> None:
+        super().__init__(cast(Energy, energy), guide)
+        device = dtype_and_device(energy)[1]
+        self.register_buffer("seed", torch.tensor(fresh_seed() if seed is None else seed))
+        self._target = (energy if constrained else differentiated(energy),)  # not a module of its own
+        self._generator = torch.Generator(device)
+
+    @property
+    def target(self) -> Scored:
+        """What is matched: a score network, or an energy, unconstrained."""
+        return self._target[0]
+
+    def data(self, x: Data) -> Tensor:
+        """Points ``(rows, *event)`` of the target, at the widest dtype of the energy's parameters and buffers."""
+        energy = self.energy
+        if isinstance(energy, ScoreNetwork):
+            require_finite("x", cast(Tensor, x))
+            x = shaped(energy.event_shape, x)
+        else:
+            x = checked_data(energy, x)
+        if not x.is_floating_point():
+            raise ValueError(f"expected floating point data, got {x.dtype}")
+        if any(True for _ in energy.parameters()):
+            x = x.to(dtype_and_device(energy)[0])
+        if self.target is energy:
+            return x
+        with torch.no_grad():
+            z = cast(Energy, self.target).unconstrain(energy.unpack(x))
+        require_finite("unconstrained x", z)
+        return z
+
+    def terms(self, x: Tensor) -> dict[str, Tensor]:
+        """See ``of_points``; under ``no_grad`` too, where scores are gradients all the same."""
+        graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            terms = self.of_points(x.detach(), graph=graph)
+        return terms if graph else {name: term.detach() for name, term in terms.items()}
+
+    @abstractmethod
+    def of_points(self, x: Tensor, *, graph: bool) -> dict[str, Tensor]:
+        """The terms at points of the target; ``graph``: differentiable in the parameters."""
+
+    def normals(self, x: Tensor, *lead: int) -> Tensor:
+        """Standard normal numbers ``(*lead, *x.shape)`` of this step."""
+        return torch.randn((*lead, *x.shape), dtype=x.dtype, device=x.device, generator=self._seeded(x.device))
+
+    def signs(self, x: Tensor, *lead: int) -> Tensor:
+        """Random signs ``(*lead, *x.shape)`` of this step."""
+        bits = torch.randint(2, (*lead, *x.shape), dtype=x.dtype, device=x.device, generator=self._seeded(x.device))
+        return bits.mul_(2).sub_(1)
+
+    def _seeded(self, device: torch.device) -> torch.Generator:
+        if self._generator.device != device:
+            self._generator = torch.Generator(device)
+        start = block_seeds(int(self.seed), 0, 1)[0]
+        return self._generator.manual_seed(block_seeds(start, int(self.step), 1)[0])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Generators don't travel, and this one is seeded anew at each step."""
+        return {**self.__dict__, "_generator": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """See ``__getstate__``."""
+        super().__setstate__(state)
+        self._generator = torch.Generator(self.seed.device)
