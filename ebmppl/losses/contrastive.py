@@ -203,7 +203,7 @@ class BoundPCD(EnergyGap):
         for buffer, value in zip(self.held, fresh, strict=True):
             buffer.copy_(value)
         self.age.zero_()
-        self.energies.fill_(torch.nan)
+        self.energies.fill_(torch.inf)
 
     def diagnostics(self) -> dict[str, Any]:
         """Of the last call ``gap``, ``gap_error``, ``acceptance``; ``age`` ``(buffer,)`` in steps; ``energies``, oldest first."""

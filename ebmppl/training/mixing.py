@@ -54,10 +54,11 @@ def effective(chains: np.ndarray) -> float:
         return math.nan
     rho = 1 - (within - covariance) / total
     rho[0] = 1.0
-    pairs = rho[: n - n % 2].reshape(-1, 2).sum(1)
+    pairs = rho[: 2 * ((n - 1) // 2)].reshape(-1, 2).sum(1)
     ends = np.flatnonzero(pairs <= 0)
-    pairs = np.minimum.accumulate(pairs[: ends[0] if len(ends) else len(pairs)])
-    tau = -1 + 2 * pairs.sum()
+    end = int(ends[0]) if len(ends) else len(pairs) - 1
+    beyond = max(0.0, float(rho[2 * end]))  # half of the first pair that is left out, where it is positive
+    tau = -1 + 2 * np.minimum.accumulate(pairs[:end]).sum() + beyond
     return float(m * n / max(tau, 1 / math.log10(m * n)))
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ebmppl.training.monitor import Monitor
 
 OptimizerFactory = Callable[[list[nn.Parameter]], Optimizer]
-ScheduleFactory = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
+ScheduleFactory = Callable[[Optimizer], LRScheduler]
 
 
 class Step(NamedTuple):
@@ -85,7 +85,7 @@ class Fit:
         batches: Batches,
         held_out: Batches | None,
         optimizer: Optimizer,
-        schedule: LRScheduler | ReduceLROnPlateau | None,
+        schedule: LRScheduler | None,
         ema: EMA | None,
         monitor: Monitor | None,
         settings: Settings,
@@ -144,7 +144,7 @@ class Fit:
         if self.candidate is not None:
             self.kept, self.candidate = self.candidate, None
         self.optimizer.step()
-        if isinstance(self.schedule, LRScheduler):
+        if self.schedule is not None and not isinstance(self.schedule, ReduceLROnPlateau):
             self.schedule.step()
         if self.ema is not None:
             self.ema.update()
