@@ -73,7 +73,7 @@ def test_training_in_the_plane_fails_and_recovers(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     module = tutorial("train_2d")
-    assert module.main(steps=120, points=1000) in (0, 1)  # too short for a good model
+    assert module.main(steps=60, points=1000) in (0, 1)  # too short for a good model
     for name in ("energy", "gap"):
         assert (tmp_path / f"out/train_2d_{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "Held-out log-likelihood" in capsys.readouterr().out
@@ -93,7 +93,8 @@ def test_an_rbm_of_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     fake.load_digits = lambda: SimpleNamespace(data=16 * bars.reshape(150, 64).numpy())
     monkeypatch.setitem(sys.modules, "sklearn.datasets", fake)
     monkeypatch.setattr(module, "TRAINED_ON", 100)
-    assert module.main(hidden=4, epochs=20, sweeps=20) == 0
+    monkeypatch.setattr(module, "BATCH", 10)
+    assert module.main(hidden=4, epochs=40, sweeps=20) == 0
     for name in ("likelihood", "filters", "samples"):
         assert (tmp_path / f"out/rbm_digits_{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "Held-out digits" in capsys.readouterr().out

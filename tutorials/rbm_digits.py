@@ -118,7 +118,7 @@ def draw_curve(curve: list[list[float]], path: Path) -> None:
     plt.close(figure)
 
 
-def main(hidden: int = 16, epochs: int = 60, sweeps: int = 1000) -> int:
+def main(hidden: int = 16, epochs: int = 60, sweeps: int = 500) -> int:
     began = time.perf_counter()
     OUT.mkdir(exist_ok=True)
     data, held_out = digits()
