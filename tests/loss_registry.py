@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
@@ -14,10 +16,14 @@ from ebmppl.kernels import MALA, Gibbs, Langevin, ParallelTempering
 from ebmppl.losses import (
     CD,
     MLE,
+    NCE,
     PCD,
+    ContrastiveNCE,
     DenoisingScoreMatching,
     ExplicitScoreMatching,
     Loss,
+    PseudoLikelihood,
+    RatioMatching,
     ScoreMatching,
     ScoreNetwork,
     SlicedScoreMatching,
@@ -85,6 +91,30 @@ def bits(dtype: torch.dtype) -> Tensor:
     return (_random(10, 4, seed=9) > 0).to(dtype)
 
 
+def wide(dtype: torch.dtype) -> Any:
+    """Noise for ``network``."""
+    return dist.Normal(torch.zeros(3, dtype=dtype), 2.0).to_event(1)
+
+
+def coins(dtype: torch.dtype) -> Any:
+    """Noise for ``rbm``."""
+    return dist.Bernoulli(torch.full((4,), 0.4, dtype=dtype)).to_event(1)
+
+
+def _program(dtype: torch.dtype) -> None:
+    pyro.sample("x", wide(dtype))
+
+
+def program(dtype: torch.dtype) -> Any:
+    """The same as ``wide``."""
+    return partial(_program, dtype)
+
+
+def flips(x: Tensor) -> Any:
+    """Bits that keep their value with probability 0.8."""
+    return dist.Bernoulli(0.2 + 0.6 * x).to_event(1)
+
+
 def _minus(x: Tensor) -> Tensor:
     return -x
 
@@ -126,4 +156,19 @@ LOSSES: dict[str, LossCase] = {
         partial(DenoisingScoreMatching, 0.3, seed=SEED), network, reals, unreached=OFFSET
     ),
     "denoising score matching, score network": LossCase(partial(DenoisingScoreMatching, 0.3, seed=SEED), scores, reals),
+    "nce": LossCase(partial(NCE, 2, seed=SEED), network, reals, wide),
+    "nce, pyro program, fixed log z": LossCase(
+        partial(NCE, 1.5, log_z=0.3, learnable=False, seed=SEED), network, reals, program
+    ),
+    "nce, bits": LossCase(partial(NCE, seed=SEED), rbm, bits, coins),
+    "ranking nce": LossCase(partial(ContrastiveNCE, 3, seed=SEED), network, reals, wide, unreached=OFFSET),
+    "conditional nce": LossCase(
+        partial(ContrastiveNCE, 2, form="conditional", scale=0.5, seed=SEED), network, reals, unreached=OFFSET
+    ),
+    "conditional nce, bits": LossCase(
+        partial(ContrastiveNCE, form="conditional", conditional=flips, seed=SEED), rbm, bits
+    ),
+    "pseudo-likelihood": LossCase(PseudoLikelihood, rbm, bits),
+    "pseudo-likelihood, two coordinates": LossCase(partial(PseudoLikelihood, 2, seed=SEED), rbm, bits),
+    "ratio matching": LossCase(RatioMatching, rbm, bits),
 }

@@ -22,6 +22,7 @@ LAYERS = [
 # convenience that reaches up, from inside a function only: file -> the packages it may import
 UPWARD = {
     "kernels/base.py": {"sampling"},  # Pyro's interface, written once in the base
+    "kernels/under_pyro.py": {"sampling"},  # and the chains behind it
     "sampling/mcmc.py": {"diagnostics", "interop"},  # mcmc.to_arviz(), mcmc.summary()
 }
 

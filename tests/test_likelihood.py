@@ -137,7 +137,7 @@ def test_too_short_a_warm_up_shows() -> None:
     assert p_value(gradients(bound, x, 25), enumerated(energy, x)[1]) < FALSE_ALARM
 
 
-@pytest.mark.parametrize(("kernel", "draws"), [(MALA, 10), (NUTS, 4)])
+@pytest.mark.parametrize(("kernel", "draws"), [(MALA, 10), pytest.param(NUTS, 4, marks=pytest.mark.long)])
 def test_chains_of_a_constrained_energy_give_its_gradient(kernel: type, draws: int) -> None:
     energy = Gamma(2.5, 1.5)
     x = random(10, 1, seed=4).exp()
@@ -195,7 +195,9 @@ def test_estimates_scatter_about_the_truth_by_the_fisher_information(rows: int) 
             return value
 
         optim.step(closure)
-        off = torch.cat([(a - b).detach().flatten() for a, b in zip(fitted.parameters(), truth.parameters(), strict=True)])
+        off = torch.cat(
+            [(a - b).detach().flatten() for a, b in zip(fitted.parameters(), truth.parameters(), strict=True)]
+        )
         statistic += float(rows * off @ information @ off)
     p = stats.chi2.cdf(statistic, sets * len(information))
     assert FALSE_ALARM / 2 < p < 1 - FALSE_ALARM / 2

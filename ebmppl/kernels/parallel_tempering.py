@@ -15,7 +15,7 @@ from ebmppl.energies.fingerprint import fingerprint
 from ebmppl.kernels.accept import metropolis
 from ebmppl.kernels.base import GradientKernel, Kernel, Noise, NoiseSpec, require
 from ebmppl.kernels.gradients import Gradient
-from ebmppl.kernels.replicas import Replicas, TemperingAdaptation, ladder, record
+from ebmppl.kernels.replicas import Replicas, TemperingAdaptation, exchanged, ladder, record
 
 _OWN_STATE = ("energy", "parity", "label", "round_trips")
 _OWN_INFO = ("swap_rate", "swap_rates", "round_trips")
@@ -220,7 +220,7 @@ class ParallelTempering(Kernel):
         inner, energy, slope = self._ends(rows, inner, info)
         swap = metropolis((betas[:-1] - betas[1:]) * (slope[:, 1:] - slope[:, :-1]), noise["swap"])
         accept = swap.accept & self._tried(state, noise)
-        source = _exchanged(accept) + torch.arange(chains, device=energy.device).unsqueeze(1) * self.num_replicas
+        source = exchanged(accept) + torch.arange(chains, device=energy.device).unsqueeze(1) * self.num_replicas
         energy = energy.flatten().index_select(0, source[:, -1])
         label, trips = _labelled(state.label.flatten().index_select(0, source.flatten()).view_as(state.label))
         fields = (v.index_select(0, source.flatten()).view(chains, -1, *v.shape[1:]) for v in inner)
@@ -259,14 +259,6 @@ class ParallelTempering(Kernel):
         cold = info._replace(**{n: v.view(len(energy), -1, *v.shape[1:])[:, -1] for n, v in info._asdict().items()})
         values = {**cold._asdict(), "lp": -energy, "energy": energy}
         return record("TemperingInfo", (*values, *_OWN_INFO))(*values.values(), rates.mean(1), rates, trips)
-
-
-def _exchanged(accept: Tensor) -> Tensor:
-    """From which replica ``(chains, replicas)`` each takes its state, by accepted swaps ``(chains, replicas - 1)``."""
-    none = accept.new_zeros(len(accept), 1).long()
-    up = accept.long()
-    here = torch.arange(accept.shape[1] + 1, device=accept.device)
-    return here + torch.cat([up, none], 1) - torch.cat([none, up], 1)
 
 
 def _labelled(label: Tensor) -> tuple[Tensor, Tensor]:

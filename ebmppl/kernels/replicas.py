@@ -243,3 +243,11 @@ class TemperingAdaptation:
 
     def _outside(self, own: AdaptationState, inside: AdaptationState) -> AdaptationState:
         return AdaptationState(own.averaging._replace(**inside.averaging._asdict()), inside.draws)
+
+
+def exchanged(accept: Tensor) -> Tensor:
+    """From which replica ``(chains, replicas)`` each takes its state, by accepted swaps ``(chains, replicas - 1)``."""
+    none = accept.new_zeros(len(accept), 1).long()
+    up = accept.long()
+    here = torch.arange(accept.shape[1] + 1, device=accept.device)
+    return here + torch.cat([up, none], 1) - torch.cat([none, up], 1)

@@ -6,7 +6,10 @@ To add a loss: one file with its final ``Loss`` and ``BoundLoss`` (``bind``, ``t
 
 from ebmppl.losses.base import BoundLoss, Loss
 from ebmppl.losses.contrastive import CD, PCD
+from ebmppl.losses.contrastive_nce import ContrastiveNCE
 from ebmppl.losses.likelihood import MLE
+from ebmppl.losses.nce import NCE
+from ebmppl.losses.pseudo_likelihood import PseudoLikelihood, RatioMatching
 from ebmppl.losses.score_matching import (
     DenoisingScoreMatching,
     ExplicitScoreMatching,
@@ -18,11 +21,15 @@ from ebmppl.losses.scores import ScoreNetwork
 __all__ = [
     "CD",
     "MLE",
+    "NCE",
     "PCD",
     "BoundLoss",
+    "ContrastiveNCE",
     "DenoisingScoreMatching",
     "ExplicitScoreMatching",
     "Loss",
+    "PseudoLikelihood",
+    "RatioMatching",
     "ScoreMatching",
     "ScoreNetwork",
     "SlicedScoreMatching",

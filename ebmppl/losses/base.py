@@ -175,12 +175,18 @@ def _still(bound: BoundLoss) -> Iterator[None]:
 
 
 def _register(bound: BoundLoss) -> None:
-    name = _names.get(bound.energy)
-    if name is None:
-        name = _names[bound.energy] = f"energy{next(_numbers)}"
     for path, parameter in bound.named_parameters():
         if parameter.requires_grad:
-            pyro.param(f"{name}$$${path}", parameter)
+            own = not path.startswith("energy.")  # several losses of one energy have each its own log Z
+            pyro.param(f"{_name_of(bound) if own else _name_of(bound.energy)}$$${path}", parameter)
+
+
+def _name_of(module: nn.Module) -> str:
+    name = _names.get(module)
+    if name is None:
+        kind = "loss" if isinstance(module, BoundLoss) else "energy"
+        name = _names[module] = f"{kind}{next(_numbers)}"
+    return name
 
 
 def checked_data(energy: Energy, x: Data) -> Tensor:

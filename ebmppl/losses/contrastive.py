@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -32,17 +32,15 @@ class CD(Loss):
         k: draws of every chain, at least 1.
         kernel: makes the kernel of an energy, as ``Gibbs`` or ``partial(Langevin, step_size=0.01)``.
         seed: of the chains; from the operating system when None.
-        hidden: for an RBM's ``joint`` with data of ``v`` alone: energies at the "mean" of h given v, whose gradient is that
-            of the free energy (Rao-Blackwell), or at a "sample". Other energies get hidden sites from the guide:
-            ``guide({"v": x})`` returns the others by site.
+        hidden: for an RBM's ``joint`` with data of ``v`` alone: gradients in the "mean" over h given v, which are those of
+            the free energy and vary least (Rao-Blackwell), or at a "sample". Other energies get hidden sites from the
+            guide: ``guide({"v": x})`` returns the others by site.
 
     Raises:
         ValueError: for k < 1, or a kernel that isn't for the energy.
     """
 
-    def __init__(
-        self, k: int = 1, *, kernel: KernelFactory, seed: int | None = None, hidden: Hidden = "mean"
-    ) -> None:
+    def __init__(self, k: int = 1, *, kernel: KernelFactory, seed: int | None = None, hidden: Hidden = "mean") -> None:
         super().__init__()
         require_kernel(kernel)
         require_hidden(hidden)
@@ -55,6 +53,8 @@ class CD(Loss):
 
 class BoundCD(EnergyGap):
     """See ``CD``."""
+
+    begins_at_data: ClassVar[bool] = True
 
     def __init__(self, energy: Energy, guide: Any, loss: CD) -> None:
         super().__init__(energy, guide, loss.kernel, loss.seed, loss.hidden)
@@ -135,7 +135,8 @@ class BoundPCD(EnergyGap):
     Attributes:
         points: the persistent chains ``(buffer, *event)`` in the kernel's coordinates.
         age: by chain, steps since it began ``(buffer,)``.
-        energies: of the chains in the last steps, ``(recent, buffer)``, step s in row s % recent; infinite where one did not move.
+        energies: of the chains in the last steps, ``(recent, buffer)``, step s in row s % recent; infinite where a chain did
+            not move.
     """
 
     points: Tensor
@@ -174,7 +175,8 @@ class BoundPCD(EnergyGap):
 
     def keep(self) -> None:
         """The chains are where the last call left them."""
-        assert self._moved is not None and self._energies is not None  # ``terms`` ran
+        assert self._moved is not None  # ``terms`` ran
+        assert self._energies is not None
         which, again, end = self._moved
         row = self.energies[int(self.step) % len(self.energies)]
         if which is None:
@@ -241,5 +243,7 @@ class BoundPCD(EnergyGap):
             own, given = getattr(self, name), state_dict.get(prefix + name)
             if given is not None and given.shape != own.shape:
                 wanted = f"saved chains {prefix + name} of shape {tuple(own.shape)}"
-                raise ValueError(f"expected {wanted}, as this loss has, got {tuple(given.shape)}: bind PCD as it was saved")
+                raise ValueError(
+                    f"expected {wanted}, as this loss has, got {tuple(given.shape)}: bind PCD as it was saved"
+                )
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ebmppl.energies.base import Energy
-from ebmppl.kernels.base import require
+from ebmppl.kernels.base import Kernel, require
 from ebmppl.losses.base import BoundLoss, Data, checked_data
 from ebmppl.losses.negative import KernelFactory, ModelChains, mixed
 from ebmppl.models.rbm_views import RBMJoint
@@ -19,7 +19,8 @@ Hidden = Literal["mean", "sample"]
 
 def require_kernel(kernel: object) -> None:
     """Raise ``ValueError`` for something else than a factory."""
-    require(callable(kernel), "kernel as a factory of kernels of an energy, such as eb.Gibbs", repr(kernel))
+    factory = callable(kernel) and not isinstance(kernel, Kernel)
+    require(factory, "kernel as a factory of kernels of an energy, such as eb.Gibbs", repr(kernel))
 
 
 def require_hidden(hidden: object) -> None:
@@ -39,9 +40,11 @@ class EnergyGap(BoundLoss):
         guide: gives hidden sites, for energies other than an RBM's ``joint``.
         kernel: makes the kernel of the chains.
         seed: of the chains, and of hidden units.
-        hidden: of an RBM's ``joint``, "mean" for energies at the mean of the hidden layer given the visible one, whose
-            gradient is that of the free energy; "sample" for energies at bits.
+        hidden: of an RBM's ``joint``, "mean" for gradients in the mean over the hidden layer given the visible one, which
+            are those of the free energy; "sample" for energies at bits.
     """
+
+    begins_at_data: ClassVar[bool] = False  # the chains, so that hidden sites are theirs, too
 
     def __init__(self, energy: Energy, guide: Any, kernel: KernelFactory, seed: int | None, hidden: Hidden) -> None:
         super().__init__(energy, guide)
@@ -56,7 +59,9 @@ class EnergyGap(BoundLoss):
             v = x if not isinstance(x, Mapping) else x["v"] if set(x) == {"v"} else None
             if isinstance(v, Tensor) and v.shape[1:] == energy.rbm.event_shape:
                 v = checked_data(energy.rbm, v)
-                return energy.pack({"v": v, "h": self._posterior(energy, v)})
+                used = self.begins_at_data or self.hidden == "sample"
+                h = self._posterior(energy, v) if used else v.new_zeros(len(v), energy.rbm.num_hidden)
+                return energy.pack({"v": v, "h": h})
         elif isinstance(x, Mapping) and set(x) < set(energy.sites):
             return checked_data(energy, {**x, **self._guided(x)})
         return checked_data(energy, x)
@@ -76,23 +81,20 @@ class EnergyGap(BoundLoss):
         found = self.guide(x) if callable(self.guide) else None
         got = sorted(found) if isinstance(found, Mapping) else type(found).__name__
         require(
-            isinstance(found, Mapping) and sorted(found) == missing, f"data, or a guide that gives the sites {missing}", got
+            isinstance(found, Mapping) and sorted(found) == missing,
+            f"data, or a guide that gives the sites {missing}",
+            got,
         )
         return {name: value.detach() for name, value in found.items()}  # type: ignore[union-attr]
 
-    @torch.no_grad()
-    def _averaged(self, x: Tensor) -> Tensor:
-        """Points with an RBM's hidden bits replaced by their means given the visible units."""
-        energy = self.energy
-        if not isinstance(energy, RBMJoint) or self.hidden == "sample":
-            return x
-        v = energy.unpack(x)["v"]
-        return energy.pack({"v": v, "h": energy.rbm.p_hidden(v)})
-
     def gap(self, x: Tensor, model: Tensor) -> dict[str, Tensor]:
         """The terms of the loss at data and model samples ``(rows, *event)``, which count as constants."""
-        rows = len(x)
-        both = self.energy(self._averaged(torch.cat([x, model.detach()])))  # one call for both
+        rows, energy = len(x), self.energy
+        points = torch.cat([x, model.detach()])  # one call for both
+        if isinstance(energy, RBMJoint) and self.hidden == "mean":
+            both = energy.rbm(energy.unpack(points)["v"])
+        else:
+            both = energy(points)
         data, samples = both[:rows], both[rows:]
         self._energies = data.detach(), samples.detach()
         return {"data": data.mean(), "model": -samples.mean()}
@@ -102,7 +104,9 @@ class EnergyGap(BoundLoss):
         if self._energies is None:
             return {}
         data, model = (energies.double() for energies in self._energies)
-        variance = sum((e.var(unbiased=True) / len(e) if len(e) > 1 else e.new_tensor(torch.nan)) for e in (data, model))
+        variance = sum(
+            (e.var(unbiased=True) / len(e) if len(e) > 1 else e.new_tensor(torch.nan)) for e in (data, model)
+        )
         return {
             "gap": float(data.mean() - model.mean()),
             "gap_error": float(torch.as_tensor(variance).sqrt()),

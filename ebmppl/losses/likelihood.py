@@ -32,9 +32,10 @@ class MLE(Loss):
       the energy's closed form; ``log_z=Exact()`` sums over the states of a discrete one, or takes an RBM's layers.
     * ``kernel``: a run of MCMC at each step, warm-up and all. The value is the energy gap, see ``CD``; its gradient is
       unbiased as far as the warm-up reaches the model's distribution.
-    * ``num_samples``: importance weights :math:`w \propto e^{-E(y)} / q(y)` of draws of the guide q: a
-      distribution, a Pyro program, or an energy with ``log_z`` and ``sample``. The value is :math:`\overline{E(x)} + \log\frac1n\sum_i e^{-E(y_i)} / q(y_i)`, and its
-      gradient has self-normalised weights, a bias of order 1/ESS. The guide is not trained.
+    * ``num_samples``: importance weights :math:`w \propto e^{-E(y)} / q(y)` of draws of the guide q: a distribution, a
+      Pyro program, or an energy with ``log_z`` and ``sample``. The value is
+      :math:`\overline{E(x)} + \log\frac1n\sum_i e^{-E(y_i)} / q(y_i)`, and its gradient has self-normalised weights, a
+      bias of order 1/ESS. The guide is not trained.
 
     References:
         Younes 1989, "Parametric inference for imperfectly observed Gibbsian fields"; by weights: Geyer and Thompson
@@ -79,7 +80,9 @@ class MLE(Loss):
         given = {"log_z": log_z, "kernel": kernel, "num_samples": num_samples}
         ways = [name for name, value in given.items() if value is not None]
         require(len(ways) < 2, f"at most one of {', '.join(given)}", " and ".join(ways))
-        require(log_z is None or hasattr(log_z, "log_z"), "log_z with a method log_z(energy), such as Exact()", repr(log_z))
+        require(
+            log_z is None or hasattr(log_z, "log_z"), "log_z with a method log_z(energy), such as Exact()", repr(log_z)
+        )
         if kernel is not None:
             require_kernel(kernel)
         require_hidden(hidden)

@@ -96,9 +96,10 @@ class ModelChains(nn.Module):
             held: by chains before, or the points ``(chains, *event)`` alone where they begin, in the kernel's coordinates.
             draws: of each.
         """
-        chains = self._at(held)
         infos: list[Any] = []
-        chains.advance(draws, observe=infos.append)
+        with evaluating(self.kernel.target):  # once for all that follows
+            chains = self._at(held)
+            chains.advance(draws, observe=infos.append)
         self._rates = [info.acceptance_rate for info in infos]
         self._next = chains.now.tick
         return self.kernel.held(chains.now.state)
@@ -156,7 +157,9 @@ class ModelChains(nn.Module):
 
     def _tuning_at(self, chains: Chains) -> Any:
         """At the chains' dtype and device."""
-        return self._kind(*(t.to(chains.device, chains.dtype if t.is_floating_point() else t.dtype) for t in self.tuning))
+        return self._kind(
+            *(t.to(chains.device, chains.dtype if t.is_floating_point() else t.dtype) for t in self.tuning)
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is made from the rest: traces and generators don't travel."""

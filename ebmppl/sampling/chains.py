@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from ebmppl.kernels.adaptation import AdaptationState
 from ebmppl.kernels.base import Kernel, NoiseSpec
 from ebmppl.sampling.backends import Compiled
 from ebmppl.sampling.choice import Choice, choose_backend
-from ebmppl.sampling.draws import Counts, Draws, Ticks, finished, unlink
+from ebmppl.sampling.draws import Counts, Draws, Now, Ticks, finished, unlink
 from ebmppl.sampling.noise import NoiseSource
 from ebmppl.sampling.schedule import ENOUGH, FEW, require_some_good, stan_windows, ticks_to_next_look
 from ebmppl.sampling.scopes import PASSES, evaluating, threads, uninterrupted, using_threads
@@ -38,17 +38,6 @@ def _ticks(method: Callable[..., None]) -> Callable[..., None]:
             method(self, *args, **kwargs)
 
     return run
-
-
-class Now(NamedTuple):
-    """Everything that a tick changes. Replaced as a whole, so that an interrupt finds it whole."""
-
-    tick: int
-    state: Any
-    tuning: Any
-    adaptation: Any
-    counts: Counts | None
-    log: tuple[Any, Tensor, Any] | None  # ticks that wait for their harvest: (older, position, info)
 
 
 class Chains:

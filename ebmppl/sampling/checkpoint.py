@@ -10,8 +10,8 @@ import torch
 
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.base import Kernel
-from ebmppl.sampling.chains import Chains, Now
-from ebmppl.sampling.draws import Counts, Draws
+from ebmppl.sampling.chains import Chains
+from ebmppl.sampling.draws import Counts, Draws, Now
 
 if TYPE_CHECKING:
     from ebmppl.sampling.mcmc import MCMC

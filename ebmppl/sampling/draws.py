@@ -16,6 +16,17 @@ class Counts(NamedTuple):
     diverging: Tensor
 
 
+class Now(NamedTuple):
+    """Everything that a tick changes. Replaced as a whole, so that an interrupt finds it whole."""
+
+    tick: int
+    state: Any
+    tuning: Any
+    adaptation: Any
+    counts: Counts | None
+    log: tuple[Any, Tensor, Any] | None  # ticks that wait for their harvest: (older, position, info)
+
+
 Ticks = Sequence[Tensor] | Tensor  # values ``(chains, ...)`` of some ticks, one by one or stacked
 
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.base import Kernel, require, whole
-from ebmppl.sampling.chains import Chains, Now
+from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.checkpoint import load_run, save_run
 from ebmppl.sampling.choice import require_backend
-from ebmppl.sampling.draws import Draws
+from ebmppl.sampling.draws import Draws, Now
 from ebmppl.sampling.initial import Start, as_start, starting_points
 from ebmppl.sampling.noise import fresh_seed
 from ebmppl.sampling.progress import Progress

@@ -42,12 +42,19 @@ def evaluating(target: nn.Module) -> Iterator[None]:
     """Modules in evaluation mode, so that dropout and batch normalisation make no chain depend on chance or neighbours."""
     training = [module for module in target.modules() if module.training]
     try:
-        for module in training:
-            module.training = False
+        _set_training(training, to=False)
         yield
     finally:
-        for module in training:
-            module.training = True
+        _set_training(training, to=True)
+
+
+def _set_training(modules: list[nn.Module], *, to: bool) -> None:
+    for module in modules:
+        own = vars(module)
+        if "training" in own:  # past ``nn.Module.__setattr__``, which takes ten times as long
+            own["training"] = to
+        else:
+            module.training = to
 
 
 @contextmanager

@@ -1,0 +1,161 @@
+"""Restricted Boltzmann machines on 8x8 digits by exact test log-likelihood, and steps per second of a large one.
+
+``python -m tests.benchmarks.rbm`` prints two tables, both beside scikit-learn's ``BernoulliRBM`` (its own persistent
+contrastive divergence): mean log-likelihoods over seeds with standard deviations, at equal epochs, each side at the best
+of some learning rates; and the time of one update at 784 x 500 units with batches of 128. It takes scikit-learn and minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ebmppl.kernels import Gibbs
+from ebmppl.losses import CD, PCD, Loss
+from ebmppl.models import BernoulliRBM
+from ebmppl.partition import Exact
+from tests.benchmarks.timing import Spread, alternate, machine, ratio, table
+
+HIDDEN, TEST = 16, 297
+LOSSES: dict[str, Callable[[int, int], Loss]] = {  # by batch size and seed
+    "CD-1": lambda batch, seed: CD(1, kernel=Gibbs, seed=seed),
+    "CD-10": lambda batch, seed: CD(10, kernel=Gibbs, seed=seed),
+    "PCD": lambda batch, seed: PCD(1, kernel=Gibbs, num_chains=100, seed=seed),
+}
+
+
+def digits(seed: int) -> tuple[Tensor, Tensor]:
+    """Binarised digits ``(images, 64)`` to train with and to test, split by the seed."""
+    from sklearn.datasets import load_digits
+
+    x = torch.tensor(load_digits().data > 7.5).float()
+    x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))]
+    return x[TEST:], x[:TEST]
+
+
+def ours(name: str, train: Tensor, rate: float, batch: int, epochs: int, seed: int) -> BernoulliRBM:
+    """Plain gradient descent with a rate that falls to 0."""
+    generator = torch.Generator().manual_seed(seed)
+    rbm = BernoulliRBM(train.shape[1], HIDDEN, generator=generator).init_from_data(train, generator=generator)
+    bound = LOSSES[name](batch, seed)(rbm.joint)  # both layers are one sweep
+    optim = torch.optim.SGD(bound.parameters(), rate)
+    steps = epochs * -(-len(train) // batch)
+    schedule = torch.optim.lr_scheduler.LinearLR(optim, 1.0, 0.01, steps)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(train), generator=generator).split(batch):
+            optim.zero_grad()
+            bound(train[rows]).backward()
+            optim.step()
+            schedule.step()
+    return rbm
+
+
+def theirs(train: Tensor, rate: float, batch: int, epochs: int, seed: int) -> BernoulliRBM:
+    """Trained by scikit-learn, as our energy."""
+    from sklearn.neural_network import BernoulliRBM as Peer
+
+    peer = Peer(HIDDEN, learning_rate=rate, batch_size=batch, n_iter=epochs, random_state=seed).fit(train.numpy())
+    W, b, c = (np.asarray(a) for a in (peer.components_.T, peer.intercept_visible_, peer.intercept_hidden_))
+    return BernoulliRBM(train.shape[1], HIDDEN, W=torch.tensor(W), b=torch.tensor(b), c=torch.tensor(c))
+
+
+def likelihood(rbm: BernoulliRBM, x: Tensor) -> float:
+    """Mean log-likelihood in nats, exact."""
+    with torch.no_grad():
+        return float(Exact().log_prob(rbm, x.to(rbm.W.dtype)).mean())
+
+
+def quality(epochs: int, seeds: int, rates: list[float], batch: int) -> None:
+    """The table of likelihoods."""
+    makers: dict[str, Callable[..., BernoulliRBM]] = {
+        name: lambda *args, name=name: ours(name, *args) for name in LOSSES
+    }
+    makers["scikit-learn"] = theirs
+    rows = []
+    for name, make in makers.items():
+        best: tuple[float, list[float], float] | None = None
+        for rate in rates:
+            found = []
+            for seed in range(seeds):
+                train, test = digits(seed)
+                rbm = make(train, rate, batch, epochs, seed)
+                found.append((likelihood(rbm, train), likelihood(rbm, test)))
+            on_train = mean(a for a, _ in found)  # which decides on the rate
+            if best is None or on_train > best[0]:
+                best = on_train, [b for _, b in found], rate
+        assert best is not None
+        spread = f"{mean(best[1]):.2f} +- {stdev(best[1]):.2f}" if seeds > 1 else f"{best[1][0]:.2f}"
+        rows.append([name, spread, f"{best[0]:.2f}", f"{best[2]:g}"])
+        print(table(["", "test, nats", "training, nats", "rate"], rows[-1:]), flush=True)
+    print(f"\n{seeds} seeds, {epochs} epochs of batches of {batch}\n")
+    print(table(["", "test, nats", "training, nats", "rate"], rows))
+
+
+def updates() -> dict[str, Callable[[int], object]]:
+    """By name, so many updates at 784 x 500, batch 128."""
+    from sklearn.neural_network import BernoulliRBM as Peer
+
+    x = (torch.rand(128, 784, generator=torch.Generator().manual_seed(0)) < 0.2).float()
+    peers: dict[str, Callable[[int], object]] = {}
+
+    def of_loss(loss: Loss) -> Callable[[int], object]:
+        rbm = BernoulliRBM(784, 500)
+        bound: Any = loss(rbm.joint)
+        optim = torch.optim.SGD(bound.parameters(), 0.05)
+
+        def work(n: int) -> None:
+            for _ in range(n):
+                optim.zero_grad()
+                bound(x).backward()
+                optim.step()
+
+        return work
+
+    def of_peer(dtype: type) -> Callable[[int], object]:
+        peer, rows = Peer(500, learning_rate=0.05, batch_size=128), x.numpy().astype(dtype)
+        return lambda n: [peer.partial_fit(rows) for _ in range(n)]
+
+    peers["PCD"] = of_loss(PCD(1, kernel=Gibbs, num_chains=128, seed=0))
+    peers["CD-1"] = of_loss(CD(1, kernel=Gibbs, seed=0))
+    peers["scikit-learn, float32"] = of_peer(np.float32)
+    peers["scikit-learn, float64"] = of_peer(np.float64)
+    return peers
+
+
+def speed(rounds: int) -> None:
+    """The table of steps per second."""
+    torch.set_num_threads(1)
+    peers = updates()
+    times = alternate(peers, rounds=rounds, seconds=dict.fromkeys(peers, 0.5))
+    base = times["scikit-learn, float32"]
+    rows = [
+        [name, Spread.of([1e6 / t for t in found]).text(1), ratio(base, found).text(2)] for name, found in times.items()
+    ]
+    print(table(["784 x 500, batch 128", "steps/s", "over scikit-learn, float32"], rows))
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.02, 0.05, 0.1])
+    parser.add_argument("--batch", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", choices=["quality", "speed"])
+    args = parser.parse_args()
+    print(", ".join(f"{k} {v}" for k, v in machine(["torch", "sklearn", "numpy"]).items()), "\n")
+    if args.only != "speed":
+        quality(args.epochs, args.seeds, args.rates, args.batch)
+    if args.only != "quality":
+        speed(args.rounds)
+
+
+if __name__ == "__main__":
+    main()
