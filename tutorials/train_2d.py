@@ -96,7 +96,7 @@ def draw_energies(runs: list[Trained], data: Tensor, path: Path) -> None:
     reach = 3.2
     line = torch.linspace(-reach, reach, 201)
     grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)
-    figure, axes = plt.subplots(1, len(runs) + 1, figsize=(3.3 * (len(runs) + 1), 3.6), sharex=True, sharey=True)
+    figure, axes = plt.subplots(1, len(runs) + 1, figsize=(3.3 * (len(runs) + 1), 4.0), sharex=True, sharey=True)
     axes[0].scatter(*data[:1000].T.numpy(), s=3, color="C0", linewidths=0)
     axes[0].set_title("data", fontsize=11)
     for axis, run in zip(axes[1:], runs, strict=True):
@@ -155,7 +155,7 @@ def main(steps: int = 700, every: int = 25, points: int = 4096) -> int:
     began = time.perf_counter()
     OUT.mkdir(exist_ok=True)
     data, held_out = eight_gaussians(points, 0), eight_gaussians(1000, 1)
-    limits = {"every": every, "gap": 0.5, "r_hat": None, "ess": None}  # of all readings the gap tells first here
+    limits = {"every": every, "gap": 0.3, "r_hat": None, "ess": None}  # of all readings the gap tells first here
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SamplingWarning)  # the problems are printed
         fails = train("learning rate 0.02, k = 2", data, steps, 0.02, 2, Monitor([Warn()], **limits))

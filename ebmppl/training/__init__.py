@@ -2,10 +2,10 @@
 
 from ebmppl.training.actions import Action, RaiseK, Reinitialise, RollBack, Warn
 from ebmppl.training.ema import EMA
-from ebmppl.training.fitting import fit
+from ebmppl.training.fitting import Fit, fit
 from ebmppl.training.health import Health, Problem
 from ebmppl.training.monitor import Monitor
-from ebmppl.training.run import Fit, Step
+from ebmppl.training.run import Run, Step
 from ebmppl.training.tensorboard import TensorBoard
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "RaiseK",
     "Reinitialise",
     "RollBack",
+    "Run",
     "Step",
     "TensorBoard",
     "Warn",

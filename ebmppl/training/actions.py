@@ -12,15 +12,15 @@ from ebmppl.kernels.base import positive, require, whole
 
 if TYPE_CHECKING:
     from ebmppl.training.health import Health
-    from ebmppl.training.run import Fit
+    from ebmppl.training.run import Run
 
-Action = Callable[["Fit", "Health"], str]
+Action = Callable[["Run", "Health"], str]
 
 
 class Warn:
     """Say what is wrong, as a ``SamplingWarning``; nothing else changes, and each check says it again."""
 
-    def __call__(self, run: Fit, health: Health) -> str:
+    def __call__(self, run: Run, health: Health) -> str:
         """Warn."""
         warnings.warn(str(health), SamplingWarning, stacklevel=2)
         return ""
@@ -42,7 +42,7 @@ class RaiseK:
         require(self.factor > 1, "factor > 1", self.factor)
         whole("most", self.most, 1)
 
-    def __call__(self, run: Fit, health: Health) -> str:
+    def __call__(self, run: Run, health: Health) -> str:
         """Raise ``bound.k``."""
         k = _of(run, "k", "RaiseK")
         raised = min(self.most, max(k + 1, round(k * self.factor)))
@@ -55,7 +55,7 @@ class RaiseK:
 class Reinitialise:
     """All persistent chains begin again."""
 
-    def __call__(self, run: Fit, health: Health) -> str:
+    def __call__(self, run: Run, health: Health) -> str:
         """Begin them again at other points each time."""
         _of(run, "begin_again", "Reinitialise")(run.step)
         return "the chains began again"
@@ -76,7 +76,7 @@ class RollBack:
     def __post_init__(self) -> None:
         positive("learning_rate", self.learning_rate)
 
-    def __call__(self, run: Fit, health: Health) -> str:
+    def __call__(self, run: Run, health: Health) -> str:
         """Go back."""
         kept = run.roll_back()
         run.scale_learning_rate(self.learning_rate)
@@ -85,7 +85,7 @@ class RollBack:
         return f"back to the state after {kept} steps, with a learning rate of {rate:.3g}"
 
 
-def _of(run: Fit, name: str, action: str) -> Any:
+def _of(run: Run, name: str, action: str) -> Any:
     found = getattr(run.bound, name, None)
     require(found is not None, f"a loss with {name} for {action}, such as PCD", type(run.bound).__name__)
     return found

@@ -13,33 +13,15 @@ from ebmppl.sampling.noise import fresh_seed
 from ebmppl.training.batches import as_batches
 from ebmppl.training.ema import EMA
 from ebmppl.training.monitor import Monitor
-from ebmppl.training.run import Fit, OptimizerFactory, ScheduleFactory, Settings
+from ebmppl.training.run import OptimizerFactory, Run, ScheduleFactory, Settings
 
 
-def fit(
-    loss: Loss,
-    energy: Any,
-    data: Any,
-    *,
-    guide: Any = None,
-    steps: int | None = None,
-    epochs: int | None = None,
-    batch_size: int = 128,
-    shuffle: bool = True,
-    optimizer: OptimizerFactory | None = None,
-    schedule: ScheduleFactory | None = None,
-    clip: float | None = None,
-    ema: float | None = None,
-    validation: Any = None,
-    validate_every: int = 100,
-    monitor: Monitor | None = None,
-    keep_every: int = 100,
-    seed: int | None = None,
-    progress: bool = True,
-) -> Fit:
+class Fit(Run):
     """Train an energy: iterate over the steps, or call ``run()``.
 
     A loop with ``torch.optim`` does the same: a bound loss is a module, see the second example.
+
+    Iterating gives a ``Step`` for each step; leaving the loop stops, and another loop goes on. Attributes: see ``Run``.
 
     Args:
         loss: hyper-parameters of a loss; it is bound to the energy.
@@ -64,9 +46,6 @@ def fit(
         seed: of the order of rows; from the operating system when None.
         progress: show a bar.
 
-    Returns:
-        The run. It gives a ``Step`` for each step; leaving the loop stops it, and another loop goes on.
-
     Raises:
         ValueError: for both or neither of steps and epochs, an energy without trainable parameters, settings out of
             range, or data of another shape or dtype, or with NaN (says where).
@@ -90,28 +69,56 @@ def fit(
         ...     bound(batch).backward()
         ...     _ = optimizer.step()
     """
-    require(isinstance(loss, Loss), "a loss, such as CD(k=1, kernel=Gibbs)", type(loss).__name__)
-    require((steps is None) is not (epochs is None), "either steps or epochs", f"steps={steps}, epochs={epochs}")
-    settings = Settings(
-        steps=None if steps is None else whole("steps", steps, 0),
-        clip=None if clip is None else positive("clip", clip),
-        validate_every=whole("validate_every", validate_every, 1),
-        keep_every=whole("keep_every", keep_every, 1),
-        progress=progress,
-    )
-    epochs = None if epochs is None else whole("epochs", epochs, 0)
-    batch_size = whole("batch_size", batch_size, 1)
-    order = (fresh_seed() if seed is None else whole("seed", seed, 0)) if shuffle else None
-    bound = loss(energy, guide)
-    trained = [p for p in bound.parameters() if p.requires_grad]
-    require(
-        bool(trained), "an energy (or loss) with parameters that require gradients", "none: there is nothing to train"
-    )
-    batches = as_batches(energy, data, batch_size, epochs, order)
-    held_out = None if validation is None else as_batches(energy, validation, batch_size)
-    made = torch.optim.Adam(trained, lr=1e-3) if optimizer is None else optimizer(trained)
-    planned = None if schedule is None else schedule(made)
-    waits = isinstance(planned, ReduceLROnPlateau)
-    require(not waits or held_out is not None, "held-out data for ReduceLROnPlateau: validation=...", "none")
-    average = None if ema is None else EMA(bound, ema)
-    return Fit(bound, batches, held_out, made, planned, average, monitor, settings)
+
+    def __init__(
+        self,
+        loss: Loss,
+        energy: Any,
+        data: Any,
+        *,
+        guide: Any = None,
+        steps: int | None = None,
+        epochs: int | None = None,
+        batch_size: int = 128,
+        shuffle: bool = True,
+        optimizer: OptimizerFactory | None = None,
+        schedule: ScheduleFactory | None = None,
+        clip: float | None = None,
+        ema: float | None = None,
+        validation: Any = None,
+        validate_every: int = 100,
+        monitor: Monitor | None = None,
+        keep_every: int = 100,
+        seed: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        require(isinstance(loss, Loss), "a loss, such as CD(k=1, kernel=Gibbs)", type(loss).__name__)
+        require((steps is None) is not (epochs is None), "either steps or epochs", f"steps={steps}, epochs={epochs}")
+        settings = Settings(
+            steps=None if steps is None else whole("steps", steps, 0),
+            clip=None if clip is None else positive("clip", clip),
+            validate_every=whole("validate_every", validate_every, 1),
+            keep_every=whole("keep_every", keep_every, 1),
+            progress=progress,
+        )
+        epochs = None if epochs is None else whole("epochs", epochs, 0)
+        batch_size = whole("batch_size", batch_size, 1)
+        order = (fresh_seed() if seed is None else whole("seed", seed, 0)) if shuffle else None
+        bound = loss(energy, guide)
+        trained = [p for p in bound.parameters() if p.requires_grad]
+        require(
+            bool(trained),
+            "an energy (or loss) with parameters that require gradients",
+            "none: there is nothing to train",
+        )
+        batches = as_batches(energy, data, batch_size, epochs, order)
+        held_out = None if validation is None else as_batches(energy, validation, batch_size)
+        made = torch.optim.Adam(trained, lr=1e-3) if optimizer is None else optimizer(trained)
+        planned = None if schedule is None else schedule(made)
+        waits = isinstance(planned, ReduceLROnPlateau)
+        require(not waits or held_out is not None, "held-out data for ReduceLROnPlateau: validation=...", "none")
+        average = None if ema is None else EMA(bound, ema)
+        super().__init__(bound, batches, held_out, made, planned, average, monitor, settings)
+
+
+fit = Fit

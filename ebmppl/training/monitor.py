@@ -15,7 +15,7 @@ from ebmppl.training.health import Health, Problem, explain
 from ebmppl.training.mixing import effective, judged, r_hat
 
 if TYPE_CHECKING:
-    from ebmppl.training.run import Fit
+    from ebmppl.training.run import Run
 
 Statistic = Callable[[Tensor], Tensor]
 ERRORS = 4.0  # standard errors that an energy gap must be beyond its limit
@@ -87,7 +87,7 @@ class Monitor:
         self._moved: Tensor | None = None  # by chain, since the last check
         self._asked: Tensor | None = None  # whether it was to move
 
-    def look(self, run: Fit) -> Health | None:
+    def look(self, run: Run) -> Health | None:
         """After a step: read, and where a check is due make it and act."""
         bound, step = run.bound, run.step
         self._follow(bound)

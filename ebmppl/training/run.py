@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
@@ -67,8 +67,8 @@ class Settings(NamedTuple):
     progress: bool
 
 
-class Fit:
-    """Training under way; made by ``fit``. Iterating makes steps; leaving the loop stops, another loop goes on.
+class Run:
+    """Training under way, put together from its parts. Iterating makes steps; leaving the loop stops, another loop goes on.
 
     Attributes:
         bound: the loss of the energy, with persistent chains where there are some.
@@ -272,8 +272,8 @@ class Fit:
         """Write everything that the rest of the run depends on, between two steps."""
         save_fit(self, path)
 
-    def load(self, path: str | Path) -> Fit:
-        """Go on where a run was saved that was made by the same call of ``fit``: bit for bit as if it had not stopped.
+    def load(self, path: str | Path) -> Self:
+        """Go on where a run was saved that was made by the same call: bit for bit as if it had not stopped.
 
         Torch's global generators are set, too, for energies with dropout and loaders that draw from them.
 

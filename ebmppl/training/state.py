@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from ebmppl.training.run import Fit
+    from ebmppl.training.run import Run
 
 FORMAT = 1
 
@@ -52,7 +52,7 @@ def set_global_generators(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
 
 
-def save_fit(run: Fit, path: str | Path) -> None:
+def save_fit(run: Run, path: str | Path) -> None:
     """Write a run; the file appears whole or not at all."""
     state = {
         "format": FORMAT,
@@ -71,7 +71,7 @@ def save_fit(run: Fit, path: str | Path) -> None:
     beside.replace(path)
 
 
-def load_fit(run: Fit, path: str | Path) -> None:
+def load_fit(run: Run, path: str | Path) -> None:
     """Put a run where it was saved."""
     state = _read(path, next(run.bound.parameters()).device)
     kinds = _kinds(run)
@@ -88,7 +88,7 @@ def load_fit(run: Fit, path: str | Path) -> None:
     set_global_generators(state["generators"])
 
 
-def _kinds(run: Fit) -> dict[str, Any]:
+def _kinds(run: Run) -> dict[str, Any]:
     """What a saved run and the one that goes on must share."""
     named = {"loss": run.bound, "energy": run.energy, "optimizer": run.optimizer, "schedule": run.schedule}
     return {
