@@ -1,6 +1,6 @@
 """ebmppl: energy-based and score-based models on Pyro and PyTorch."""
 
-from ebmppl import energies, kernels, losses, models, partition
+from ebmppl import energies, kernels, losses, models, partition, training
 from ebmppl.energies import Energy, as_energy
 from ebmppl.interop import from_pyro
 from ebmppl.kernels import (
@@ -19,6 +19,7 @@ from ebmppl.kernels import (
 )
 from ebmppl.partition import log_partition
 from ebmppl.sampling import MCMC
+from ebmppl.training import fit
 
 __version__ = "0.1.0"
 __all__ = [
@@ -38,10 +39,12 @@ __all__ = [
     "Wolff",
     "as_energy",
     "energies",
+    "fit",
     "from_pyro",
     "kernels",
     "log_partition",
     "losses",
     "models",
     "partition",
+    "training",
 ]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from scipy.signal import lfilter
 
 TUTORIALS = Path(__file__).parents[1] / "tutorials"
@@ -55,3 +57,44 @@ def test_the_integrated_time_is_that_of_the_process(ising: ModuleType) -> None:
     rho = ising.correlations(x)
     assert rho[10] == pytest.approx(r**10, abs=0.03)
     assert ising.integrated_time(rho) == pytest.approx((1 + r) / (1 - r), rel=0.06)
+
+
+def tutorial(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"_{name}_tutorial", TUTORIALS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_training_in_the_plane_fails_and_recovers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = tutorial("train_2d")
+    assert module.main(steps=60, points=1000) in (0, 1)  # too short for a good model
+    for name in ("energy", "gap"):
+        assert (tmp_path / f"out/train_2d_{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "Held-out log-likelihood" in capsys.readouterr().out
+    data = module.eight_gaussians(20000, 0)
+    # of eight components that hardly overlap: log 8 + the entropy of one
+    assert -module.truth(data) == pytest.approx(math.log(8) + math.log(2 * math.pi * math.e * 0.04), abs=0.03)
+
+
+def test_an_rbm_of_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = tutorial("rbm_digits")
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(SystemExit, match="pip install scikit-learn"):
+        module.digits()
+    bars = (torch.rand((150, 8, 1), generator=torch.Generator().manual_seed(0)) < 0.4).float().expand(-1, -1, 8)
+    fake = ModuleType("sklearn.datasets")
+    fake.load_digits = lambda: SimpleNamespace(data=16 * bars.reshape(150, 64).numpy())
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", fake)
+    monkeypatch.setattr(module, "TRAINED_ON", 100)
+    monkeypatch.setattr(module, "BATCH", 10)
+    assert module.main(hidden=4, epochs=40, sweeps=20) == 0
+    for name in ("likelihood", "filters", "samples"):
+        assert (tmp_path / f"out/rbm_digits_{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "Held-out digits" in capsys.readouterr().out

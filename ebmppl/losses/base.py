@@ -37,6 +37,10 @@ class BoundLoss(nn.Module):
     Args:
         energy: what is trained.
         guide: the auxiliary distribution where the method has one.
+
+    Attributes:
+        step: number of training calls so far.
+        values: the terms of the last call.
     """
 
     step: Tensor
@@ -45,6 +49,7 @@ class BoundLoss(nn.Module):
         super().__init__()
         self.energy = energy
         self.guide = guide
+        self.values: dict[str, Tensor] = {}
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     @abstractmethod
@@ -59,6 +64,7 @@ class BoundLoss(nn.Module):
             NonFiniteLoss: where it is NaN or infinite.
         """
         terms = self.terms(self.data(x))
+        self.values = {name: term.detach() for name, term in terms.items()}
         total = reduce(torch.add, (term.reshape(()) for term in terms.values()))
         if not math.isfinite(total.detach()):
             self._not_finite(terms)

@@ -198,6 +198,15 @@ class BoundPCD(EnergyGap):
         for buffer, value in zip(self.held, self.chains.adapt(self.held, draws), strict=True):
             buffer.copy_(value)
 
+    def begin_again(self, number: int) -> None:
+        """All chains begin again at new points; each number gives others."""
+        seed = mixed(int(self.chains.seed) + 2, number)
+        fresh = self.chains.begin(self._fresh(len(self.points), seed).to(self.points.dtype))
+        for buffer, value in zip(self.held, fresh, strict=True):
+            buffer.copy_(value)
+        self.age.zero_()
+        self.energies.fill_(torch.inf)
+
     def diagnostics(self) -> dict[str, Any]:
         """Of the last call ``gap``, ``gap_error``, ``acceptance``; ``age`` ``(buffer,)`` in steps; ``energies``, oldest first."""
         steps = min(int(self.step), len(self.energies))
