@@ -335,11 +335,11 @@ def test_base_rate_models_know_their_log_z(kind: str) -> None:
     data = visible(rbm)
     base = rbm.init_from_data(data, scale=0)
     nn.init.constant_(base.c, 0.3)
-    same(base.log_z, float(torch.logsumexp(-base.hidden_energy(bits(base.num_hidden)), 0)))
+    same(base.log_z, torch.logsumexp(-base.hidden_energy(bits(base.num_hidden)), 0).item())
     if kind == "gaussian":
         same(base.visible_mean(bits(4)), data.mean(0).expand(16, -1).tolist())
     else:
-        same(base.log_z, float(torch.logsumexp(-base(states_of(base)), 0)))
+        same(base.log_z, torch.logsumexp(-base(states_of(base)), 0).item())
 
 
 # Potts, Boltzmann machines, Hopfield.
@@ -603,7 +603,7 @@ def test_log_z_of_complete_experts_against_quadrature(name: str) -> None:
     assert energy.log_z is not None
     end, n = (25.0, 4_001) if energy.event_shape[0] == 1 else (9.0, 901)
     # the trapezoid rule converges faster than any power of the step; what is beyond the ends is below e^-20
-    assert float(energy.log_z) == pytest.approx(quadrature(energy, end, n), abs=1e-8)
+    assert energy.log_z.item() == pytest.approx(quadrature(energy, end, n), abs=1e-8)
 
 
 def test_experts_whose_integral_is_not_known() -> None:
@@ -650,7 +650,7 @@ def test_products_are_sums_with_weights_that_learn() -> None:
     torch.testing.assert_close(grad, torch.stack([e(x).sum() for e in experts]), **EXACT)
     assert product.as_quadratic() is None
     gaussians = ProductOfExperts([experts[1], GaussianExperts(2, 2, filters=SQUARE)], [0.5, 2.0])
-    assert float(gaussians.log_z) == pytest.approx(quadrature(gaussians, 6.0, 901), abs=1e-8)
+    assert gaussians.log_z.item() == pytest.approx(quadrature(gaussians, 6.0, 901), abs=1e-8)
     once = ProductOfExperts(DISCRETE["product of experts"]().experts).relaxed()
     assert isinstance(once, ProductOfExperts)
 
