@@ -43,6 +43,9 @@ PAIRS: dict[str, Callable[[], eb.Energy]] = {
     "cylinder, antiferromagnet": lambda: Ising((4, 2), -0.5, 0.3, periodic=(True, False), dtype=F64),
     "cube, open": lambda: Ising((2, 2, 2), 0.3, 0.1, periodic=False, dtype=F64),
     "plus and minus": lambda: Ising((3, 3), _signs(18), dtype=F64),
+    "one J with signs": lambda: Ising((3, 3), 0.5, 0.1, signs=_signs(18).sign(), dtype=F64),
+    "one J with signs, open": lambda: Ising((3, 3), 0.5, 0.1, signs=_signs(12).sign(), periodic=False, dtype=F64),
+    "one J with signs, tempered": lambda: 0.6 * Ising((6,), -0.9, 0.3, signs=_signs(6).sign(), dtype=F64),
     "fields": lambda: Ising((2, 4), 0.4, normal(2, 4, seed=2), periodic=(False, True), dtype=F64),
     "star": lambda: Ising(STAR, normal(9, seed=3), 0.1, dtype=F64),
     "no edges": lambda: Ising(coupling=torch.zeros(3, 3, dtype=F64), field=normal(3, seed=4)),
@@ -134,7 +137,7 @@ def test_pairs_give_the_energies_of_their_points(name: str) -> None:
     torch.testing.assert_close(seen[-1], e(run.position()).detach())
 
 
-@pytest.mark.parametrize("name", ["torus, odd", "plus and minus", "fields", "star"])
+@pytest.mark.parametrize("name", ["torus, odd", "plus and minus", "one J with signs", "fields", "star"])
 def test_a_draw_by_pairs_is_the_one_by_conditionals_and_the_same_words(name: str) -> None:
     e = PAIRS[name]()
     sweep, conditionals = PairSweep(e.pairs()), e.conditionals()  # type: ignore[arg-type]
@@ -162,6 +165,20 @@ def test_a_field_that_all_but_forbids_a_spin_never_freezes_it() -> None:
         else:
             upper = upper_by_word(2 * local.fields_at(slice(0, 1)).expand(1, 3), word)
         assert upper.tolist() == [[True, True, False]] or upper.sum() == 2
+
+
+def test_one_coupling_up_to_signs_looks_its_thresholds_up() -> None:
+    """The table of one J, and the draws are those of the couplings one by one, from the same words."""
+    e = PAIRS["one J with signs"]()
+    by_edge = Ising(e.graph, e.couplings, 0.1)  # type: ignore[attr-defined]
+    start, ends = exact_draws(e, 500, seed=28), []
+    for energy, looked_up in ((e, True), (by_edge, False)):
+        kernel = Gibbs(energy)
+        assert (kernel._sweep._local(0, torch.ones(9, 3, dtype=F64)).table is not None) == looked_up
+        run = Chains(kernel, start, seed=29)
+        run.advance(20)
+        ends.append(run.position())
+    assert torch.equal(*ends)
 
 
 def test_layers_leave_the_enumerated_law_as_it_is() -> None:
@@ -230,12 +247,15 @@ def test_record_energy_leaves_the_draws_alone() -> None:
     assert "energy" not in mcmc.stats()
 
 
-@pytest.mark.parametrize("name", ["torus", pytest.param("signs", marks=pytest.mark.long), "rbm"])
+@pytest.mark.parametrize(
+    "name", ["torus", *(pytest.param(n, marks=pytest.mark.long) for n in ("signs", "one J with signs")), "rbm"]
+)
 def test_compiled_chains_are_the_eager_ones(name: str) -> None:
     """Without a record, as the benchmarks run them; rounding turns less than one decision in 10^6."""
     energies = {
         "torus": lambda: Ising((4, 4), 0.4),
         "signs": lambda: Ising((3, 4), _signs(24).float(), 0.1),
+        "one J with signs": lambda: Ising((3, 4), 0.5, 0.1, signs=_signs(24).sign()),
         "rbm": lambda: BernoulliRBM(12, 7, generator=torch.Generator().manual_seed(0)),
     }
     e = energies[name]()

@@ -335,11 +335,11 @@ def test_base_rate_models_know_their_log_z(kind: str) -> None:
     data = visible(rbm)
     base = rbm.init_from_data(data, scale=0)
     nn.init.constant_(base.c, 0.3)
-    same(base.log_z, float(torch.logsumexp(-base.hidden_energy(bits(base.num_hidden)), 0)))
+    same(base.log_z, torch.logsumexp(-base.hidden_energy(bits(base.num_hidden)), 0).item())
     if kind == "gaussian":
         same(base.visible_mean(bits(4)), data.mean(0).expand(16, -1).tolist())
     else:
-        same(base.log_z, float(torch.logsumexp(-base(states_of(base)), 0)))
+        same(base.log_z, torch.logsumexp(-base(states_of(base)), 0).item())
 
 
 # Potts, Boltzmann machines, Hopfield.
@@ -360,6 +360,41 @@ def test_couplings_and_their_gradients_are_of_pairs_that_agree() -> None:
     potts(torch.tensor([[0, 0, 1], [2, 2, 2]])).sum().backward()
     assert potts.coupling.grad is not None
     assert potts.coupling.grad.tolist() == [-2.0, -1.0]
+
+
+@pytest.mark.parametrize("lattice", [((5,), True), ((4, 3), (True, False)), ((3, 2, 4), (True, False, True))])
+def test_signs_are_those_of_the_couplings(lattice: tuple[tuple[int, ...], bool | tuple[bool, ...]]) -> None:
+    """One J with signs is the model of the couplings J and -J in energies, gradients, conditionals, bonds and tables."""
+    graph = Graph.lattice(*lattice)
+    signs, field = normal(len(graph.edges)).sign(), normal(*graph.shape, seed=1)
+    glass = Ising(graph, 0.7, field, signs=signs.tolist())
+    by_edge = Ising(graph, 0.7 * signs, field)
+    assert [name for name, _ in glass.named_parameters()] == ["coupling", "field"]
+    assert glass.signs is not None
+    assert glass.signs.dtype == F64
+    x = normal(6, *graph.shape, seed=2).sign()
+    torch.testing.assert_close(glass(x), by_edge(x), **EXACT)
+    for found, wanted in zip(glass.value_and_grad(x), by_edge.value_and_grad(x), strict=True):
+        torch.testing.assert_close(found, wanted, **EXACT)
+    for block in range(len(glass.conditionals().blocks)):
+        found, wanted = (e.conditionals().logits(block, x.flatten(1)) for e in (glass, by_edge))
+        torch.testing.assert_close(found, wanted, **EXACT)
+    torch.testing.assert_close(glass.pairwise().pairs, by_edge.pairwise().pairs, **EXACT)
+    torch.testing.assert_close(glass.bonds().strengths(), by_edge.bonds().strengths(), **EXACT)
+    one, each = (torch.autograd.grad(e(x).sum(), e.coupling)[0] for e in (glass, by_edge))
+    torch.testing.assert_close(one, signs @ each, **EXACT)
+
+
+@pytest.mark.parametrize("periodic", [True, False, (True, False, True)])
+def test_lattices_by_slices_are_the_gathered_edges(periodic: bool | tuple[bool, ...]) -> None:
+    """Values, gradients in the sites and in the couplings; a graph of the same edges has no slices."""
+    graph = Graph.lattice((3, 4, 5), periodic)
+    coupling, field = normal(len(graph.edges)), normal(3, 4, 5, seed=1)
+    models = [Ising(g, coupling, field) for g in (graph, Graph(graph.edges, graph.shape))]
+    x = normal(2, 6, 3, 4, 5, seed=2)  # not spins: every product counts by itself
+    torch.testing.assert_close(*(model(x) for model in models), **EXACT)
+    torch.testing.assert_close(*(model.value_and_grad(x)[1] for model in models), **EXACT)
+    torch.testing.assert_close(*(torch.autograd.grad(m(x).sum(), m.coupling)[0] for m in models), **EXACT)
 
 
 @pytest.mark.parametrize("edges", ["all", "chain", "none"])
@@ -568,7 +603,7 @@ def test_log_z_of_complete_experts_against_quadrature(name: str) -> None:
     assert energy.log_z is not None
     end, n = (25.0, 4_001) if energy.event_shape[0] == 1 else (9.0, 901)
     # the trapezoid rule converges faster than any power of the step; what is beyond the ends is below e^-20
-    assert float(energy.log_z) == pytest.approx(quadrature(energy, end, n), abs=1e-8)
+    assert energy.log_z.item() == pytest.approx(quadrature(energy, end, n), abs=1e-8)
 
 
 def test_experts_whose_integral_is_not_known() -> None:
@@ -615,7 +650,7 @@ def test_products_are_sums_with_weights_that_learn() -> None:
     torch.testing.assert_close(grad, torch.stack([e(x).sum() for e in experts]), **EXACT)
     assert product.as_quadratic() is None
     gaussians = ProductOfExperts([experts[1], GaussianExperts(2, 2, filters=SQUARE)], [0.5, 2.0])
-    assert float(gaussians.log_z) == pytest.approx(quadrature(gaussians, 6.0, 901), abs=1e-8)
+    assert gaussians.log_z.item() == pytest.approx(quadrature(gaussians, 6.0, 901), abs=1e-8)
     once = ProductOfExperts(DISCRETE["product of experts"]().experts).relaxed()
     assert isinstance(once, ProductOfExperts)
 
@@ -688,6 +723,13 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     "data, always off": (
         lambda: BernoulliRBM(1, 2).init_from_data(torch.zeros(3, 1), pseudocount=0),
         "pseudocount > 0",
+    ),
+    "ising, sign": (lambda: Ising((3,), 0.5, signs=[1, -1, 0.5]), r"signs \+1 or -1, got 0.5 at edge 2"),
+    "ising, no sign": (lambda: Ising((3,), 0.5, signs=[1, math.nan, 1]), r"signs \+1 or -1, got nan at edge 1"),
+    "ising, signs": (lambda: Ising((3,), 0.5, signs=torch.ones(4)), r"signs of shape \(3,\), got \(4,\)"),
+    "ising, both": (
+        lambda: Ising((3,), torch.ones(3), signs=torch.ones(3)),
+        r"one number beside signs, got shape \(3,\)",
     ),
     "potts, states": (lambda: Potts((3,), 1), "at least 2 categories, got 1"),
     "potts, skew": (lambda: Potts(coupling=SKEW), r"symmetric couplings, got 0.5 at \(0, 1\) and 0.25"),

@@ -120,6 +120,10 @@ class WeightedPairs:
         couplings = self.inside.couplings(block)
         return self.weight().to(couplings.dtype) * couplings
 
+    def signs(self, block: int) -> Tensor | None:
+        """Of the energy."""
+        return self.inside.signs(block)
+
     def fields(self, block: int) -> Tensor:
         """Weighted."""
         fields = self.inside.fields(block)

@@ -43,7 +43,12 @@ class Pairs(Protocol):
         """Flat indices ``(size, degree)`` of the sites that a block's sites interact with; of missing ones any."""
 
     def couplings(self, block: int) -> Tensor:
-        """J to them ``(size, degree)``, 0 to missing ones; or ``()`` where none is missing and all are one number."""
+        """J to them ``(size, degree)``, 0 to missing ones; or ``()`` where none is missing and all are one number, up to
+        their signs.
+        """  # noqa: D205
+
+    def signs(self, block: int) -> Tensor | None:
+        """By which such one J is multiplied, +1 or -1, ``(size, degree)``, at any time the same; None: all are +1."""
 
     def fields(self, block: int) -> Tensor:
         """H of the block's sites, ``(size,)``; or ``()`` where all are one number."""

@@ -30,6 +30,7 @@ class _Tables(NamedTuple):
     back: Tensor  # (sites,) places of the sites
     near: list[Tensor]  # by block, (size, degree) places of neighbours among the sites of all other blocks
     labels: list[Tensor]  # by block, (size, 1)
+    signs: list[Tensor | None]  # by block, (size, degree)
 
 
 class _Local:
@@ -37,14 +38,18 @@ class _Local:
 
     Args:
         couplings: ``(size, degree)`` or ``()``.
+        signs: of one coupling, ``(size, degree)``; None: all are +1.
         fields: ``(size,)`` or ``()``.
         near: ``(size, degree)`` rows of ``others``.
         labels: ``(size, 1)`` words.
         others: spins ``(other sites, chains)``.
     """
 
-    def __init__(self, couplings: Tensor, fields: Tensor, near: Tensor, labels: Tensor, others: Tensor) -> None:
+    def __init__(
+        self, couplings: Tensor, signs: Tensor | None, fields: Tensor, near: Tensor, labels: Tensor, others: Tensor
+    ) -> None:
         self.couplings, self.fields, self.near, self.labels, self.others = couplings, fields, near, labels, others
+        self._weights = couplings if couplings.dim() else signs
         degree = near.shape[1]
         self.table: Tensor | None = None
         if couplings.dim() == 0 and fields.dim() == 0 and degree <= _TABLE:
@@ -69,9 +74,9 @@ class _Local:
         return own + share * (sums if self.couplings.dim() else self.couplings * sums)
 
     def _sums(self, rows: slice) -> Tensor:
-        """Over neighbours, of couplings times spins, or of spins where all couplings are one number."""
+        """Over neighbours, of couplings times spins, or of signs times spins where all couplings are one number."""
         near = self.near[rows]
-        weights = self.couplings[rows] if self.couplings.dim() else None
+        weights = None if self._weights is None else self._weights[rows]
         if near.shape[1] > _TERMS or not in_trace():
             first = torch.arange(0, near.numel(), near.shape[1], device=near.device)
             each = None if weights is None else weights.flatten()
@@ -88,8 +93,9 @@ class _Local:
 class PairSweep:
     """One sweep over the colours of a graph of spins.
 
-    Probabilities are exact to 2^-32 and never 0. Where all couplings are one number and all fields are, a site's
-    probability is looked up by the sum of its neighbours (the heat bath of Creutz, Jacobs and Rebbi 1979).
+    Probabilities are exact to 2^-32 and never 0. Where all couplings are one number up to their signs and all fields are
+    one number, a site's probability is looked up by the sum of its neighbours (the heat bath of Creutz, Jacobs and Rebbi
+    1979).
 
     Args:
         pairs: blocks of sites and what they interact with.
@@ -138,9 +144,8 @@ class PairSweep:
 
     def _local(self, block: int, others: Tensor) -> _Local:
         tables = self._tables(others.device)
-        return _Local(
-            self.pairs.couplings(block), self.pairs.fields(block), tables.near[block], tables.labels[block], others
-        )
+        couplings, fields = self.pairs.couplings(block), self.pairs.fields(block)
+        return _Local(couplings, tables.signs[block], fields, tables.near[block], tables.labels[block], others)
 
     @property
     def _sizes(self) -> list[int]:
@@ -164,7 +169,8 @@ def _tables_of(pairs: Pairs, device: torch.device) -> _Tables:
         near.append(place[pairs.neighbours(block).cpu()].to(device))
         named.append(labels(len(members), first).unsqueeze(1).to(device))
         first += len(members)
-    return _Tables(torch.cat(blocks).argsort().to(device), near, named)
+    signs = [None if found is None else found.to(device) for found in map(pairs.signs, range(len(blocks)))]
+    return _Tables(torch.cat(blocks).argsort().to(device), near, named, signs)
 
 
 def _chunks(part: Tensor) -> Iterator[slice]:

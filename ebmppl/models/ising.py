@@ -32,13 +32,16 @@ class Ising(Energy):
             ``Graph`` of your own. None with a matrix of couplings.
         coupling: J: a number for all edges, or ``(edges,)`` in the order of ``graph.edges``; or without a lattice a
             symmetric matrix ``(sites, sites)`` with a zero diagonal.
+        signs: +1 or -1 of every edge, ``(edges,)`` in the order of ``graph.edges``: couplings are J or -J (the +-J
+            spin glass of Toulouse 1977). J is one number then. Signs are structure as the graph is, not parameters.
         field: h: a number for all sites, or a tensor of the lattice's shape.
         periodic: of a lattice, whether its axes close (or each of them).
         symmetrise: take the mean of a matrix and its transpose.
         dtype: of the parameters; that of given tensors, else torch's default.
 
     Raises:
-        ValueError: for a matrix that is not symmetric, self-couplings, or shapes that don't fit.
+        ValueError: for a matrix that is not symmetric, self-couplings, other signs than +1 and -1, signs beside more
+            than one coupling, or shapes that don't fit.
 
     Example:
         >>> import torch
@@ -49,6 +52,7 @@ class Ising(Energy):
 
     coupling: nn.Parameter
     field: nn.Parameter
+    signs: Tensor | None
 
     def __init__(
         self,
@@ -56,6 +60,7 @@ class Ising(Energy):
         coupling: float | Tensor = 1.0,
         field: float | Tensor = 0.0,
         *,
+        signs: Tensor | Sequence[float] | None = None,
         periodic: bool | Sequence[bool] = True,
         symmetrise: bool = False,
         dtype: torch.dtype | None = None,
@@ -69,13 +74,19 @@ class Ising(Energy):
         self.coupling = as_parameter("coupling", coupling, (len(graph.edges),), (coupling, field), dtype)
         self.field = as_parameter("field", field, graph.shape, (coupling, field), dtype)
         self.tables = NeighbourTables(graph)
+        self.register_buffer("signs", None if signs is None else _signs(signs, graph, self.coupling), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Energies ``(*batch)`` in nats of spins ``(*batch, *lattice)``, any real dtype or integers."""
         rows, batch = flatten_batch(x.to(self.coupling.dtype) if not x.is_floating_point() else x, self.event_shape)
         flat = rows.reshape(len(rows), -1)
-        pairs = products(flat, self.graph, self.tables.edges) @ whole_tensor(self.coupling, len(self.graph.edges))
+        pairs = products(flat, self.graph, self.tables.edges) @ self.couplings
         return -(pairs + flat @ self.fields).reshape(batch)
+
+    @property
+    def couplings(self) -> Tensor:
+        """J of every edge with its sign, ``(edges,)``."""
+        return whole_tensor(self.coupling, len(self.graph.edges)) if self.signs is None else self.coupling * self.signs
 
     @property
     def fields(self) -> Tensor:
@@ -89,14 +100,14 @@ class Ising(Energy):
     def pairwise(self) -> Pairwise:
         """Tables h x and J x x'."""
         spins = self.coupling.new_tensor([-1.0, 1.0])
-        pairs = whole_tensor(self.coupling, len(self.graph.edges))[:, None, None] * torch.outer(spins, spins)
+        pairs = self.couplings[:, None, None] * torch.outer(spins, spins)
         return Pairwise(self.fields[:, None] * spins, self.tables.edges, pairs, self.graph.shape)
 
     def bonds(self) -> Bonds:
         """Twice the couplings, as two equal spins differ from two others by 2 J."""
         return GraphBonds(
             self,
-            lambda: 2 * whole_tensor(self.coupling, len(self.graph.edges)),
+            lambda: 2 * self.couplings,
             lambda: torch.stack([-self.fields, self.fields], -1),
         )
 
@@ -123,7 +134,7 @@ class IsingConditionals:
     def logits(self, block: int, x: Tensor) -> Tensor:
         r"""Log-odds :math:`2 (\sum_j J_{ij} x_j + h_i)` of +1."""
         model = self.model
-        local = model.tables.local_fields(block, x, model.coupling)
+        local = model.tables.local_fields(block, x, model.couplings)
         return 2 * (local + model.fields[model.tables.classes[block]])
 
 
@@ -147,11 +158,36 @@ class IsingPairs:
 
     def couplings(self, block: int) -> Tensor:
         """J to the neighbours."""
-        coupling = self.model.coupling
-        one = coupling.dim() == 0 and self._complete[block]
-        return coupling if one else self.model.tables.weights(block, coupling)
+        model = self.model
+        return model.coupling if self._one(block) else model.tables.weights(block, model.couplings)
+
+    def signs(self, block: int) -> Tensor | None:
+        """Of J to the neighbours."""
+        signs = self.model.signs
+        return self.model.tables.weights(block, signs) if signs is not None and self._one(block) else None
+
+    def _one(self, block: int) -> bool:
+        return self.model.coupling.dim() == 0 and self._complete[block]
 
     def fields(self, block: int) -> Tensor:
         """H of every site."""
         field = self.model.field
         return field if field.dim() == 0 else self.model.fields[self.model.tables.classes[block]]
+
+
+def _signs(signs: Tensor | Sequence[float], graph: Graph, coupling: Tensor) -> Tensor:
+    """A copy at the dtype and place of the coupling.
+
+    Raises:
+        ValueError: for anything but +1 or -1 of every edge, or more than one coupling.
+    """
+    if coupling.dim():
+        raise ValueError(f"expected coupling as one number beside signs, got shape {tuple(coupling.shape)}")
+    tensor = torch.as_tensor(signs).detach().to(coupling, copy=True)
+    if tensor.shape != (len(graph.edges),):
+        raise ValueError(f"expected signs of shape {(len(graph.edges),)}, got {tuple(tensor.shape)}")
+    other = (tensor.abs() != 1).nonzero()
+    if len(other):
+        edge = int(other[0])
+        raise ValueError(f"expected signs +1 or -1, got {tensor[edge].item():.6g} at edge {edge}")
+    return tensor

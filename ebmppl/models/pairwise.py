@@ -84,7 +84,17 @@ class GraphBonds:
 
 def products(x: Tensor, graph: Graph, edges: Tensor) -> Tensor:
     """Of the values at the two ends of every edge, ``(rows, edges)``, from ``(rows, sites)``."""
+    if graph.periodic is not None:
+        sites = x.reshape(len(x), *graph.shape)
+        axes = enumerate(zip(graph.shape, graph.periodic, strict=True), 1)
+        return torch.cat([_along(sites, axis, n, close).flatten(1) for axis, (n, close) in axes], 1)
     return x.index_select(1, edges[:, 0]) * x.index_select(1, edges[:, 1])
+
+
+def _along(sites: Tensor, axis: int, length: int, close: bool) -> Tensor:  # noqa: FBT001
+    """Products of sites with the next ones along an axis."""
+    there = sites.roll(-1, axis) if close else sites.narrow(axis, 1, length - 1)
+    return (sites if close else sites.narrow(axis, 0, length - 1)) * there
 
 
 def couplings_of_matrix(matrix: float | Tensor, *, symmetrise: bool) -> tuple[Graph, Tensor]:

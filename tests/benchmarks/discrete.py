@@ -68,8 +68,8 @@ def lattice(side: int, chains: int) -> Case:
 def signs(side: int, chains: int) -> Case:
     """Couplings of both signs."""
     graph = Graph.lattice((side, side))
-    coupling = CRITICAL * (2.0 * (torch.rand(len(graph.edges), generator=generator()) < 0.5) - 1.0)
-    return Case(f"Ising {side}x{side}, +-J", Ising(graph, coupling), chains, "thrml", thrml, numbers)
+    signs = 2.0 * (torch.rand(len(graph.edges), generator=generator()) < 0.5) - 1.0
+    return Case(f"Ising {side}x{side}, +-J", Ising(graph, CRITICAL, signs=signs), chains, "thrml", thrml, numbers)
 
 
 def sparse(nodes: int, chains: int) -> Case:

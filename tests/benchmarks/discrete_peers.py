@@ -23,7 +23,7 @@ def thrml(energy: eb.Energy, chains: int) -> Work:
     assert isinstance(energy, Ising)
     nodes = [SpinNode() for _ in range(energy.graph.num_sites)]
     edges = [(nodes[i], nodes[j]) for i, j in energy.graph.edges.tolist()]
-    coupling = energy.coupling.detach().expand(len(edges)).numpy()
+    coupling = energy.couplings.detach().numpy()
     model = IsingEBM(nodes, edges, jnp.zeros(len(nodes)), jnp.array(coupling), jnp.array(1.0))
     blocks = [Block([nodes[i] for i in members.tolist()]) for members in energy.graph.classes()]
     program = IsingSamplingProgram(model, blocks, clamped_blocks=[])
