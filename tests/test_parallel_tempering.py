@@ -17,7 +17,7 @@ import ebmppl as eb
 from ebmppl.diagnostics.tempering import ideal_round_trip_rate, tempering
 from ebmppl.energies import Energy, Gaussian, GaussianMixture
 from ebmppl.energies.discrete import indexed
-from ebmppl.errors import EnergyError
+from ebmppl.errors import EnergyError, SamplingWarning
 from ebmppl.kernels import Kernel, NoiseSpec
 from ebmppl.kernels.gibbs import NoTuning
 from ebmppl.kernels.replicas import equal_rates, ladder
@@ -419,6 +419,18 @@ def test_kernels_out_of_step_are_refused(kind: Any) -> None:
     g = Gaussian(torch.zeros(3), torch.eye(3))
     with pytest.raises(ValueError, match=f"every tick finishes a draw of every chain, got {kind.__name__}"):
         eb.ParallelTempering(kind(g), BETAS)
+
+
+def test_what_cant_be_compiled_says_why() -> None:
+    e = eb.models.Ising((3, 3), 0.3)
+    made = {
+        "labelling clusters": eb.ParallelTempering(eb.SwendsenWang(e), BETAS),
+        "gradients of discrete replicas": eb.ParallelTempering(eb.GibbsWithGradients(e), BETAS),
+    }
+    for reason, kernel in made.items():
+        mcmc = eb.MCMC(kernel, 5, 5, num_chains=2, seed=0, backend="inductor", disable_progbar=True)
+        with pytest.warns(SamplingWarning, match=f"ticks run eagerly, slower: {reason}"):
+            mcmc.run()
 
 
 @pytest.mark.parametrize("kind", [eb.GibbsWithGradients, eb.DiscreteLangevin])

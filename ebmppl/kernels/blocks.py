@@ -130,7 +130,10 @@ class Blocks(Kernel):
 
     def untraced(self, x: Tensor) -> str | None:
         """The reason why the gradient isn't traced."""
-        return self._gradient.untraced(x) if self._by_gradients else None
+        if self._by_gradients:
+            return self._gradient.untraced(x)
+        discrete_gradient = any(isinstance(block.kernel, DiscreteGradientKernel) for block in self._blocks)
+        return "gradients in discrete sites alone aren't traced" if discrete_gradient else None
 
     def init(self, x: Tensor) -> Any:
         """State at points ``(chains, *event)``, before the first block."""

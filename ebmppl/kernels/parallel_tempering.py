@@ -131,7 +131,10 @@ class ParallelTempering(Kernel):
     def untraced(self, x: Tensor) -> str | None:
         """The reason why the gradient isn't traced."""
         if not self._gradients:
-            return None if isinstance(self._inner, DiscreteGradientKernel) else self._inner.untraced(self._rows(x))
+            by_gradients = isinstance(self._inner, DiscreteGradientKernel)
+            return (
+                "gradients of discrete replicas aren't traced" if by_gradients else self._inner.untraced(self._rows(x))
+            )
         return next((why for g in self._gradients if (why := g.untraced(self._rows(x))) is not None), None)
 
     def _rows(self, x: Tensor) -> Tensor:
