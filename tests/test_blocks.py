@@ -285,6 +285,14 @@ def test_a_discrete_block_by_gradients_where_all_sites_are_discrete(name: str, s
     assert p_value(torch.bincount(number(e, run.position()), minlength=len(law(e))), law(e)) > FALSE_ALARM
 
 
+@pytest.mark.parametrize("kind", [eb.GibbsWithGradients, partial(eb.DiscreteLangevin, step_size=1.0)])
+def test_a_discrete_block_by_gradients_of_a_mixed_energy(kind: Any) -> None:
+    case = gaussian_rbm()
+    kernel = eb.Blocks(case.energy, {"h": kind, "v": CONTINUOUS["mala"]})
+    end = after(kernel, case.draw(20_000, torch.Generator().manual_seed(1)), 4, seed=3)
+    assert min(p_values(case, end)) > FALSE_ALARM
+
+
 def test_a_block_that_cant_be_differentiated_is_refused() -> None:
     e = as_energy(lambda v: -0.5 * (v["x"] == v["y"]).double(), {"x": (), "y": ()}, categories(3))
     kernel = eb.Blocks(e, {"x": eb.GibbsWithGradients, "y": eb.Gibbs})

@@ -126,7 +126,7 @@ class Blocks(Kernel):
         for block in self._blocks:
             if isinstance(block.kernel, DiscreteGradientKernel):
                 with block.energy.at(x):
-                    block.kernel.check(block.energy.own(x))
+                    block.kernel.check(block.energy.own(x), self.random_dtype(x))
 
     def untraced(self, x: Tensor) -> str | None:
         """The reason why the gradient isn't traced."""

@@ -179,9 +179,9 @@ class DiscreteGradientKernel(DiscreteKernel):
         """Check the gradient and trace it."""
         self._differences.prepare(self.flat(x), self.random_dtype(x), values=values, many=many)
 
-    def check(self, x: Tensor) -> None:
-        """Check the gradient, the first time."""
-        self._differences.check(self.flat(x), self.random_dtype(x))
+    def check(self, x: Tensor, dtype: torch.dtype) -> None:
+        """Check the gradient at points as numbers of a dtype, the first time."""
+        self._differences.check(self.flat(x), dtype)
 
     def untraced(self, x: Tensor) -> str | None:
         """The reason why the gradient isn't traced."""

@@ -124,7 +124,7 @@ class ParallelTempering(Kernel):
         if isinstance(self._inner, DiscreteGradientKernel):
             # not traced: a trace would keep these temperatures
             with self._replicas.at(torch.ones(len(rows), dtype=self.random_dtype(x), device=x.device)):
-                self._inner.check(rows)
+                self._inner.check(rows, self.random_dtype(x))
         elif not self._gradients:
             self._inner.prepare(rows, values=values, many=many)
 
