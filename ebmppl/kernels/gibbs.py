@@ -133,6 +133,7 @@ class BlockSweep:
         conditionals = self.kernel._conditionals
         table = self.kernel._levels.table.to(device=x.device, dtype=x.dtype)
         for block, members in enumerate(conditionals.blocks):
+            members = members.to(x.device)  # those by energies know no device
             u = uniform.index_select(1, members)
             logits = conditionals.logits(block, x)
             values = table.index_select(0, members)
