@@ -17,6 +17,7 @@ from torch.distributions import constraints
 
 import ebmppl as eb
 from ebmppl.energies import Energy, as_energy, categories, spin
+from ebmppl.errors import EnergyError
 from ebmppl.kernels import DiscreteKernel, Kernel, NoiseSpec
 from ebmppl.kernels.accept import choose, metropolis
 from ebmppl.kernels.adaptation import BLOCK
@@ -272,6 +273,31 @@ def test_two_discrete_blocks_of_different_kernels(draws: int) -> None:
     run.advance(draws)
     assert run.position().dtype == torch.int8
     assert p_value(torch.bincount(number(e, run.position()), minlength=len(law(e))), law(e)) > FALSE_ALARM
+
+
+@pytest.mark.parametrize("kind", [eb.GibbsWithGradients, partial(eb.DiscreteLangevin, step_size=1.0)])
+@pytest.mark.parametrize(("name", "site"), [("callable, sites", "k"), ("rbm, joint", "v")])
+def test_a_discrete_block_by_gradients_where_all_sites_are_discrete(name: str, site: str, kind: Any) -> None:
+    e = DISCRETE[name]()
+    kernels = {s: kind if s == site else eb.Gibbs for s in e.sites}
+    run = Chains(eb.Blocks(e, kernels), exact_draws(e, 20_000, 4), seed=5)
+    run.advance(4)
+    assert p_value(torch.bincount(number(e, run.position()), minlength=len(law(e))), law(e)) > FALSE_ALARM
+
+
+@pytest.mark.parametrize("kind", [eb.GibbsWithGradients, partial(eb.DiscreteLangevin, step_size=1.0)])
+def test_a_discrete_block_by_gradients_of_a_mixed_energy(kind: Any) -> None:
+    case = gaussian_rbm()
+    kernel = eb.Blocks(case.energy, {"h": kind, "v": CONTINUOUS["mala"]})
+    end = after(kernel, case.draw(20_000, torch.Generator().manual_seed(1)), 4, seed=3)
+    assert min(p_values(case, end)) > FALSE_ALARM
+
+
+def test_a_block_that_cant_be_differentiated_is_refused() -> None:
+    e = as_energy(lambda v: -0.5 * (v["x"] == v["y"]).double(), {"x": (), "y": ()}, categories(3))
+    kernel = eb.Blocks(e, {"x": eb.GibbsWithGradients, "y": eb.Gibbs})
+    with pytest.raises(EnergyError, match="differentiable in its points"):
+        eb.MCMC(kernel, 5, 5, num_chains=2, seed=0, disable_progbar=True).run()
 
 
 def test_a_stale_energy_of_a_discrete_block_is_noticed() -> None:

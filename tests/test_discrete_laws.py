@@ -48,7 +48,7 @@ def _one_thread() -> Iterator[None]:
 def end_of(kernel: eb.kernels.Kernel, start: Tensor, transitions: int, seed: int) -> Tensor:
     run = Chains(kernel, start, seed)
     run.advance(transitions)
-    return run.position()
+    return run.position().cpu()
 
 
 # Models.
@@ -98,27 +98,28 @@ def test_every_coordinate_moves_the_energy_or_nothing(energy: str) -> None:
 
 @pytest.mark.parametrize("transitions", [1, 7])
 @every_exact_pair
-def test_exact_draws_stay_exact(kernel: str, energy: str, transitions: int) -> None:
-    e = DISCRETE[energy]()
-    end = end_of(DISCRETE_KERNELS[kernel].factory(e), exact_draws(e, 40_000, seed=transitions), transitions, seed=3)
+def test_exact_draws_stay_exact(kernel: str, energy: str, transitions: int, device: torch.device) -> None:
+    e, there = DISCRETE[energy](), DISCRETE[energy]().to(device)
+    start = exact_draws(e, 40_000, seed=transitions).to(device)
+    end = end_of(DISCRETE_KERNELS[kernel].factory(there), start, transitions, seed=3)
     counts = torch.bincount(number(e, end), minlength=len(law(e)))
     assert p_value(counts, law(e)) > LIMIT
 
 
 @every_exact_pair
-def test_chains_forget_where_they_began(kernel: str, energy: str) -> None:
+def test_chains_forget_where_they_began(kernel: str, energy: str, device: torch.device) -> None:
     """All at the least probable state; 120 transitions are many times the time to mix of these energies."""
-    e = DISCRETE[energy]()
-    start = states_of(e)[law(e).argmin()].expand(5_000, *indexed(e).event_shape)
-    end = end_of(DISCRETE_KERNELS[kernel].factory(e), start, 120, seed=4)
+    e, there = DISCRETE[energy](), DISCRETE[energy]().to(device)
+    start = states_of(e)[law(e).argmin()].expand(5_000, *indexed(e).event_shape).to(device)
+    end = end_of(DISCRETE_KERNELS[kernel].factory(there), start, 120, seed=4)
     assert p_value(torch.bincount(number(e, end), minlength=len(law(e))), law(e)) > LIMIT
 
 
 @pytest.mark.parametrize(("kernel", "energy"), some_by_default([p for p in EXACT if DISCRETE_KERNELS[p[0]].reversible]))
-def test_detailed_balance(kernel: str, energy: str) -> None:
-    e = DISCRETE[energy]()
+def test_detailed_balance(kernel: str, energy: str, device: torch.device) -> None:
+    e, there = DISCRETE[energy](), DISCRETE[energy]().to(device)
     start = exact_draws(e, 100_000, seed=5)
-    end = end_of(DISCRETE_KERNELS[kernel].factory(e), start, 1, seed=6)
+    end = end_of(DISCRETE_KERNELS[kernel].factory(there), start.to(device), 1, seed=6)
     n = len(law(e))
     flows = torch.bincount(number(e, start) * n + number(e, end), minlength=n * n).reshape(n, n)
     assert balance_p_value(flows) > LIMIT

@@ -279,3 +279,14 @@ def test_structure_decides_how_a_sweep_is_made() -> None:
     assert isinstance(Gibbs(by_row)._sweep, BlockSweep)
     with pytest.raises(ValueError, match="record"):
         Chains(Gibbs(Ising((4,))), torch.ones(2, 4, dtype=torch.int8), 0, record=False).collect(1, None, print)  # type: ignore
+
+
+@pytest.mark.parametrize("energy", [Ising((3, 3), 0.3), BernoulliRBM(4, 2)], ids=["pairs", "layers"])
+def test_draws_by_parameters_that_became_nan_are_counted(energy: eb.Energy) -> None:
+    mcmc = eb.MCMC(Gibbs(energy), 4, 2, num_chains=3, seed=1, disable_progbar=True)
+    mcmc.run()
+    assert not bool(mcmc.stats()["diverging"].any())
+    with torch.no_grad():
+        next(energy.parameters()).fill_(math.nan)
+    mcmc.run(num_samples=5)
+    assert bool(mcmc.stats()["diverging"][:, -5:].all())

@@ -738,7 +738,7 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     "potts, number": (lambda: Potts(), "expected a lattice, or coupling as a matrix"),
     "machine, skew": (lambda: BoltzmannMachine(2, coupling=SKEW), "symmetric couplings"),
     "machine, loop": (lambda: BoltzmannMachine(2, coupling=LOOP), "no self-couplings"),
-    "machine, units": (lambda: BoltzmannMachine(2, 1, coupling=LOOP.fill_diagonal_(0)), r"2 \+ 1 units, got 2"),
+    "machine, units": (lambda: BoltzmannMachine(2, 1, coupling=LOOP.clone().fill_diagonal_(0)), r"2 \+ 1 units, got 2"),
     "machine, missing": (lambda: BoltzmannMachine(2, 1, graph=Graph([(0, 3)], (3,))), r"sites 0 to 2, got \(0, 3\)"),
     "machine, bias": (lambda: BoltzmannMachine(2, 1, bias=torch.zeros(2)), r"bias as a number or of shape \(3,\)"),
     "machine, no visible": (lambda: BoltzmannMachine(0, 1), "num_visible >= 1"),
@@ -750,6 +750,13 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
         lambda: BoltzmannMachine(2, 21).free_energy(torch.zeros(1, 2)),
         r"at most 20 hidden units that interact, got 21 \(2\^21 states",
     ),
+    "graph, one-sided": (lambda: Graph.of_matrix(torch.ones(3, 3).tril(-1)), r"symmetric matrix .* at \(0, 1\)"),
+    "graph, loop": (lambda: Graph.of_matrix(torch.eye(3)), r"zero diagonal, got another at \(0, 0\)"),
+    "graph, real edges": (lambda: Graph(torch.tensor([[0.5, 1.5]]), (3,)), "pairs of integers"),
+    "graph, triples": (lambda: Graph([(0, 1, 2), (1, 2, 0)], (3,)), r"pairs of integers \(edges, 2\)"),  # type: ignore
+    "lattice, none": (lambda: Ising(()), r"integers > 0 such as \(8, 8\), got \(\)"),
+    "lattice, number": (lambda: Ising(4), "integers > 0 such as .* got 4"),  # type: ignore[arg-type]
+    "lattice, negative": (lambda: Potts((-3, 4), 3), r"integers > 0 such as .* got \(-3, 4\)"),
     "hopfield, patterns": (lambda: Hopfield(torch.tensor([[1, -1], [1, 0]])), r"got 0 \(pattern 1, site 1\)"),
     "hopfield, shape": (lambda: Hopfield(torch.ones(3)), r"\(patterns, sites\), got \(3,\)"),
     "product, none": (lambda: ProductOfExperts([]), "at least one energy"),

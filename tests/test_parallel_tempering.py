@@ -17,6 +17,7 @@ import ebmppl as eb
 from ebmppl.diagnostics.tempering import ideal_round_trip_rate, tempering
 from ebmppl.energies import Energy, Gaussian, GaussianMixture
 from ebmppl.energies.discrete import indexed
+from ebmppl.errors import EnergyError, SamplingWarning
 from ebmppl.kernels import Kernel, NoiseSpec
 from ebmppl.kernels.gibbs import NoTuning
 from ebmppl.kernels.replicas import equal_rates, ladder
@@ -77,6 +78,27 @@ def test_every_replica_keeps_its_law(energy: str, ticks: int) -> None:
     run = at_equilibrium(eb.ParallelTempering(eb.Gibbs(e), BETAS), tempered_draws(e, 30_000, 1), seed=2)
     run.advance(ticks)
     assert min(replica_p_values(e, run)) > FALSE_ALARM
+
+
+CLUSTERS = ["ising, mattis glass", "potts, ferromagnet in a field"]  # with a gauge; with fields of three levels
+
+
+@pytest.mark.parametrize("kind", [eb.SwendsenWang, eb.Wolff])
+@pytest.mark.parametrize("energy", CLUSTERS)
+def test_clusters_keep_every_replicas_law(energy: str, kind: Any) -> None:
+    e = DISCRETE[energy]()
+    run = at_equilibrium(eb.ParallelTempering(kind(e), BETAS), tempered_draws(e, 20_000, 1), seed=2)
+    run.advance(3)
+    assert min(replica_p_values(e, run)) > FALSE_ALARM
+
+
+def test_couplings_that_become_frustrated_are_refused_inside() -> None:
+    e = eb.models.Ising((3, 3), torch.full((18,), 0.4), periodic=True)
+    run = Chains(eb.ParallelTempering(eb.SwendsenWang(e), BETAS), torch.ones(2, 3, 3, dtype=torch.int8), seed=1)
+    with torch.no_grad():
+        e.coupling[0] = -0.4
+    with pytest.raises(ValueError, match="frustrated"):
+        run.advance(1)
 
 
 class _Greedy(eb.ParallelTempering):
@@ -397,6 +419,25 @@ def test_kernels_out_of_step_are_refused(kind: Any) -> None:
     g = Gaussian(torch.zeros(3), torch.eye(3))
     with pytest.raises(ValueError, match=f"every tick finishes a draw of every chain, got {kind.__name__}"):
         eb.ParallelTempering(kind(g), BETAS)
+
+
+def test_what_cant_be_compiled_says_why() -> None:
+    e = eb.models.Ising((3, 3), 0.3)
+    made = {
+        "labelling clusters": eb.ParallelTempering(eb.SwendsenWang(e), BETAS),
+        "gradients of discrete replicas": eb.ParallelTempering(eb.GibbsWithGradients(e), BETAS),
+    }
+    for reason, kernel in made.items():
+        mcmc = eb.MCMC(kernel, 5, 5, num_chains=2, seed=0, backend="inductor", disable_progbar=True)
+        with pytest.warns(SamplingWarning, match=f"ticks run eagerly, slower: {reason}"):
+            mcmc.run()
+
+
+@pytest.mark.parametrize("kind", [eb.GibbsWithGradients, eb.DiscreteLangevin])
+def test_gradients_inside_are_checked(kind: Any) -> None:
+    e = eb.as_energy(lambda x: -0.5 * (x[:, 1:] == x[:, :-1]).double().sum(-1), (4,), eb.energies.categories(3))
+    with pytest.raises(EnergyError, match="differentiable in its points"):
+        eb.MCMC(eb.ParallelTempering(kind(e), BETAS), 5, 5, num_chains=2, seed=0, disable_progbar=True).run()
 
 
 def test_anything_but_a_kernel_is_refused() -> None:

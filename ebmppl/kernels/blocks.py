@@ -15,6 +15,7 @@ from ebmppl.energies.unconstrained import Unconstrained
 from ebmppl.kernels.accept import choose, select, some
 from ebmppl.kernels.base import GradientKernel, Kernel, Noise, NoiseSpec, require
 from ebmppl.kernels.conditional import BlocksAdaptation, Given, named, part
+from ebmppl.kernels.differences import DiscreteGradientKernel
 from ebmppl.kernels.gradients import Gradient
 from ebmppl.kernels.replicas import record
 
@@ -119,13 +120,20 @@ class Blocks(Kernel):
         return any(isinstance(block.kernel, GradientKernel) for block in self._blocks)
 
     def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
-        """Trace the gradient in all continuous sites."""
+        """Trace the gradient in all continuous sites, check those in discrete ones."""
         if self._by_gradients:
             self._gradient.prepare(x, values=values, trace=many)
+        for block in self._blocks:
+            if isinstance(block.kernel, DiscreteGradientKernel):
+                with block.energy.at(x):
+                    block.kernel.check(block.energy.own(x), self.random_dtype(x))
 
     def untraced(self, x: Tensor) -> str | None:
         """The reason why the gradient isn't traced."""
-        return self._gradient.untraced(x) if self._by_gradients else None
+        if self._by_gradients:
+            return self._gradient.untraced(x)
+        discrete_gradient = any(isinstance(block.kernel, DiscreteGradientKernel) for block in self._blocks)
+        return "gradients in discrete sites alone aren't traced" if discrete_gradient else None
 
     def init(self, x: Tensor) -> Any:
         """State at points ``(chains, *event)``, before the first block."""

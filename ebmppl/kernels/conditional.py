@@ -67,7 +67,10 @@ class Given(Energy):
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies, and gradients in these sites."""
-        value, grad = self._gradient(self.filled(self._rows(x), x))
+        whole = self._rows(x)
+        if not whole.is_floating_point():  # all sites are discrete, and x the real point at one of its levels
+            whole = whole.to(x.dtype)
+        value, grad = self._gradient(self.filled(whole, x))
         return value, grad.index_select(-1, self.columns.to(grad.device))
 
     def conditionals(self) -> Conditionals | None:

@@ -60,11 +60,19 @@ class Differences:
         """
         for kind in (dtype, x.dtype):
             self._tables[x.device, kind] = self.levels.table.to(x.device, kind)
+        self.check(x, dtype)
         points = self.points(x, dtype)
-        if not self._checked:
-            check_gradient(self.energy, points)
-            self._checked = True
         self._gradient.prepare(points, values=values, trace=many)
+
+    def check(self, x: Tensor, dtype: torch.dtype) -> None:
+        """Check the gradient, the first time.
+
+        Raises:
+            EnergyError: see ``prepare``.
+        """
+        if not self._checked:
+            check_gradient(self.energy, self.points(x, dtype))
+            self._checked = True
 
     def untraced(self, x: Tensor, dtype: torch.dtype) -> str | None:
         """See ``Kernel.untraced``."""
@@ -170,6 +178,10 @@ class DiscreteGradientKernel(DiscreteKernel):
     def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
         """Check the gradient and trace it."""
         self._differences.prepare(self.flat(x), self.random_dtype(x), values=values, many=many)
+
+    def check(self, x: Tensor, dtype: torch.dtype) -> None:
+        """Check the gradient at points as numbers of a dtype, the first time."""
+        self._differences.check(self.flat(x), dtype)
 
     def untraced(self, x: Tensor) -> str | None:
         """The reason why the gradient isn't traced."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ebmppl.energies.base import Energy, dtype_and_device
 from ebmppl.energies.discrete import Layers, Levels
+from ebmppl.kernels.accept import not_finite
 from ebmppl.kernels.base import Noise, NoiseSpec
 from ebmppl.kernels.discrete import DiscreteKernel, draw_level, draw_upper
 from ebmppl.kernels.layer_sweep import LayerSweep
@@ -33,7 +34,7 @@ class GibbsInfo(NamedTuple):
     lp: Tensor  # minus the energy, nats
     energy: Tensor
     acceptance_rate: Tensor  # 1
-    diverging: Tensor  # False
+    diverging: Tensor  # the energy is not finite: a draw by parameters that are NaN means nothing
 
 
 class GibbsInfoWithoutEnergy(NamedTuple):
@@ -97,7 +98,7 @@ class Gibbs(DiscreteKernel):
         if not self.record_energy:
             return state, GibbsInfoWithoutEnergy(done, rate, ~done)
         energy = self._sweep.energies(state)
-        return state, GibbsInfo(done, -energy, energy, rate.to(energy.dtype), ~done)
+        return state, GibbsInfo(done, -energy, energy, rate.to(energy.dtype), not_finite(energy))
 
     def position(self, state: Any) -> Tensor:
         """The chains' last draws ``(chains, *event)``."""
@@ -133,6 +134,7 @@ class BlockSweep:
         conditionals = self.kernel._conditionals
         table = self.kernel._levels.table.to(device=x.device, dtype=x.dtype)
         for block, members in enumerate(conditionals.blocks):
+            members = members.to(x.device)  # those by energies know no device
             u = uniform.index_select(1, members)
             logits = conditionals.logits(block, x)
             values = table.index_select(0, members)

@@ -124,6 +124,7 @@ class Metropolis(DiscreteKernel):
         table, counts = self._table_and_counts(x)
         rates, diverged = torch.zeros_like(uniform[:, 0]), torch.zeros_like(uniform[:, 0], dtype=torch.bool)
         for block, members in enumerate(conditionals.blocks):
+            members = members.to(x.device)
             here, of = x.index_select(1, members), table.index_select(0, members)
             proposal = _another(here, of, counts.index_select(0, members), level.index_select(1, members))
             logits = conditionals.logits(block, x)

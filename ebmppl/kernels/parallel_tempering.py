@@ -14,6 +14,7 @@ from ebmppl.energies.base import Energy
 from ebmppl.energies.fingerprint import fingerprint
 from ebmppl.kernels.accept import metropolis
 from ebmppl.kernels.base import GradientKernel, Kernel, Noise, NoiseSpec, require
+from ebmppl.kernels.differences import DiscreteGradientKernel
 from ebmppl.kernels.gradients import Gradient
 from ebmppl.kernels.replicas import Replicas, TemperingAdaptation, exchanged, ladder, record
 
@@ -116,12 +117,24 @@ class ParallelTempering(Kernel):
         return self._replicas.gradients if isinstance(self._inner, GradientKernel) else []
 
     def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
-        """Trace the gradient at beta = 1 of all replicas."""
+        """Trace the gradient at beta = 1 of all replicas; of discrete energies check it; or look what the inner kernel must."""
+        rows = self._rows(x)
         for gradient in self._gradients:
-            gradient.prepare(self._rows(x), values=values, trace=many)
+            gradient.prepare(rows, values=values, trace=many)
+        if isinstance(self._inner, DiscreteGradientKernel):
+            # not traced: a trace would keep these temperatures
+            with self._replicas.at(torch.ones(len(rows), dtype=self.random_dtype(x), device=x.device)):
+                self._inner.check(rows, self.random_dtype(x))
+        elif not self._gradients:
+            self._inner.prepare(rows, values=values, many=many)
 
     def untraced(self, x: Tensor) -> str | None:
         """The reason why the gradient isn't traced."""
+        if not self._gradients:
+            by_gradients = isinstance(self._inner, DiscreteGradientKernel)
+            return (
+                "gradients of discrete replicas aren't traced" if by_gradients else self._inner.untraced(self._rows(x))
+            )
         return next((why for g in self._gradients if (why := g.untraced(self._rows(x))) is not None), None)
 
     def _rows(self, x: Tensor) -> Tensor:

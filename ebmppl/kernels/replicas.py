@@ -13,6 +13,7 @@ from scipy.interpolate import PchipInterpolator
 from torch import Tensor, nn
 
 from ebmppl.energies.base import Energy
+from ebmppl.energies.bonds import Bonds, Lattice
 from ebmppl.energies.discrete import Conditionals, discrete, levels_of
 from ebmppl.kernels.adaptation import Adaptation, AdaptationState, pooled_sum
 from ebmppl.kernels.base import require
@@ -84,6 +85,11 @@ class Replicas(Energy):
             return _Conditionals([ByEnergies(end, levels_of(end)) for end in self.ends], self)
         return _Conditionals(known, self)
 
+    def bonds(self) -> Bonds | None:
+        """Those of the energy, weighted; none with a base."""
+        inside = self.energy.bonds() if self.base is None else None
+        return None if inside is None else _Bonds(inside, self)
+
     def relaxed(self) -> Energy | None:
         """The extensions of the ends, weighted."""
         inside = [end.relaxed() for end in self.ends]
@@ -114,6 +120,33 @@ class _Conditionals:
 
     def logits(self, block: int, x: Tensor) -> Tensor:
         return self.replicas.between(*(end.logits(block, x) for end in self.ends))
+
+
+class _Bonds:
+    """Bonds at the temperatures of ``Replicas``; outside of ``at`` those of beta = 1, of the same signs."""
+
+    def __init__(self, inside: Bonds, replicas: Replicas) -> None:
+        self.inside, self.replicas = inside, replicas
+
+    @property
+    def edges(self) -> Tensor:
+        return self.inside.edges
+
+    @property
+    def lattice(self) -> Lattice | None:
+        return self.inside.lattice
+
+    def strengths(self) -> Tensor:
+        return self._by_row(self.inside.strengths(), 1)
+
+    def fields(self) -> Tensor:
+        return self._by_row(self.inside.fields(), 2)
+
+    def _by_row(self, value: Tensor, axes: int) -> Tensor:
+        beta = self.replicas._beta
+        if beta is None:
+            return value
+        return self.replicas.between(value.expand(len(beta), *value.shape[-axes:]))
 
 
 def ladder(betas: int | Sequence[float] | Tensor, beta_min: float, *, base: bool = False) -> list[float]:

@@ -29,7 +29,10 @@ class Graph:
     def __init__(self, edges: Tensor | Sequence[tuple[int, int]], shape: Sequence[int]) -> None:
         self.shape = torch.Size(shape)
         self.periodic: tuple[bool, ...] | None = None
-        self.edges = _checked(torch.as_tensor(edges, dtype=torch.int64).reshape(-1, 2), self.num_sites)
+        given = torch.as_tensor(edges)
+        if given.numel() and (given.is_floating_point() or given.shape[-1:] != (2,)):
+            raise ValueError(f"expected edges as pairs of integers (edges, 2), got {given.dtype} {tuple(given.shape)}")
+        self.edges = _checked(given.to(torch.int64).reshape(-1, 2), self.num_sites)
 
     @cached_property
     def colours(self) -> Tensor:
@@ -51,6 +54,8 @@ class Graph:
         Raises:
             ValueError: for a periodic axis of fewer than 3 sites, whose bonds would be double or of a site with itself.
         """
+        if isinstance(shape, int) or not shape or not all(isinstance(n, int) and n > 0 for n in shape):
+            raise ValueError(f"expected sites along each axis, integers > 0 such as (8, 8), got {shape!r}")
         shape = tuple(shape)
         closed = (periodic,) * len(shape) if isinstance(periodic, bool) else tuple(periodic)
         if len(closed) != len(shape):
@@ -71,7 +76,17 @@ class Graph:
 
     @classmethod
     def of_matrix(cls, matrix: Tensor) -> Graph:
-        """The pairs at which a symmetric matrix ``(sites, sites)`` is not zero."""
+        """The pairs at which a symmetric matrix ``(sites, sites)`` is not zero.
+
+        Raises:
+            ValueError: where only one of the two entries of a pair, or one on the diagonal, is not zero.
+        """
+        there = matrix.detach().cpu() != 0
+        wrong = ((there != there.mT) | torch.diag(there.diagonal())).nonzero()
+        if len(wrong):
+            raise ValueError(
+                f"expected a symmetric matrix with a zero diagonal, got another at {tuple(wrong[0].tolist())}"
+            )
         return cls(matrix.detach().cpu().triu(1).nonzero(), (len(matrix),))
 
     @property
