@@ -375,7 +375,9 @@ def test_schedules_are_stepped() -> None:
     step = partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.1)
     rates = [r.learning_rate for r in quiet(pcd(), rbm(), BITS, steps=5, optimizer=sgd, schedule=step)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001])
-    plateau = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0, factor=0.5, threshold=1e6, threshold_mode="abs")
+    plateau = partial(
+        torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0, factor=0.5, threshold=1e6, threshold_mode="abs"
+    )
     run = quiet(
         MeanEnergy(), MLPEnergy(2), REALS, steps=6, optimizer=sgd, schedule=plateau, validation=REALS, validate_every=2
     )

@@ -16,12 +16,11 @@ from ebmppl.kernels.accept import metropolis
 from ebmppl.kernels.base import GradientKernel, Kernel, Noise, NoiseSpec, require
 from ebmppl.kernels.differences import DiscreteGradientKernel
 from ebmppl.kernels.gradients import Gradient
-from ebmppl.kernels.replicas import Replicas, TemperingAdaptation, exchanged, ladder, record
+from ebmppl.kernels.replicas import FROM_COLD, Replicas, TemperingAdaptation, exchanged, labelled, ladder, record
 
 _OWN_STATE = ("energy", "parity", "label", "round_trips")
 _OWN_INFO = ("swap_rate", "swap_rates", "round_trips")
 _PREFIX = "replica_"
-_FROM_COLD, _FROM_HOT = 1, 2
 
 
 class ParallelTempering(Kernel):
@@ -151,7 +150,7 @@ class ParallelTempering(Kernel):
             energy = self.target(x)
         none = torch.zeros(chains, dtype=torch.int64, device=x.device)
         label = none.unsqueeze(1).repeat(1, replicas)
-        label[:, -1] = _FROM_COLD
+        label[:, -1] = FROM_COLD
         fields = [value.view(chains, replicas, *value.shape[1:]) for value in inner]
         names = (*_OWN_STATE, *(_PREFIX + name for name in inner._fields))
         return record("TemperingState", names)(energy.clone(), none, label, none.clone(), *fields)
@@ -197,7 +196,7 @@ class ParallelTempering(Kernel):
     def restart(self, state: Any) -> Any:
         """Round trips are counted from here on."""
         label = torch.zeros_like(state.label)
-        label[:, -1] = _FROM_COLD
+        label[:, -1] = FROM_COLD
         return state._replace(label=label, round_trips=torch.zeros_like(state.round_trips))
 
     def adaptation(self) -> TemperingAdaptation | None:
@@ -235,7 +234,7 @@ class ParallelTempering(Kernel):
         accept = swap.accept & self._tried(state, noise)
         source = exchanged(accept) + torch.arange(chains, device=energy.device).unsqueeze(1) * self.num_replicas
         energy = energy.flatten().index_select(0, source[:, -1])
-        label, trips = _labelled(state.label.flatten().index_select(0, source.flatten()).view_as(state.label))
+        label, trips = labelled(state.label.flatten().index_select(0, source.flatten()).view_as(state.label))
         fields = (v.index_select(0, source.flatten()).view(chains, -1, *v.shape[1:]) for v in inner)
         new = type(state)(energy, 1 - state.parity, label, state.round_trips + trips, *fields)
         return new, self._info(info, energy, swap.rate, new.round_trips)
@@ -272,14 +271,6 @@ class ParallelTempering(Kernel):
         cold = info._replace(**{n: v.view(len(energy), -1, *v.shape[1:])[:, -1] for n, v in info._asdict().items()})
         values = {**cold._asdict(), "lp": -energy, "energy": energy}
         return record("TemperingInfo", (*values, *_OWN_INFO))(*values.values(), rates.mean(1), rates, trips)
-
-
-def _labelled(label: Tensor) -> tuple[Tensor, Tensor]:
-    """Points learn at the ends where they have been; and how many ``(chains,)`` completed a round trip."""
-    hot, cold = label[:, :1], label[:, -1:]
-    turned = torch.where(hot == _FROM_COLD, torch.full_like(hot, _FROM_HOT), hot)
-    new = torch.cat([turned, label[:, 1:-1], torch.full_like(cold, _FROM_COLD)], 1)
-    return new, (cold.squeeze(1) == _FROM_HOT).long()
 
 
 def _require_synchronous(kernel: object) -> None:

@@ -30,6 +30,9 @@ def record(name: str, fields: tuple[str, ...]) -> Callable[..., Any]:
     return namedtuple(name, fields)
 
 
+FROM_COLD, FROM_HOT = 1, 2  # where points of a replica have been last
+
+
 class Replicas(Energy):
     """An energy at one inverse temperature per row of the batch, that of the block ``at`` in force.
 
@@ -284,3 +287,11 @@ def exchanged(accept: Tensor) -> Tensor:
     up = accept.long()
     here = torch.arange(accept.shape[1] + 1, device=accept.device)
     return here + torch.cat([up, none], 1) - torch.cat([none, up], 1)
+
+
+def labelled(label: Tensor) -> tuple[Tensor, Tensor]:
+    """Points learn at the ends where they have been; and how many ``(chains,)`` completed a round trip."""
+    hot, cold = label[:, :1], label[:, -1:]
+    turned = torch.where(hot == FROM_COLD, torch.full_like(hot, FROM_HOT), hot)
+    new = torch.cat([turned, label[:, 1:-1], torch.full_like(cold, FROM_COLD)], 1)
+    return new, (cold.squeeze(1) == FROM_HOT).long()
