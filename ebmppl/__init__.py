@@ -17,24 +17,48 @@ from ebmppl.kernels import (
     SwendsenWang,
     Wolff,
 )
+from ebmppl.losses import (
+    CD,
+    MLE,
+    NCE,
+    PCD,
+    ContrastiveNCE,
+    DenoisingScoreMatching,
+    ExplicitScoreMatching,
+    PseudoLikelihood,
+    RatioMatching,
+    ScoreMatching,
+    SlicedScoreMatching,
+)
 from ebmppl.partition import log_partition
 from ebmppl.sampling import MCMC
 from ebmppl.training import fit
 
 __version__ = "0.1.0"
 __all__ = [
+    "CD",
     "HMC",
     "MALA",
     "MCMC",
+    "MLE",
+    "NCE",
     "NUTS",
+    "PCD",
     "Blocks",
+    "ContrastiveNCE",
+    "DenoisingScoreMatching",
     "DiscreteLangevin",
     "Energy",
+    "ExplicitScoreMatching",
     "Gibbs",
     "GibbsWithGradients",
     "Langevin",
     "Metropolis",
     "ParallelTempering",
+    "PseudoLikelihood",
+    "RatioMatching",
+    "ScoreMatching",
+    "SlicedScoreMatching",
     "SwendsenWang",
     "Wolff",
     "as_energy",
