@@ -1,12 +1,14 @@
 """ebmppl: energy-based and score-based models on Pyro and PyTorch."""
 
-from ebmppl import energies, kernels, models, partition
+from ebmppl import energies, kernels, models, partition, score
 from ebmppl.energies import Energy, as_energy
 from ebmppl.interop import from_pyro
 from ebmppl.kernels import (
     HMC,
     MALA,
     NUTS,
+    AdaptiveFlow,
+    AnnealedLangevin,
     Blocks,
     DiscreteLangevin,
     Gibbs,
@@ -14,11 +16,13 @@ from ebmppl.kernels import (
     Langevin,
     Metropolis,
     ParallelTempering,
+    ProbabilityFlow,
+    ReverseSDE,
     SwendsenWang,
     Wolff,
 )
 from ebmppl.partition import log_partition
-from ebmppl.sampling import MCMC
+from ebmppl.sampling import MCMC, generate, transport
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,6 +30,8 @@ __all__ = [
     "MALA",
     "MCMC",
     "NUTS",
+    "AdaptiveFlow",
+    "AnnealedLangevin",
     "Blocks",
     "DiscreteLangevin",
     "Energy",
@@ -34,13 +40,18 @@ __all__ = [
     "Langevin",
     "Metropolis",
     "ParallelTempering",
+    "ProbabilityFlow",
+    "ReverseSDE",
     "SwendsenWang",
     "Wolff",
     "as_energy",
     "energies",
     "from_pyro",
+    "generate",
     "kernels",
     "log_partition",
     "models",
     "partition",
+    "score",
+    "transport",
 ]

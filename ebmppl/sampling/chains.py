@@ -226,13 +226,14 @@ class Chains:
             observe: called with the info of every tick.
         """
         self.prepare(n, values=False)
-        if self.compiled is not None and self.kernel.synchronous and observe is None and not adapt:
-            for first in range(0, n, self._most_ticks):
+        all_ticks = n * self.kernel.ticks_per_draw if self.kernel.in_step else None
+        if self.compiled is not None and all_ticks is not None and observe is None and not adapt:
+            for first in range(0, all_ticks, self._most_ticks):
                 with uninterrupted():
-                    self._run_compiled(self.compiled, min(self._most_ticks, n - first), adapt=False)
+                    self._run_compiled(self.compiled, min(self._most_ticks, all_ticks - first), adapt=False)
             return
         left = torch.full((self.num_chains,), n, device=self.device)
-        ticks = n if self.kernel.synchronous else None
+        ticks = all_ticks
         while ticks is None or ticks > 0:
             info = self._tick(adapt=adapt, active=None if ticks is not None else left > 0)
             if adapt:
