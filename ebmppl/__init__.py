@@ -23,6 +23,7 @@ from ebmppl.kernels import (
 )
 from ebmppl.partition import log_partition
 from ebmppl.sampling import MCMC, generate, transport
+from ebmppl.score import log_likelihood
 
 __version__ = "0.1.0"
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "from_pyro",
     "generate",
     "kernels",
+    "log_likelihood",
     "log_partition",
     "models",
     "partition",

@@ -33,6 +33,7 @@ class NoiseSpec(NamedTuple):
 
     kind: str  # "normal", "uniform" (in [0, 1)) or "bits" (words of 32 bits, int32)
     shape: tuple[int, ...]
+    held: int = 1  # for how many ticks numbers stay the same
 
 
 class Kernel(MCMCKernel):

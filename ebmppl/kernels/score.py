@@ -165,7 +165,8 @@ class SteppedKernel(ScoreKernel):
         super().__init__(target)
         self._steps, self._kept, self._renew = steps, steps.history.shape[1], renew
         self._noisy = bool((steps.noise != 0).any())
-        self._noisy_end = bool(steps.noise[-1] != 0)
+        # numbers that the last step does not use start the next draw
+        self._start = "normal" if self._noisy and not bool(steps.noise[-1]) else "start"
         self._ticks = len(steps.time)
 
     @property
@@ -185,7 +186,7 @@ class SteppedKernel(ScoreKernel):
 
     def identity(self) -> tuple[Any, ...]:
         """The steps are tuning, but their number and form are not."""
-        form = (self._ticks, self._kept, self._renew, self._noisy, self._noisy_end, self._steps.drift is None)
+        form = (self._ticks, self._kept, self._renew, self._noisy, self._start, self._steps.drift is None)
         return (*super().identity(), form)
 
     def init(self, x: Tensor) -> SteppedState:
@@ -206,10 +207,10 @@ class SteppedKernel(ScoreKernel):
     def noise(self) -> dict[str, NoiseSpec]:
         """Normal numbers for each step, which also start the next draw where the last step takes none; else for the start."""
         specs = {}
-        if self._noisy or self._renew:
+        if self._noisy:
             specs["normal"] = NoiseSpec("normal", self._event)
-        if self._noisy_end and self._renew:
-            specs["start"] = NoiseSpec("normal", self._event)
+        if self._renew and self._start not in specs:
+            specs[self._start] = NoiseSpec("normal", self._event, held=self._ticks)
         return specs
 
     def tick(self, state: SteppedState, tuning: SteppedTuning, noise: Noise) -> tuple[SteppedState, ScoreInfo]:
@@ -239,7 +240,7 @@ class SteppedKernel(ScoreKernel):
         info = ScoreInfo(done, 1.0 - failed.to(time.dtype), failed, time, failed_at, n_steps)
         position, step, failure = state.position, n_steps, state.failure
         if some(done):
-            start = self.start(noise["start" if self._noisy_end else "normal"]) if self._renew else state.begun
+            start = self.start(noise[self._start]) if self._renew else state.begun
             position, new = select(done, new, position), select(done, start, new)
             if self._kept:  # what is left from a score that was not finite would spoil the next draw, too
                 history = select(done, torch.zeros_like(history), history)

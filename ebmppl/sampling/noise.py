@@ -37,7 +37,7 @@ def fresh_seed() -> int:
 
 class _Drawn(NamedTuple):
     chunk: int  # which ticks: chunk * ticks ... (chunk + 1) * ticks - 1
-    rows: tuple[Tensor, ...]  # (chains, *shape) for each tick
+    rows: tuple[Tensor, ...]  # (chains, *shape) for each tick, or one for all
 
 
 class NoiseSource:
@@ -73,7 +73,8 @@ class NoiseSource:
         self._generator = torch.Generator(device)
         starts = np.random.SeedSequence([seed, STREAMS[stream]]).generate_state(len(self.specs), np.uint32)
         self._starts = dict(zip(self.specs, starts.tolist(), strict=True))
-        self.ticks = {name: _at_once(spec, device) for name, spec in self.specs.items()}  # of one draw
+        self.rows = {name: 1 if s.held > 1 else _at_once(s, device) for name, s in self.specs.items()}  # of one draw
+        self.ticks = {name: max(self.rows[name], spec.held) for name, spec in self.specs.items()}  # that use them
         self.blocks = -(-chains // BLOCK)
         self._drawn: dict[str, _Drawn] = {}
 
@@ -87,11 +88,11 @@ class NoiseSource:
         drawn = self._drawn.get(name)
         if drawn is None or drawn.chunk != chunk:
             drawn = self._drawn[name] = _Drawn(chunk, self.chunk(name, chunk).unbind(0))
-        return drawn.rows[row]
+        return drawn.rows[row if len(drawn.rows) > 1 else 0]
 
     def chunk(self, name: str, chunk: int, out: Tensor | None = None) -> Tensor:
-        """Numbers ``(ticks, chains, *shape)`` of the ticks ``chunk * ticks`` and after, written to ``out`` if given."""
-        ticks, shape = self.ticks[name], self.specs[name].shape
+        """Numbers ``(rows, chains, *shape)`` of the ticks ``chunk * ticks`` and after, written to ``out`` if given."""
+        ticks, shape = self.rows[name], self.specs[name].shape
         if out is None:
             dtype = torch.int32 if self.specs[name].kind == "bits" else self.dtype
             out = torch.empty((ticks, self.chains, *shape), dtype=dtype, device=self.device)

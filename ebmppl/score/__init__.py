@@ -1,6 +1,7 @@
 """Score models: diffusions, schedules, what a network predicts and how that becomes a score, and networks."""
 
 from ebmppl.score.base import SDE, GenericSDE, LinearSDE
+from ebmppl.score.likelihood import LogLikelihood, log_likelihood
 from ebmppl.score.networks import FourierFeatures, TimeMLP, UNet
 from ebmppl.score.parameterisations import (
     EDM,
@@ -33,6 +34,7 @@ __all__ = [
     "FourierFeatures",
     "GenericSDE",
     "LinearSDE",
+    "LogLikelihood",
     "NoisePrediction",
     "Parameterisation",
     "PreservingSDE",
@@ -46,6 +48,7 @@ __all__ = [
     "karras_sigmas",
     "karras_times",
     "linear_betas",
+    "log_likelihood",
     "log_snr_times",
     "uniform_times",
 ]

@@ -61,7 +61,7 @@ class SDE(nn.Module):
     def prior(self, event_shape: Sequence[int], like: Tensor | None = None) -> Independent:
         """The distribution N(0, prior_std^2 I) over events, at the dtype and device of ``like``."""
         like = torch.empty(0) if like is None else like
-        scale = like.new_tensor(self.prior_std).expand(*event_shape)
+        scale = like.new_full(tuple(event_shape), self.prior_std)
         return Independent(Normal(torch.zeros_like(scale), scale, validate_args=False), len(event_shape))
 
     def perturb(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
