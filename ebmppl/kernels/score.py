@@ -216,7 +216,9 @@ class SteppedKernel(ScoreKernel):
     def tick(self, state: SteppedState, tuning: SteppedTuning, noise: Noise) -> tuple[SteppedState, ScoreInfo]:
         """One step of every chain."""
         x, target = state.point, self.target
-        time, *rest = tuning.table.index_select(0, state.step).unbind(1)
+        # all chains are at the same step, so one row of the table serves them
+        time, *rest = tuning.table.index_select(0, state.step[:1]).unbind(1)
+        time = time.expand(len(x))
         point, by_score, by_noise, *rest = (over(c, x) for c in rest)
         by_history, rest = rest[: self._kept], rest[self._kept :]
         score = target.fn(x, time)

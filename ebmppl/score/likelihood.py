@@ -100,22 +100,26 @@ def log_likelihood(
         >>> found.value
         tensor([-1.8379])
     """
-    _check(score, sde, x, t_min, probes)
-    require(0 < rtol < math.inf and 0 < atol < math.inf, "rtol > 0 and atol > 0", (rtol, atol))
+    _check(score, sde, x, (rtol, atol), t_min, probes)
     with _evaluating(score), torch.no_grad():
         same_shape(score(x, x.new_full((len(x),), t_min)), x)
         end, integrals, failed_at, rows = _flow(score, sde, x.detach(), (rtol, atol), t_min, probes, seed)
     prior = sde.prior(x.shape[1:], like=x).log_prob(end) if log_prior is None else log_prior(end)
-    divergence = integrals.mean(1)
-    error = torch.zeros_like(divergence)
-    if probes is not None:
-        error = integrals.std(1) / math.sqrt(probes) if probes > 1 else torch.full_like(divergence, math.nan)
     _report(failed_at)
+    divergence, error = integrals.mean(1), _standard_error(integrals, probes)
     value = torch.where(failed_at == 0, prior + divergence, math.nan)
     return LogLikelihood(value, error, end, divergence, failed_at, rows)
 
 
-def _check(score: object, sde: object, x: Tensor, t_min: float, probes: int | None) -> None:
+def _standard_error(estimates: Tensor, probes: int | None) -> Tensor:
+    if probes is None:
+        return torch.zeros_like(estimates[:, 0])
+    return estimates.std(1) / math.sqrt(probes) if probes > 1 else torch.full_like(estimates[:, 0], math.nan)
+
+
+def _check(
+    score: object, sde: object, x: Tensor, tolerances: tuple[float, float], t_min: float, probes: int | None
+) -> None:
     require(callable(score), "a score (x, t) -> tensor", type(score).__name__)
     require(isinstance(sde, SDE), "an SDE", type(sde).__name__)
     assert isinstance(sde, SDE)
@@ -123,6 +127,7 @@ def _check(score: object, sde: object, x: Tensor, t_min: float, probes: int | No
     require(
         good, "floating point points (batch, *event)", tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
     )
+    require(all(0 < tol < math.inf for tol in tolerances), "rtol > 0 and atol > 0", tolerances)
     require(0 < t_min < sde.t_max, f"t_min in (0, {sde.t_max:g})", t_min)
     require(probes is None or probes >= 1, "at least 1 probe, or None", probes)
 
