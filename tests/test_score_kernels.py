@@ -462,6 +462,24 @@ def test_under_our_mcmc_and_pyros(name: str) -> None:
         assert theirs.get_samples()["x"].shape == (4, 1, 3, 2)
 
 
+@pytest.mark.parametrize("name", ["reverse", "reverse, heun", "adaptive"])
+def test_a_continued_run_equals_an_uninterrupted_one(name: str, tmp_path: Path) -> None:
+    network = Small()
+
+    def run(n: int) -> eb.MCMC:
+        mcmc = eb.MCMC(MADE[name](network), n, 0, num_chains=5, seed=0, thinning=2, disable_progbar=True)
+        mcmc.run()
+        return mcmc
+
+    first, whole = run(2), run(5)
+    first.save(tmp_path / "run")
+    again = eb.MCMC.load(tmp_path / "run", MADE[name](network))
+    again.run(num_samples=3)
+    assert torch.equal(again.get_samples()["x"], whole.get_samples()["x"])
+    per_draw = whole.kernel.ticks_per_draw
+    assert not whole.kernel.in_step or whole.now.tick == 10 * per_draw  # no tick too many
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", MADE)
 def test_compiled_draws_equal_eager_ones(name: str) -> None:
