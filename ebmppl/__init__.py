@@ -1,12 +1,14 @@
 """ebmppl: energy-based and score-based models on Pyro and PyTorch."""
 
-from ebmppl import energies, kernels, losses, models, partition, training
+from ebmppl import energies, kernels, losses, models, partition, score, training
 from ebmppl.energies import Energy, as_energy
 from ebmppl.interop import from_pyro
 from ebmppl.kernels import (
     HMC,
     MALA,
     NUTS,
+    AdaptiveFlow,
+    AnnealedLangevin,
     Blocks,
     DiscreteLangevin,
     Gibbs,
@@ -14,6 +16,8 @@ from ebmppl.kernels import (
     Langevin,
     Metropolis,
     ParallelTempering,
+    ProbabilityFlow,
+    ReverseSDE,
     SwendsenWang,
     Wolff,
 )
@@ -31,7 +35,8 @@ from ebmppl.losses import (
     SlicedScoreMatching,
 )
 from ebmppl.partition import log_partition
-from ebmppl.sampling import MCMC
+from ebmppl.sampling import MCMC, generate, transport
+from ebmppl.score import log_likelihood
 from ebmppl.training import fit
 
 __version__ = "0.1.0"
@@ -44,6 +49,8 @@ __all__ = [
     "NCE",
     "NUTS",
     "PCD",
+    "AdaptiveFlow",
+    "AnnealedLangevin",
     "Blocks",
     "ContrastiveNCE",
     "DenoisingScoreMatching",
@@ -55,8 +62,10 @@ __all__ = [
     "Langevin",
     "Metropolis",
     "ParallelTempering",
+    "ProbabilityFlow",
     "PseudoLikelihood",
     "RatioMatching",
+    "ReverseSDE",
     "ScoreMatching",
     "SlicedScoreMatching",
     "SwendsenWang",
@@ -65,10 +74,14 @@ __all__ = [
     "energies",
     "fit",
     "from_pyro",
+    "generate",
     "kernels",
+    "log_likelihood",
     "log_partition",
     "losses",
     "models",
     "partition",
+    "score",
     "training",
+    "transport",
 ]

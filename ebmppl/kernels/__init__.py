@@ -5,6 +5,8 @@ To add a kernel: one file with its State, Info and final class (``init``, ``init
 adaptation are shared parts: ``accept.py``, ``integrators.py``, ``adaptation.py``.
 """
 
+from ebmppl.kernels.adaptive_flow import AdaptiveFlow
+from ebmppl.kernels.annealed_langevin import AnnealedLangevin
 from ebmppl.kernels.base import GradientKernel, Kernel, NoiseSpec
 from ebmppl.kernels.blocks import Blocks
 from ebmppl.kernels.discrete import DiscreteKernel
@@ -17,6 +19,8 @@ from ebmppl.kernels.mala import MALA
 from ebmppl.kernels.metropolis import Metropolis
 from ebmppl.kernels.nuts import NUTS
 from ebmppl.kernels.parallel_tempering import ParallelTempering
+from ebmppl.kernels.probability_flow import ProbabilityFlow
+from ebmppl.kernels.reverse_sde import ReverseSDE
 from ebmppl.kernels.swendsen_wang import SwendsenWang
 from ebmppl.kernels.wolff import Wolff
 
@@ -24,6 +28,8 @@ __all__ = [
     "HMC",
     "MALA",
     "NUTS",
+    "AdaptiveFlow",
+    "AnnealedLangevin",
     "Blocks",
     "DiscreteKernel",
     "DiscreteLangevin",
@@ -35,6 +41,8 @@ __all__ = [
     "Metropolis",
     "NoiseSpec",
     "ParallelTempering",
+    "ProbabilityFlow",
+    "ReverseSDE",
     "SwendsenWang",
     "Wolff",
 ]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import operator
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-import numpy as np
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
@@ -16,6 +13,9 @@ from torch import Tensor
 from ebmppl.energies.base import Energy
 from ebmppl.energies.fingerprint import fingerprint
 from ebmppl.energies.unconstrained import unconstrained
+from ebmppl.kernels.arguments import positive as positive
+from ebmppl.kernels.arguments import require as require
+from ebmppl.kernels.arguments import whole as whole
 from ebmppl.kernels.gradients import Gradient
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class NoiseSpec(NamedTuple):
 
     kind: str  # "normal", "uniform" (in [0, 1)) or "bits" (words of 32 bits, int32)
     shape: tuple[int, ...]
+    held: int = 1  # for how many ticks numbers stay the same
 
 
 class Kernel(MCMCKernel):
@@ -49,6 +50,7 @@ class Kernel(MCMCKernel):
         scratch: fields of the state that a tick writes into, where nothing that was there will be read again.
         proportional: fields of the state, where it has them, that double when the energy does.
         step_size_by_chain: whether ``step_size`` in the tuning may be ``(chains,)``, one for each chain.
+        independent: whether a chain's draws don't depend on those before.
     """
 
     calls_per_tick: ClassVar[int] = 1
@@ -57,6 +59,7 @@ class Kernel(MCMCKernel):
     scratch: ClassVar[tuple[str, ...]] = ()
     proportional: ClassVar[tuple[str, ...]] = ("energy", "grad")
     step_size_by_chain: ClassVar[bool] = False
+    independent: ClassVar[bool] = False
 
     energy: Energy
     target: Energy
@@ -118,6 +121,11 @@ class Kernel(MCMCKernel):
         """About how many, to decide whether compiling pays; nothing else depends on it."""
         return 1
 
+    @property
+    def in_step(self) -> bool:
+        """Whether all chains finish a draw together, after exactly ``ticks_per_draw`` ticks."""
+        return self.synchronous
+
     def untraced(self, x: Tensor) -> str | None:
         """Why ticks of chains at such points can't be traced after ``prepare``; None where they can, as far as is known."""
         return None
@@ -154,12 +162,13 @@ class Kernel(MCMCKernel):
 
     @property
     def initial_params(self) -> dict[str, Tensor]:
-        """Unconstrained initial values by site; drawn uniformly from (-2, 2) for one chain unless they were set."""
+        """Unconstrained initial values by site; drawn for one chain, as ``MCMC`` draws them, unless they were set."""
         if self._initial_params is None:
-            from ebmppl.sampling.initial import Uniform, starting_points
+            from ebmppl.sampling.initial import as_start, starting_points
 
             seed = int(torch.randint(2**31, ()))  # Pyro's users seed the global generator
-            self._initial_params = self.target.unpack(starting_points(self.target, Uniform(), 1, seed).points[0])
+            start = as_start(self.target, None, 1)
+            self._initial_params = self.target.unpack(starting_points(self.target, start, 1, seed).points[0])
         return self._initial_params
 
     @initial_params.setter
@@ -228,26 +237,3 @@ class GradientKernel(Kernel):
         """The chains' last draws ``(chains, *event)``."""
         x: Tensor = state.position
         return x.view(len(x), *self.target.event_shape)
-
-
-def whole(name: str, value: Any, least: int) -> int:
-    """A count as an int of Python's (NumPy's are taken); raise ``ValueError`` for anything else."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = least - 1
-    require(number >= least and not isinstance(value, bool), f"a whole {name} >= {least}", repr(value))
-    return number
-
-
-def positive(name: str, value: Any) -> float:
-    """A finite number > 0; raise ``ValueError`` for anything else."""
-    number = float(value) if isinstance(value, (int, float, np.number, Tensor)) else math.nan
-    require(0 < number < math.inf, f"a finite {name} > 0", repr(value))
-    return number
-
-
-def require(condition: bool, wanted: str, got: object) -> None:  # noqa: FBT001
-    """Raise ``ValueError`` with what was wanted and what came."""
-    if not condition:
-        raise ValueError(f"expected {wanted}, got {got}")

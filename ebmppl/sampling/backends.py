@@ -93,7 +93,7 @@ class Compiled:
         record: bool = True,
     ) -> None:
         self._least_nodes = least_nodes
-        self.noise, self.program = noise, Program(kernel, adaptation, noise.held)
+        self.noise, self.program = noise, Program(kernel, adaptation, noise.held_rows)
         self.first = self.program.first(state, tuning, averaging)
         self.chunks = [noise.fill(name, 0) for name in noise.specs]
         self._chunk = dict.fromkeys(noise.specs, 0)

@@ -146,10 +146,11 @@ class Chains:
         require(self.record, "chains that record their ticks", "record=False")
         if self.now.counts is None:
             self.now = self.now._replace(counts=draws.counts(self.device))
+        per_draw = self.kernel.ticks_per_draw if self.kernel.in_step else 1  # at most one draw a tick
 
         def ticks(counts: Counts) -> int:
-            # no chain finishes more than one draw in a tick
-            return min(self._most_ticks, num_samples * draws.thinning - int(counts.finished.min()))
+            left = per_draw * (num_samples * draws.thinning - int(counts.finished.min())) - self.now.tick % per_draw
+            return min(self._most_ticks, left)
 
         self.prepare(num_samples * draws.thinning - int(self._counts().finished.min()))
         draws.reserve(num_samples)
@@ -215,13 +216,13 @@ class Chains:
             observe: called with the info of every tick.
         """
         self.prepare(n, values=False)
-        if self.compiled is not None and self.kernel.synchronous and observe is None and not adapt:
-            for first in range(0, n, self._most_ticks):
+        ticks = n * self.kernel.ticks_per_draw if self.kernel.in_step else None
+        if self.compiled is not None and ticks is not None and observe is None and not adapt:
+            for first in range(0, ticks, self._most_ticks):
                 with uninterrupted():
-                    self._run_compiled(self.compiled, min(self._most_ticks, n - first), adapt=False)
+                    self._run_compiled(self.compiled, min(self._most_ticks, ticks - first), adapt=False)
             return
         left = torch.full((self.num_chains,), n, device=self.device)
-        ticks = n if self.kernel.synchronous else None
         while ticks is None or ticks > 0:
             info = self._tick(adapt=adapt, active=None if ticks is not None else left > 0)
             if adapt:

@@ -15,6 +15,7 @@ from ebmppl.energies.discrete import Levels, discrete, levels_of
 from ebmppl.energies.supports import is_discrete, require_inside
 from ebmppl.errors import EnergyError
 from ebmppl.kernels.base import NoiseSpec, require
+from ebmppl.kernels.score import ScoreTarget
 from ebmppl.sampling.noise import NoiseSource
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,18 @@ class FromData(NamedTuple):
         return draw
 
 
+class FromPrior(NamedTuple):
+    """Draws of a score model's prior N(0, prior_std^2 I), at the dtype and device of its parameters and buffers."""
+
+    def sampler(self, target: Energy, chains: int, seed: int) -> Callable[[int], Tensor]:
+        """See ``Start``."""
+        require(isinstance(target, ScoreTarget), "a score model, which has a prior", type(target).__name__)
+        assert isinstance(target, ScoreTarget)
+        std, specs = target.prior_std, {"point": NoiseSpec("normal", tuple(target.event_shape))}
+        source = NoiseSource(specs, chains, seed, *dtype_and_device(target), "initial")
+        return lambda attempt: std * source.row(attempt)["point"]
+
+
 def _uniform_levels(target: Energy, chains: int, seed: int) -> Callable[[int], Tensor]:
     """Any level of every coordinate, at the smallest integers that hold them."""
     dtype, device = dtype_and_device(target)
@@ -159,6 +172,8 @@ def starting_points(target: Energy, start: Tensor | Start, chains: int, seed: in
         EnergyError: when the energy breaks its contract, or some chains found no finite point.
     """
     attempts = torch.ones(chains, dtype=torch.int64)
+    if isinstance(target, ScoreTarget):  # has no energy; the kernel looks at its score
+        return Started(start if isinstance(start, Tensor) else start.sampler(target, chains, seed)(0), attempts)
     if isinstance(start, Tensor):
         check_energy(target, start, gradient=not discrete(target))
         return Started(start, attempts)
@@ -205,7 +220,7 @@ def as_start(target: Energy, given: Tensor | Mapping[str, Tensor] | Start | None
         ValueError: for anything else, and as ``given_points``.
     """
     if given is None:
-        return Uniform()
+        return FromPrior() if isinstance(target, ScoreTarget) else Uniform()
     if isinstance(given, (Tensor, Mapping)):
         return given_points(target, given, chains)
     if not hasattr(given, "sampler"):

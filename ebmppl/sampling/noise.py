@@ -38,7 +38,7 @@ def fresh_seed() -> int:
 
 class _Drawn(NamedTuple):
     chunk: int  # which ticks: chunk * ticks ... (chunk + 1) * ticks - 1
-    rows: tuple[Tensor, ...]  # (chains, *shape) for each tick
+    rows: tuple[Tensor, ...]  # (chains, *shape) for each tick, or one for all
 
 
 class NoiseSource:
@@ -74,9 +74,12 @@ class NoiseSource:
         self._generator = torch.Generator(device)
         starts = np.random.SeedSequence([seed, STREAMS[stream]]).generate_state(len(self.specs), np.uint32)
         self._starts = dict(zip(self.specs, starts.tolist(), strict=True))
-        self.ticks = {name: _at_once(spec, device) for name, spec in self.specs.items()}  # of one draw
+        self.rows = {name: 1 if s.held > 1 else _at_once(s, device) for name, s in self.specs.items()}  # of one draw
+        self.ticks = {name: max(self.rows[name], spec.held) for name, spec in self.specs.items()}  # that use them
         self.blocks = -(-chains // BLOCK)
-        self.held = {name: ticks * self._draws(name) for name, ticks in self.ticks.items()}  # ticks of one ``fill``
+        draws = {name: self._draws(name) for name in self.specs}  # of one ``fill``
+        self.held = {name: draws[name] * ticks for name, ticks in self.ticks.items()}  # ticks that it is for
+        self.held_rows = {name: draws[name] * rows for name, rows in self.rows.items()}
         self._drawn: dict[str, _Drawn] = {}
 
     def row(self, tick: int) -> Mapping[str, Tensor]:
@@ -89,31 +92,31 @@ class NoiseSource:
         drawn = self._drawn.get(name)
         if drawn is None or drawn.chunk != chunk:
             drawn = self._drawn[name] = _Drawn(chunk, self.chunk(name, chunk).unbind(0))
-        return drawn.rows[row]
+        return drawn.rows[row if len(drawn.rows) > 1 else 0]
 
     def fill(self, name: str, number: int, out: Tensor | None = None) -> Tensor:
-        """Numbers of the ticks ``number * held`` and after, ``held`` rows of several draws, in ``out`` if given."""
-        out = self._room(name, self.held[name]) if out is None else out
-        parts = out.split(self.ticks[name])
+        """Numbers of the ticks ``number * held`` and after, ``held_rows`` of several draws, in ``out`` if given."""
+        out = self._room(name, self.held_rows[name]) if out is None else out
+        parts = out.split(self.rows[name])
         for chunk, part in enumerate(parts, number * len(parts)):
             self.chunk(name, chunk, part)
         return out
 
-    def _room(self, name: str, ticks: int) -> Tensor:
-        """For the numbers of so many ticks."""
-        kind, shape = self.specs[name]
-        dtype = torch.int32 if kind == "bits" else self.dtype
-        return torch.empty((ticks, self.chains, *shape), dtype=dtype, device=self.device)
+    def _room(self, name: str, rows: int) -> Tensor:
+        """For so many rows of numbers."""
+        spec = self.specs[name]
+        dtype = torch.int32 if spec.kind == "bits" else self.dtype
+        return torch.empty((rows, self.chains, *spec.shape), dtype=dtype, device=self.device)
 
     def _draws(self, name: str) -> int:
         """How many draws a compiled run has at hand: it stops to fetch the next ones."""
-        numbers = self.ticks[name] * self.chains * max(1, torch.Size(self.specs[name].shape).numel())
-        on_cpu = self.device.type == "cpu"
-        return max(1, min(_MOST_TICKS // self.ticks[name], _HELD // numbers)) if on_cpu else 1
+        numbers = self.rows[name] * self.chains * max(1, torch.Size(self.specs[name].shape).numel())
+        several = self.device.type == "cpu" and self.specs[name].held == 1
+        return max(1, min(_MOST_TICKS // self.rows[name], _HELD // numbers)) if several else 1
 
     def chunk(self, name: str, chunk: int, out: Tensor | None = None) -> Tensor:
-        """Numbers ``(ticks, chains, *shape)`` of the ticks ``chunk * ticks`` and after, written to ``out`` if given."""
-        ticks = self.ticks[name]
+        """Numbers ``(rows, chains, *shape)`` of the ticks ``chunk * ticks`` and after, written to ``out`` if given."""
+        ticks = self.rows[name]
         whole = self._room(name, ticks) if out is None else out
         # a block's numbers need a contiguous place
         if self.blocks == 1:

@@ -71,7 +71,7 @@ class Program:
     Args:
         kernel: the kernel, its gradient traced.
         adaptation: what warm-up adapts.
-        ticks: by name of the noise, how many ticks a chunk holds.
+        ticks: by name of the noise, how many rows a chunk holds.
     """
 
     def __init__(self, kernel: Kernel, adaptation: Adaptation | None, ticks: Mapping[str, int]) -> None:

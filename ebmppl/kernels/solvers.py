@@ -1,0 +1,207 @@
+"""Steps of the solvers of reverse SDE and probability flow, one dict of ``Steps``' columns for each network call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ebmppl.kernels.base import require
+from ebmppl.score.base import SDE, LinearSDE
+from ebmppl.score.schedules import require_decreasing
+
+Row = dict[str, float]
+Rows = list[Row]
+
+
+def grid(sde: SDE, times: Callable[[SDE, int, float], Tensor], num_steps: int, t_min: float) -> list[float]:
+    """Times from T down to t_min by a user's function, looked at."""
+    require(isinstance(sde, SDE), "an SDE", type(sde).__name__)
+    require(callable(times), "times as a function of SDE, num_steps and t_min", type(times).__name__)
+    require(isinstance(t_min, (int, float)) and 0 < t_min < sde.t_max, f"t_min in (0, {sde.t_max:g})", t_min)
+    at = times(sde, num_steps, t_min)
+    require_decreasing("times", at)
+    require(len(at) == num_steps + 1, f"{num_steps + 1} times", len(at))
+    sde.require_times(at)
+    return [float(t) for t in at]
+
+
+class _Level(NamedTuple):
+    """The marginal at one time."""
+
+    time: float
+    mean: float
+    std: float
+
+    @property
+    def ratio(self) -> float:
+        return self.std / self.mean
+
+
+def _level(sde: SDE, time: float) -> _Level:
+    mean, std = sde.marginal(torch.tensor(time, dtype=torch.float64))
+    return _Level(time, float(mean), float(std))
+
+
+def linear(sde: SDE) -> LinearSDE:
+    """The SDE, or ``ValueError`` where it isn't linear."""
+    require(isinstance(sde, LinearSDE), "a linear SDE (VE, VP, SubVP, ...) for this method", type(sde).__name__)
+    assert isinstance(sde, LinearSDE)
+    return sde
+
+
+def _rates(sde: SDE, time: float) -> tuple[float, float]:
+    """The drift's coefficient (0 for an SDE that isn't linear, whose drift comes apart) and g."""
+    t = torch.tensor(time, dtype=torch.float64)
+    f = float(sde.drift_coefficient(t)) if isinstance(sde, LinearSDE) else 0.0
+    return f, float(sde.diffusion(t))
+
+
+def _velocity(sde: SDE, time: float, share: float) -> Row:
+    """V = f(x, t) - share g^2 s as a row's coefficients of x and s, or of v itself."""
+    f, g = _rates(sde, time)
+    if isinstance(sde, LinearSDE):
+        return {"point": f, "score": -share * g * g}
+    return {"point": 0.0, "score": 1.0, "drift": -share * g * g}
+
+
+def _moved(velocity: Row, by: float) -> Row:
+    """The row x + by v."""
+    return {**velocity, "point": 1 + by * velocity["point"], "score": by * velocity["score"]}
+
+
+def euler(sde: SDE, at: list[float], *, share: float, noisy: bool) -> Rows:
+    """Euler in t; share 1 with noise is Euler-Maruyama, 1/2 without is the probability flow's."""
+    rows = []
+    for t, end in zip(at[:-1], at[1:], strict=True):
+        row = _moved(_velocity(sde, t, share), end - t)
+        noise = _rates(sde, t)[1] * math.sqrt(abs(t - end)) if noisy else 0.0
+        rows.append({"time": t, **row, "noise": noise})
+    return rows
+
+
+def heun(sde: SDE, at: list[float], *, share: float, noisy: bool) -> Rows:
+    """Heun in t, two rows a step: x~ = x + h v + G z, keeping v; then x' = x~ + h (v~ - v) / 2."""
+    rows = []
+    for t, end in zip(at[:-1], at[1:], strict=True):
+        v, h = _velocity(sde, t, share), end - t
+        g = 0.5 * (_rates(sde, t)[1] + _rates(sde, end)[1])
+        noise = g * math.sqrt(abs(h)) if noisy else 0.0
+        rows.append({"time": t, **_moved(v, h), "noise": noise, "kept_point": v["point"], "kept_score": v["score"]})
+        rows.append({"time": end, **_moved(_velocity(sde, end, share), 0.5 * h), "q1": -0.5 * h})
+    return rows
+
+
+def ancestral(sde: SDE, at: list[float]) -> Rows:
+    """Draws of x(t - h) given x(t) and the denoised point; its means are x' = a'/a x + a'/a (std^2 - (a/a')^2 std'^2) s."""
+    rows = []
+    for t, end in zip(at[:-1], at[1:], strict=True):
+        old, new = _level(linear(sde), t), _level(sde, end)
+        ratio = old.mean / new.mean
+        gained = old.std**2 - (ratio * new.std) ** 2
+        noise = math.sqrt(gained) * new.std / old.std
+        rows.append({"time": t, "point": 1 / ratio, "score": gained / ratio, "noise": noise})
+    return rows
+
+
+def corrected(sde: SDE, rows: Rows, at: list[float], snr: float, corrector_steps: int) -> Rows:
+    """Langevin steps after each row, at its end. The last row's noise decides whether the last of them has any."""
+    both = []
+    for row, end in zip(rows, at[1:], strict=True):
+        size = 2 * (snr * _level(sde, end).std) ** 2
+        step = {"time": end, "point": 1.0, "score": size, "noise": math.sqrt(2 * size)}
+        both += [row, *(dict(step) for _ in range(corrector_steps))]
+    if rows[-1]["noise"] == 0:
+        both = both[: len(both) - corrector_steps]  # of a mean there is nothing to correct
+    return both
+
+
+def denoised(sde: SDE, time: float) -> Row:
+    """The mean of x(0) given x(t) (Tweedie): (x + std^2 s) / a."""
+    level = _level(linear(sde), time)
+    return {"time": time, "point": 1 / level.mean, "score": level.std**2 / level.mean}
+
+
+def ddim(sde: LinearSDE, at: list[float]) -> Rows:
+    """Euler in x / a over noise-to-signal r: x' = a' (x / a + (r - r') std s), which is DDIM."""
+    rows = []
+    for t, end in zip(at[:-1], at[1:], strict=True):
+        old, new = _level(sde, t), _level(sde, end)
+        by_score = new.mean * old.std * (old.ratio - new.ratio)
+        rows.append({"time": t, "point": new.mean / old.mean, "score": by_score, "kept_score": -old.std})
+    return rows
+
+
+def ddim_heun(sde: LinearSDE, at: list[float]) -> Rows:
+    """Heun in x / a over noise-to-signal r (Karras et al. 2022), two rows a step; the first keeps -std s."""
+    rows = []
+    for row, t, end in zip(ddim(sde, at), at[:-1], at[1:], strict=True):
+        old, new = _level(sde, t), _level(sde, end)
+        half = 0.5 * new.mean * (new.ratio - old.ratio)
+        rows += [row, {"time": end, "point": 1.0, "score": -half * new.std, "q1": -half}]
+    return rows
+
+
+def _data_row(level: _Level, point: float, weights: list[float]) -> Row:
+    """The row point x + weights[0] D + weights[1] q1 + ..., keeping D = (x + std^2 s) / a, the denoised point."""
+    kept_point, kept_score = 1 / level.mean, level.std**2 / level.mean
+    row = {"time": level.time, "point": point + weights[0] * kept_point, "score": weights[0] * kept_score}
+    history = {f"q{j}": w for j, w in enumerate(weights) if j}
+    return {**row, **history, "kept_point": kept_point, "kept_score": kept_score}
+
+
+def _log_snr_step(old: _Level, new: _Level) -> float:
+    """The step in lambda = log(a / std)."""
+    return math.log(old.ratio / new.ratio)
+
+
+def dpm_solver_2m(sde: LinearSDE, at: list[float]) -> Rows:
+    """DPM-Solver++(2M) (Lu et al. 2022): x' = std'/std x + a' (1 - e^-h) (D + (D - D_before) h / (2 h_before))."""
+    levels = [_level(sde, t) for t in at]
+    rows, before = [], None
+    for old, new in zip(levels[:-1], levels[1:], strict=True):
+        h = _log_snr_step(old, new)
+        weight = -new.mean * math.expm1(-h)
+        change = 0.0 if before is None else 0.5 * h / before
+        rows.append(_data_row(old, new.std / old.std, [weight * (1 + change), -weight * change]))
+        before = h
+    return rows
+
+
+def dpm_solver_3m(sde: LinearSDE, at: list[float]) -> Rows:
+    """DPM-Solver++ with three points: the denoised point as a parabola in lambda, integrated exactly, so of order 3.
+
+    The first step takes two calls (DPM-Solver++(2S) with its middle), as a first step of order 1 would leave order 2.
+    """
+    levels = [_level(sde, t) for t in at]
+    old, new = levels[:2]
+    h = _log_snr_step(old, new)
+    middle = _level(sde, float(sde.time_of(torch.tensor([math.sqrt(old.ratio * new.ratio)], dtype=torch.float64))))
+    half = middle.mean * math.expm1(-0.5 * h)
+    rows = [
+        _data_row(old, middle.std / old.std, [-half, 0.0, 0.0]),
+        _data_row(middle, new.std / middle.std, [-new.mean * math.expm1(-h), new.std / middle.std * half, 0.0]),
+    ]
+    nodes = [middle, old]
+    for old, new in zip(levels[1:-1], levels[2:], strict=True):
+        h = _log_snr_step(old, new)
+        places = [-_log_snr_step(node, old) / h for node in nodes]
+        weights = [new.mean * w for w in _parabola_weights(h, *places)]
+        rows.append(_data_row(old, new.std / old.std, weights))
+        nodes = [old, nodes[0]]
+    return rows
+
+
+def _parabola_weights(h: float, b: float, c: float) -> list[float]:
+    """Weights of values at 0, b, c in the integral of h e^(-(1 - u) h) times their parabola over u in (0, 1)."""
+    zeroth = -math.expm1(-h)
+    first = 1 - zeroth / h
+    second = 1 - 2 * first / h
+    return [
+        (second - (b + c) * first + b * c * zeroth) / (b * c),
+        (second - c * first) / (b * (b - c)),
+        (second - b * first) / (c * (c - b)),
+    ]

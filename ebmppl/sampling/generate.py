@@ -1,0 +1,102 @@
+"""Independent draws of a kernel that gives such, in batches that fit the memory."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from ebmppl.errors import SamplingWarning
+from ebmppl.kernels.base import Kernel, require, whole
+from ebmppl.sampling.chains import Chains
+from ebmppl.sampling.choice import require_backend
+from ebmppl.sampling.initial import as_start, given_points, starting_points
+from ebmppl.sampling.noise import fresh_seed
+
+_NUMBERS = 1 << 20  # of the points of a batch; a network makes some hundred times as many
+
+
+def generate(
+    kernel: Kernel, n: int, *, seed: int | None = None, batch_size: int | None = None, backend: str = "auto"
+) -> Tensor:
+    """Independent draws of a kernel that gives such: ``ReverseSDE``, ``ProbabilityFlow``, ``AnnealedLangevin`` ...
+
+    Chains, at most ``batch_size`` of them, each make as many draws one after another as are needed.
+
+    Args:
+        kernel: the kernel.
+        n: how many draws, >= 1.
+        seed: of the random numbers; a fresh one when None.
+        batch_size: most chains at a time, >= 1; about a million numbers when None.
+        backend: "auto", "eager", "inductor" or "cudagraph".
+
+    Returns:
+        Draws ``(n, *event)`` at the dtype and device of the score's parameters (else torch's defaults).
+
+    Raises:
+        ValueError: for a kernel whose draws depend on one another, or numbers outside these ranges.
+
+    Warns:
+        SamplingWarning: where draws failed, with their chains and the time.
+    """
+    got = repr(kernel) if isinstance(kernel, Kernel) else type(kernel).__name__
+    require(isinstance(kernel, Kernel) and kernel.independent, "a kernel that gives independent draws", got)
+    require_backend(backend)
+    n, event = whole("n", n, 1), kernel.target.event_shape
+    most = max(1, _NUMBERS // event.numel()) if batch_size is None else whole("batch_size", batch_size, 1)
+    rounds = -(-n // most)
+    chains = -(-n // rounds)
+    seed = fresh_seed() if seed is None else whole("seed", seed, 0)
+    start = starting_points(kernel.target, as_start(kernel.target, None, chains), chains, seed).points
+    return _draw(Chains(kernel, start, seed, backend, record=False), rounds, n)
+
+
+def transport(kernel: Kernel, x: Tensor, *, seed: int | None = None, backend: str = "auto") -> Tensor:
+    """Carry given points along: one draw ``(chains, *event)`` of chains that begin at points ``(chains, *event)``.
+
+    With ``ProbabilityFlow(..., forward=True)`` that encodes data, without it decodes noise.
+
+    Raises:
+        ValueError: as ``generate``, and for points of another shape.
+
+    Warns:
+        SamplingWarning: as ``generate``.
+    """
+    got = repr(kernel) if isinstance(kernel, Kernel) else type(kernel).__name__
+    require(isinstance(kernel, Kernel) and kernel.independent, "a kernel that gives independent draws", got)
+    require_backend(backend)
+    shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+    batch = isinstance(x, Tensor) and x.dim() == len(kernel.target.event_shape) + 1 and len(x) > 0
+    require(batch, f"points of shape (chains, {', '.join(map(str, kernel.target.event_shape))})", shape)
+    x = given_points(kernel.target, x, len(x))
+    seed = fresh_seed() if seed is None else whole("seed", seed, 0)
+    return _draw(Chains(kernel, x, seed, backend, record=False), 1, len(x))
+
+
+def _draw(chains: Chains, rounds: int, n: int) -> Tensor:
+    if rounds > 1:
+        chains.prepare(rounds - 1, values=False)
+    draws, failures = [], []
+    for _ in range(rounds):
+        chains.advance(1)
+        draws.append(chains.position().clone())
+        failures.append(chains.now.state.failure.clone())
+    _report(torch.cat(failures)[:n])
+    return torch.cat(draws)[:n]
+
+
+def _report(failure: Tensor) -> None:
+    """Warn where draws failed: how many, which ones, and when."""
+    which = failure.nonzero().squeeze(1).tolist()
+    if not which:
+        return
+    shown = ", ".join(map(str, which[:10])) + (", ..." if len(which) > 10 else "")
+    times = failure[failure != 0]
+    warnings.warn(
+        f"{len(which)} of {len(failure)} draws failed, at t from {float(times.max()):.6g} to {float(times.min()):.6g}: the "
+        "score was not finite there, or the tolerance could not be met; they are left as they were. "
+        f"Rows: {shown}",
+        SamplingWarning,
+        stacklevel=4,
+    )

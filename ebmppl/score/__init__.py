@@ -1,0 +1,54 @@
+"""Score models: diffusions, schedules, what a network predicts and how that becomes a score, and networks."""
+
+from ebmppl.score.base import SDE, GenericSDE, LinearSDE
+from ebmppl.score.likelihood import LogLikelihood, log_likelihood
+from ebmppl.score.networks import FourierFeatures, TimeMLP, UNet
+from ebmppl.score.parameterisations import (
+    EDM,
+    DataPrediction,
+    EnergyGradient,
+    NoisePrediction,
+    Parameterisation,
+    ScorePrediction,
+    VelocityPrediction,
+)
+from ebmppl.score.schedules import (
+    cosine_betas,
+    geometric_sigmas,
+    karras_sigmas,
+    karras_times,
+    linear_betas,
+    log_snr_times,
+    uniform_times,
+)
+from ebmppl.score.sde import VE, VP, CosineVP, PreservingSDE, SubVP
+
+__all__ = [
+    "EDM",
+    "SDE",
+    "VE",
+    "VP",
+    "CosineVP",
+    "DataPrediction",
+    "EnergyGradient",
+    "FourierFeatures",
+    "GenericSDE",
+    "LinearSDE",
+    "LogLikelihood",
+    "NoisePrediction",
+    "Parameterisation",
+    "PreservingSDE",
+    "ScorePrediction",
+    "SubVP",
+    "TimeMLP",
+    "UNet",
+    "VelocityPrediction",
+    "cosine_betas",
+    "geometric_sigmas",
+    "karras_sigmas",
+    "karras_times",
+    "linear_betas",
+    "log_likelihood",
+    "log_snr_times",
+    "uniform_times",
+]

@@ -1,0 +1,165 @@
+"""The contract of a diffusion, and a user's own one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Independent, Normal
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+Marginal = tuple[Tensor, Tensor]
+_HALVINGS = 80  # of an interval in float64, to its last bit
+
+
+def require(condition: bool, wanted: str, got: object) -> None:  # noqa: FBT001
+    """Raise ``ValueError`` with what was wanted and what came."""
+    if not condition:
+        raise ValueError(f"expected {wanted}, got {got}")
+
+
+def over(t: Tensor, x: Tensor) -> Tensor:
+    """A number for each point, ``(*batch)``, with axes for the events of x ``(*batch, *event)``."""
+    return t.reshape(*t.shape, *[1] * (x.dim() - t.dim())) if t.dim() else t
+
+
+class SDE(nn.Module):
+    r"""Abstract diffusion :math:`dx = f(x, t)\,dt + g(t)\,dw` for t from 0 (data) to ``t_max`` (noise).
+
+    Times are tensors, of shape ``(*batch)`` for points ``(*batch, *event)``, or a scalar for all.
+
+    Attributes:
+        t_max: T, the last time.
+        prior_std: standard deviation of the prior N(0, prior_std^2 I), which p_T is near to.
+
+    References:
+        Song, Sohl-Dickstein, Kingma, Kumar, Ermon and Poole 2021, "Score-based generative modeling through stochastic
+        differential equations".
+    """
+
+    t_max: float = 1.0
+    prior_std: float = 1.0
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        """F(x, t), ``(*batch, *event)``."""
+        raise NotImplementedError(f"{type(self).__name__} must implement drift(x, t)")
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        """G(t), of the shape of t."""
+        raise NotImplementedError(f"{type(self).__name__} must implement diffusion(t)")
+
+    def marginal(self, t: Tensor) -> Marginal:
+        """Mean coefficient a and standard deviation of x(t) given x(0), which is N(a x(0), std^2 I); of the shape of t.
+
+        Raises:
+            ValueError: for times outside [0, T], and for an SDE whose marginals aren't known.
+        """
+        raise ValueError(f"expected an SDE with known marginals, got {type(self).__name__}: pass marginal=")
+
+    def prior(self, event_shape: Sequence[int], like: Tensor | None = None) -> Independent:
+        """The distribution N(0, prior_std^2 I) over events, at the dtype and device of ``like``."""
+        like = torch.empty(0) if like is None else like
+        scale = like.new_full(tuple(event_shape), self.prior_std)
+        return Independent(Normal(torch.zeros_like(scale), scale, validate_args=False), len(event_shape))
+
+    def perturb(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Points of time t from data x and standard normal noise: a x + std noise."""
+        mean, std = self.marginal(t)
+        return over(mean, x) * x + over(std, x) * noise
+
+    def require_times(self, t: Tensor, least: float = 0.0) -> None:
+        """Raise ``ValueError`` for times outside [least, T]; looked at where that costs nothing."""
+        require(isinstance(t, Tensor) and t.is_floating_point(), "times as a floating point tensor", type(t).__name__)
+        if not t.is_cpu or is_in_torch_dispatch_mode() or torch._C._functorch.is_functorch_wrapped_tensor(t):
+            return
+        rounding = 4 * torch.finfo(t.dtype).eps * self.t_max
+        outside = ~((t >= least - rounding) & (t <= self.t_max + rounding))
+        if bool(outside.any()):
+            raise ValueError(f"expected times in [{least:g}, {self.t_max:g}], got {float(t[outside].flatten()[0]):g}")
+
+
+class LinearSDE(SDE):
+    """Abstract SDE with drift f(t) x and Gaussian marginals, so that each solver's steps are known in closed form."""
+
+    def drift_coefficient(self, t: Tensor) -> Tensor:
+        """F(t) of the drift f(t) x, of the shape of t."""
+        raise NotImplementedError(f"{type(self).__name__} must implement drift_coefficient(t)")
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        """F(t) x."""
+        return over(self.drift_coefficient(t), x) * x
+
+    def ratio(self, t: Tensor) -> Tensor:
+        """Noise over signal, std / a: the standard deviation of the noise in x(t) / a. Its log is minus lambda of DPM-Solver."""
+        mean, std = self.marginal(t)
+        return std / mean
+
+    def time_of(self, ratio: Tensor) -> Tensor:
+        """The time at which noise over signal is ``ratio``, by bisection; ratio(t) increases.
+
+        Raises:
+            ValueError: for ratios that no time in [0, T] has.
+        """
+        wanted = ratio.double()
+        low, high = torch.zeros_like(wanted), torch.full_like(wanted, self.t_max)
+        ends = self.ratio(low), self.ratio(high)
+        outside = (wanted < ends[0] * (1 - 1e-9)) | (wanted > ends[1] * (1 + 1e-9)) | wanted.isnan()
+        if bool(outside.any()):
+            least, most = (float(end.flatten()[0]) for end in ends)
+            raise ValueError(f"expected ratios in [{least:g}, {most:g}], got {float(wanted[outside].flatten()[0]):g}")
+        for _ in range(_HALVINGS):
+            middle = 0.5 * (low + high)
+            below = self.ratio(middle) < wanted
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return (0.5 * (low + high)).to(ratio.dtype)
+
+
+class GenericSDE(SDE):
+    """A user's own drift and diffusion; solvers that need closed-form marginals refuse it.
+
+    Args:
+        drift: f(x, t), from ``(batch, *event)`` and ``(batch,)`` to ``(batch, *event)``.
+        diffusion: g(t), of the shape of t.
+        prior_std: standard deviation of the prior at t_max, > 0.
+        t_max: the last time, > 0.
+        marginal: from t to mean coefficient and standard deviation of x(t) given x(0), where known.
+
+    Raises:
+        ValueError: for what isn't callable, or prior_std or t_max not > 0.
+
+    Example:
+        >>> sde = GenericSDE(lambda x, t: -x, lambda t: 1.4 * torch.ones_like(t), prior_std=1.0, t_max=3.0)
+        >>> sde.drift(torch.ones(2, 1), torch.zeros(2))
+        tensor([[-1.],
+                [-1.]])
+    """
+
+    def __init__(
+        self,
+        drift: Callable[[Tensor, Tensor], Tensor],
+        diffusion: Callable[[Tensor], Tensor],
+        prior_std: float,
+        t_max: float = 1.0,
+        marginal: Callable[[Tensor], Marginal] | None = None,
+    ) -> None:
+        super().__init__()
+        for name, fn in (("drift", drift), ("diffusion", diffusion), ("marginal", marginal)):
+            require(callable(fn) or (fn is None and name == "marginal"), f"a callable {name}", type(fn).__name__)
+        require(0 < prior_std < math.inf, "prior_std > 0", prior_std)
+        require(0 < t_max < math.inf, "t_max > 0", t_max)
+        self.fn, self.prior_std, self.t_max = (drift, diffusion, marginal), float(prior_std), float(t_max)
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        """The user's f(x, t)."""
+        return self.fn[0](x, t)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        """The user's g(t)."""
+        return self.fn[1](t)
+
+    def marginal(self, t: Tensor) -> Marginal:
+        """The user's, where given."""
+        self.require_times(t)
+        return super().marginal(t) if self.fn[2] is None else self.fn[2](t)

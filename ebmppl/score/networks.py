@@ -1,0 +1,165 @@
+"""Networks of a point and a time; any callable ``(x, t) -> tensor`` does as well."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ebmppl.score.base import require
+
+
+class FourierFeatures(nn.Module):
+    r"""Features :math:`\sin(2 \pi w t), \cos(2 \pi w t)` of times, with fixed normal frequencies w.
+
+    References:
+        Tancik et al. 2020, "Fourier features let networks learn high frequency functions in low dimensional domains".
+
+    Args:
+        num_features: an even number of features.
+        scale: standard deviation of the frequencies, > 0, per unit of time.
+        seed: of the frequencies.
+
+    Raises:
+        ValueError: for an odd number of features, or a scale <= 0.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, num_features: int, scale: float = 4.0, seed: int = 0) -> None:
+        super().__init__()
+        require(num_features >= 2 and num_features % 2 == 0, "an even number of features", num_features)
+        require(0 < scale < math.inf, "scale > 0", scale)
+        generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("frequencies", scale * torch.randn(num_features // 2, generator=generator))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Features ``(batch, num_features)`` of times ``(batch,)``."""
+        angle = 2 * math.pi * t.unsqueeze(-1) * self.frequencies.to(t.dtype)
+        return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+class TimeMLP(nn.Module):
+    """A multi-layer perceptron of a point and the Fourier features of a time.
+
+    Each hidden layer adds a linear map of the features to its inputs, before SiLU.
+
+    Args:
+        event_shape: of a point, any shape; it is flattened.
+        hidden: sizes of the hidden layers.
+        out_shape: of the output; that of a point when None, ``()`` for an energy.
+        num_features: of the time, even.
+        scale: of the frequencies, see ``FourierFeatures``.
+
+    Raises:
+        ValueError: without hidden layers, or for sizes < 1.
+
+    Example:
+        >>> network = TimeMLP((2,), hidden=(64, 64))
+        >>> network(torch.zeros(5, 2), torch.full((5,), 0.5)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        hidden: Sequence[int] = (256, 256, 256),
+        *,
+        out_shape: Sequence[int] | None = None,
+        num_features: int = 64,
+        scale: float = 4.0,
+    ) -> None:
+        super().__init__()
+        require(len(hidden) > 0 and all(n >= 1 for n in hidden), "hidden layers of sizes >= 1", list(hidden))
+        self.event_shape = torch.Size(event_shape)
+        self.out_shape = torch.Size(event_shape if out_shape is None else out_shape)
+        self.features = FourierFeatures(num_features, scale)
+        sizes = [self.event_shape.numel(), *hidden]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.times = nn.ModuleList(nn.Linear(num_features, size, bias=False) for size in hidden)
+        self.last = nn.Linear(sizes[-1], self.out_shape.numel())
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Outputs ``(batch, *out_shape)`` at points ``(batch, *event_shape)`` and times ``(batch,)``."""
+        h, features = x.reshape(len(x), -1), self.features(t)
+        for layer, time in zip(self.layers, self.times, strict=True):
+            h = nn.functional.silu(layer(h) + time(features))
+        return self.last(h).reshape(len(x), *self.out_shape)
+
+
+class _Block(nn.Module):
+    """Two convolutions with a residual connection; the time shifts the channels between them."""
+
+    def __init__(self, inputs: int, outputs: int, num_features: int) -> None:
+        super().__init__()
+        groups = math.gcd(8, inputs), math.gcd(8, outputs)
+        self.norms = nn.ModuleList(nn.GroupNorm(g, n) for g, n in zip(groups, (inputs, outputs), strict=True))
+        self.first = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.second = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.time = nn.Linear(num_features, outputs)
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, features: Tensor) -> Tensor:
+        h = self.first(nn.functional.silu(self.norms[0](x)))
+        h = h + self.time(features)[:, :, None, None]
+        return self.skip(x) + self.second(nn.functional.silu(self.norms[1](h)))
+
+
+class UNet(nn.Module):
+    """A small U-Net for images: at each of ``depth`` halvings of the image a block down and, with its skip, a block up.
+
+    References:
+        Ronneberger, Fischer and Brox 2015, "U-Net"; with times: Ho, Jain and Abbeel 2020.
+
+    Args:
+        image_shape: channels, height, width; height and width are multiples of 2^depth.
+        width: channels at full size; they double at each halving.
+        depth: how many halvings, >= 0.
+        num_features: of the time, even.
+        scale: of the frequencies, see ``FourierFeatures``.
+
+    Raises:
+        ValueError: for an image that can't be halved so often, or numbers outside these ranges.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        width: int = 32,
+        depth: int = 2,
+        *,
+        num_features: int = 64,
+        scale: float = 4.0,
+    ) -> None:
+        super().__init__()
+        require(len(image_shape) == 3, "an image shape (channels, height, width)", tuple(image_shape))
+        require(width >= 1 and depth >= 0, "width >= 1 and depth >= 0", (width, depth))
+        channels, height, length = image_shape
+        fits = height % 2**depth == 0 and length % 2**depth == 0
+        require(fits, f"height and width that are multiples of {2**depth}", (height, length))
+        self.features = nn.Sequential(
+            FourierFeatures(num_features, scale), nn.Linear(num_features, num_features), nn.SiLU()
+        )
+        sizes = [width * 2**level for level in range(depth + 1)]
+        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+        self.first = nn.Conv2d(channels, width, 3, padding=1)
+        self.down = nn.ModuleList(_Block(a, a, num_features) for a, _ in pairs)
+        self.coarser = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairs)
+        self.middle = _Block(sizes[-1], sizes[-1], num_features)
+        self.finer = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairs[::-1])
+        self.up = nn.ModuleList(_Block(2 * a, a, num_features) for a, _ in pairs[::-1])
+        self.last = nn.Conv2d(width, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Outputs ``(batch, channels, height, width)`` at images of that shape and times ``(batch,)``."""
+        features, h, skips = self.features(t), self.first(x), []
+        for block, coarser in zip(self.down, self.coarser, strict=True):
+            h = block(h, features)
+            skips.append(h)
+            h = coarser(h)
+        h = self.middle(h, features)
+        for finer, block in zip(self.finer, self.up, strict=True):
+            h = block(torch.cat([finer(h), skips.pop()], 1), features)
+        return self.last(nn.functional.silu(h))

@@ -1,0 +1,170 @@
+"""Diffusions that carry data to noise, with Gaussian marginals in closed form."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ebmppl.score.base import LinearSDE, Marginal, require
+
+
+class VE(LinearSDE):
+    r"""Variance exploding: no drift, :math:`g(t) = \sigma(t) \sqrt{2 \log(\sigma_{max} / \sigma_{min})}`.
+
+    The marginal is :math:`N(x_0, \sigma(t)^2 I)` with :math:`\sigma(t) = \sigma_{min} (\sigma_{max} / \sigma_{min})^t`,
+    as in Song et al. 2021 (not :math:`\sigma(t)^2 - \sigma_{min}^2`): at t = 0 the data already has noise sigma_min. It is
+    the limit of many noise levels of NCSN, ``geometric_sigmas``.
+
+    Args:
+        sigma_min: noise at t = 0, > 0, in units of x.
+        sigma_max: noise at t = 1, > sigma_min; about the largest distance between data points.
+
+    Raises:
+        ValueError: unless 0 < sigma_min < sigma_max.
+
+    Example:
+        >>> mean, std = VE(0.1, 10.0).marginal(torch.tensor([0.0, 0.5, 1.0]))
+        >>> std
+        tensor([ 0.1000,  1.0000, 10.0000])
+    """
+
+    def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
+        super().__init__()
+        require(0 < sigma_min < sigma_max < math.inf, "0 < sigma_min < sigma_max", (sigma_min, sigma_max))
+        self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
+        self.prior_std = self.sigma_max
+
+    def drift_coefficient(self, t: Tensor) -> Tensor:
+        """0."""
+        return torch.zeros_like(t)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        """G(t), of the shape of t."""
+        return self._sigma(t) * math.sqrt(2 * math.log(self.sigma_max / self.sigma_min))
+
+    def marginal(self, t: Tensor) -> Marginal:
+        """1 and sigma(t)."""
+        self.require_times(t)
+        return torch.ones_like(t), self._sigma(t)
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_min * torch.exp(t * math.log(self.sigma_max / self.sigma_min))
+
+
+class PreservingSDE(LinearSDE):
+    """Abstract: drift -beta(t) x / 2, so that a(t) = exp(-(integral of beta) / 2) and x(t) keeps the data's scale."""
+
+    def beta(self, t: Tensor) -> Tensor:
+        """The noise rate, of the shape of t."""
+        raise NotImplementedError(f"{type(self).__name__} must implement beta(t)")
+
+    def log_mean(self, t: Tensor) -> Tensor:
+        """Log of the mean coefficient, of the shape of t."""
+        raise NotImplementedError(f"{type(self).__name__} must implement log_mean(t)")
+
+    def drift_coefficient(self, t: Tensor) -> Tensor:
+        """-beta(t) / 2."""
+        return -0.5 * self.beta(t)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        """The root of beta(t)."""
+        return self.beta(t).sqrt()
+
+    def marginal(self, t: Tensor) -> Marginal:
+        """A(t) and the root of 1 - a(t)^2."""
+        self.require_times(t)
+        log_mean = self.log_mean(t)
+        return log_mean.exp(), (-torch.expm1(2 * log_mean)).sqrt()
+
+
+class _LinearBeta(PreservingSDE):
+    """Beta grows linearly from beta_min to beta_max."""
+
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
+        super().__init__()
+        require(0 < beta_min <= beta_max < math.inf, "0 < beta_min <= beta_max", (beta_min, beta_max))
+        self.beta_min, self.beta_max = float(beta_min), float(beta_max)
+
+    def beta(self, t: Tensor) -> Tensor:
+        """The noise rate, of the shape of t."""
+        return self.beta_min + (self.beta_max - self.beta_min) * t
+
+    def log_mean(self, t: Tensor) -> Tensor:
+        """Log of the mean coefficient, of the shape of t."""
+        return -0.25 * t * t * (self.beta_max - self.beta_min) - 0.5 * self.beta_min * t
+
+
+class VP(_LinearBeta):
+    r"""Variance preserving: :math:`dx = -\tfrac12 \beta(t) x\,dt + \sqrt{\beta(t)}\,dw` with beta linear in t.
+
+    The marginal is :math:`N(a x_0, (1 - a^2) I)` with :math:`\log a = -t^2 (\beta_{max} - \beta_{min}) / 4 - t \beta_{min} / 2`
+    (Song et al. 2021). It is the limit of many steps of DDPM, ``linear_betas``.
+
+    Args:
+        beta_min: rate at t = 0, > 0, per unit of time.
+        beta_max: rate at t = 1, >= beta_min.
+
+    Raises:
+        ValueError: unless 0 < beta_min <= beta_max.
+    """
+
+
+class SubVP(_LinearBeta):
+    r"""The sub-VP SDE: drift of ``VP``, :math:`g^2 = \beta (1 - a^4)`, marginal :math:`N(a x_0, (1 - a^2)^2 I)`.
+
+    Its variance is below that of ``VP`` at all times (Song et al. 2021).
+
+    Args:
+        beta_min: rate at t = 0, > 0, per unit of time.
+        beta_max: rate at t = 1, >= beta_min.
+
+    Raises:
+        ValueError: unless 0 < beta_min <= beta_max.
+    """
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        """G(t), of the shape of t."""
+        return (-self.beta(t) * torch.expm1(4 * self.log_mean(t))).sqrt()
+
+    def marginal(self, t: Tensor) -> Marginal:
+        """A(t) and 1 - a(t)^2."""
+        self.require_times(t)
+        log_mean = self.log_mean(t)
+        return log_mean.exp(), -torch.expm1(2 * log_mean)
+
+
+class CosineVP(PreservingSDE):
+    r"""Variance preserving with :math:`a(t) = \cos(\tfrac\pi2 \tfrac{t + s}{1 + s}) / \cos(\tfrac\pi2 \tfrac{s}{1 + s})`.
+
+    The limit of many steps of ``cosine_betas``. Its rate is infinite at t = 1, so that t ends before.
+
+    References:
+        Nichol and Dhariwal 2021, "Improved denoising diffusion probabilistic models".
+
+    Args:
+        offset: s >= 0, which keeps the noise near t = 0 from being too small.
+        t_max: the last time, in (0, 1).
+
+    Raises:
+        ValueError: for an offset < 0, or t_max outside (0, 1).
+    """
+
+    def __init__(self, offset: float = 0.008, t_max: float = 0.995) -> None:
+        super().__init__()
+        require(0 <= offset < math.inf, "offset >= 0", offset)
+        require(0 < t_max < 1, "t_max in (0, 1)", t_max)
+        self.offset, self.t_max = float(offset), float(t_max)
+
+    def beta(self, t: Tensor) -> Tensor:
+        """The noise rate, of the shape of t."""
+        return math.pi / (1 + self.offset) * torch.tan(self._angle(t))
+
+    def log_mean(self, t: Tensor) -> Tensor:
+        """Log of the mean coefficient, of the shape of t."""
+        first = 0.5 * math.pi * self.offset / (1 + self.offset)
+        return torch.cos(self._angle(t)).log() - math.log(math.cos(first))
+
+    def _angle(self, t: Tensor) -> Tensor:
+        return 0.5 * math.pi * (t + self.offset) / (1 + self.offset)

@@ -1,0 +1,599 @@
+"""Kernels that follow a score: orders of convergence, published steps, moments of mixtures, modes, failures, the doors."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from pyro.infer import MCMC as PyroMCMC
+from scipy import stats
+from torch import Tensor, nn
+
+import ebmppl as eb
+from ebmppl.errors import EnergyError, SamplingWarning
+from ebmppl.kernels.score import SteppedKernel
+from ebmppl.sampling.chains import Chains
+from ebmppl.score import VE, VP, GenericSDE, LinearSDE, SubVP, geometric_sigmas, log_snr_times, uniform_times
+from tests.score_targets import MIXTURE, PARAMETERS, DiffusedMixture, sdes
+
+F64 = torch.float64
+SDES = sdes(PARAMETERS)
+FALSE_ALARM = 1e-3  # of all statistical tests of this file together; seeds are fixed
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_of_float64() -> Iterator[None]:
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    torch.set_num_threads(1)
+    torch.set_default_dtype(F64)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def gaussian_score(sde: LinearSDE, variance: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """Of data N(0, variance I)."""
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        mean, std = sde.marginal(t)
+        return -x / (mean.square() * variance + std.square()).view(-1, *[1] * (x.dim() - 1))
+
+    return score
+
+
+def generic(sde: LinearSDE) -> GenericSDE:
+    return GenericSDE(sde.drift, sde.diffusion, sde.prior_std)
+
+
+# Orders of convergence, on Gaussian data, where everything is known.
+
+VARIANCE = 0.7
+# Where noise over signal is 0.8, amid the change from noise to data: nearer to the data leading terms of errors cancel.
+ENDS = {sde: float(sde.time_of(torch.tensor([0.8], dtype=F64))) for sde in SDES.values()}
+
+
+def spread(sde: LinearSDE, t: float) -> float:
+    mean, std = sde.marginal(torch.tensor(t))
+    return math.sqrt(float(mean) ** 2 * VARIANCE + float(std) ** 2)
+
+
+def slope(errors: list[float]) -> float:
+    return math.log2(errors[-2] / errors[-1])
+
+
+def flow_error(sde: LinearSDE, method: str, n: int, *, forward: bool, own: bool) -> float:
+    kernel = eb.ProbabilityFlow(
+        gaussian_score(sde, VARIANCE),
+        generic(sde) if own else sde,
+        (),
+        n,
+        method,
+        t_min=ENDS[sde],
+        times=uniform_times if own else log_snr_times,
+        forward=forward,
+    )
+    found = float(eb.transport(kernel, torch.ones(1)))
+    shrunk = spread(sde, ENDS[sde]) / spread(sde, 1.0)
+    return abs(found - (1 / shrunk if forward else shrunk))
+
+
+FLOWS = {"euler": 1, "heun": 2, "dpm_solver_2m": 2, "dpm_solver_3m": 3}
+
+
+@pytest.mark.parametrize("forward", [False, True])
+@pytest.mark.parametrize("sde", SDES)
+@pytest.mark.parametrize("method", FLOWS)
+def test_the_order_of_probability_flow(method: str, sde: str, forward: bool) -> None:
+    errors = [flow_error(SDES[sde], method, n, forward=forward, own=False) for n in (100, 200)]
+    assert slope(errors) == pytest.approx(FLOWS[method], abs=0.2), errors
+
+
+@pytest.mark.parametrize("sde", ["ve", "vp"])
+@pytest.mark.parametrize("method", ["euler", "heun"])
+def test_the_order_of_probability_flow_of_a_users_sde(method: str, sde: str) -> None:
+    errors = [flow_error(SDES[sde], method, n, forward=False, own=True) for n in (200, 400)]
+    assert slope(errors) == pytest.approx(FLOWS[method], abs=0.2), errors
+
+
+def last_variance(kernel: SteppedKernel) -> float:
+    """Of a draw, exactly: with a linear score a draw is linear in its start and in every step's noise, so chains that get
+    one of these each, and nothing else, show its coefficients."""
+    ticks = kernel.ticks_per_draw
+    start = torch.zeros(ticks + 1)
+    start[0] = kernel.target.prior_std
+    state, tuning = kernel.init(start), kernel.init_tuning(start)
+    for k in range(ticks):
+        noise = torch.zeros(ticks + 1)
+        noise[k + 1] = 1.0
+        state, info = kernel.tick(state, tuning, {"normal": noise, "start": torch.zeros(ticks + 1)})
+    assert bool(info.done.all())
+    return float(kernel.position(state).square().sum())
+
+
+def variance_error(sde: LinearSDE, method: str, n: int, *, own: bool) -> float:
+    score, target = gaussian_score(sde, VARIANCE), generic(sde) if own else sde
+    kernel = eb.ReverseSDE(score, target, (), n, method, t_min=ENDS[sde], last_noise=True)
+    # the prior's variance differs from that of p_T, and so do they at the end
+    excess = (sde.prior_std**2 - spread(sde, 1.0) ** 2) * gain(sde) ** 2
+    return last_variance(kernel) - spread(sde, ENDS[sde]) ** 2 - excess
+
+
+def gain(sde: LinearSDE) -> float:
+    """By what the exact reverse SDE multiplies a deviation from T to the end."""
+    t = torch.linspace(ENDS[sde], 1.0, 20_001)
+    mean, std = sde.marginal(t)
+    rate = sde.diffusion(t).square() / (mean.square() * VARIANCE + std.square()) + sde.drift_coefficient(t)
+    weights = torch.ones(20_001)
+    weights[1:-1:2], weights[2:-1:2] = 4.0, 2.0  # Simpson
+    return math.exp(-float((weights * rate).sum()) * float(t[1] - t[0]) / 3)
+
+
+SOLVERS = {"euler_maruyama": 1, "ancestral": 1, "heun": 2}
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("sde", SDES)
+@pytest.mark.parametrize("method", SOLVERS)
+def test_the_weak_order_of_the_reverse_sde(method: str, sde: str, own: bool) -> None:
+    if own and method == "ancestral":
+        pytest.skip("needs the marginals")
+    errors = [abs(variance_error(SDES[sde], method, n, own=own)) for n in (200, 400)]
+    assert slope(errors) == pytest.approx(SOLVERS[method], abs=0.2), errors
+
+
+def test_a_solver_of_lower_order_would_be_seen() -> None:
+    errors = [flow_error(SDES["vp"], "euler", n, forward=False, own=False) for n in (100, 200)]
+    assert abs(slope(errors) - 2) > 0.2
+
+
+# Published steps, written down again.
+
+
+class Recorded:
+    """The noise of a kernel's ticks, in order."""
+
+    def __init__(self, ticks: int, shape: tuple[int, ...]) -> None:
+        self.rows = normal(ticks, *shape, seed=5)
+
+    def draw(self, kernel: SteppedKernel, x: Tensor) -> Tensor:
+        state, tuning = kernel.init(x), kernel.init_tuning(x)
+        for row in self.rows[: kernel.ticks_per_draw]:
+            state, info = kernel.tick(state, tuning, {"normal": row, "start": row})
+        assert bool(info.done.all())
+        return kernel.position(state)
+
+
+def equal(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+def test_ancestral_steps_are_ddpm() -> None:
+    """With DDPM's own products of 1 - beta as the marginals, 50 steps by Ho et al. 2020, algorithm 2."""
+    betas = eb.score.linear_betas(50)
+    kept = torch.cat([torch.ones(1), (1 - betas).cumprod(0)])
+
+    class Discrete(VP):
+        def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+            squared = kept[(t * 50).round().long()]
+            return squared.sqrt(), (1 - squared).sqrt()
+
+    sde = Discrete()
+    score = gaussian_score(sde, 0.5)
+    noise = Recorded(49, (6, 2))
+    x = normal(6, 2)
+    kernel = eb.ReverseSDE(score, sde, (2,), 49, "ancestral", t_min=1 / 50)
+    found = noise.draw(kernel, x)
+    for k in range(50, 1, -1):
+        t = torch.full((6,), k / 50)
+        beta, std = betas[k - 1], (1 - kept[k]).sqrt()
+        epsilon = -std * score(x, t)
+        x = (x - beta / std * epsilon) / (1 - beta).sqrt()
+        if k > 2:
+            x = x + (beta * (1 - kept[k - 1]) / (1 - kept[k])).sqrt() * noise.rows[50 - k]
+    equal(found, x)
+
+
+@pytest.mark.parametrize("sde", SDES)
+def test_euler_maruyama_is_song_and_others(sde: str) -> None:
+    model = SDES[sde]
+    score, noise, x = DiffusedMixture(model, *MIXTURE), Recorded(20, (6, 2)), normal(6, 2)
+    found = noise.draw(eb.ReverseSDE(score, model, (2,), 20, t_min=1e-3), x)
+    times = torch.linspace(1, 1e-3, 21)
+    for i in range(20):
+        t, h = times[i].expand(6), times[i] - times[i + 1]
+        g = model.diffusion(t).unsqueeze(1)
+        mean = x - (model.drift(x, t) - g.square() * score(x, t)) * h
+        x = mean + g * h.sqrt() * noise.rows[i]
+    equal(found, mean)
+
+
+@pytest.mark.parametrize("sde", SDES)
+def test_dpm_solver_is_lu_and_others(sde: str) -> None:
+    """2M by algorithm 2 of the paper; the second of three points' weights by solving for polynomials."""
+    model = SDES[sde]
+    score, x0 = DiffusedMixture(model, *MIXTURE), model.prior_std * normal(6, 2)
+    found = eb.transport(eb.ProbabilityFlow(score, model, (2,), 12, "dpm_solver_2m", times=log_snr_times), x0)
+    x, before = x0, None
+    times = log_snr_times(model, 12, 1e-3)
+    for s, t in zip(times[:-1], times[1:], strict=True):
+        (a0, std0), (a1, std1) = model.marginal(s), model.marginal(t)
+        h = (a1 / std1).log() - (a0 / std0).log()
+        data = (x + std0.square() * score(x, s.expand(6))) / a0
+        used = data
+        if before is not None:
+            r = before[1] / h
+            used = (1 + 1 / (2 * r)) * data - 1 / (2 * r) * before[0]
+        x = std1 / std0 * x - a1 * torch.expm1(-h) * used
+        before = data, h
+    equal(found, x)
+
+
+def test_three_points_integrate_parabolas_exactly() -> None:
+    from ebmppl.kernels.solvers import _parabola_weights
+
+    h, b, c = 0.7, -0.8, -1.9
+    weights = torch.tensor(_parabola_weights(h, b, c))
+    nodes = torch.tensor([0.0, b, c])
+    for power in range(3):
+        u = torch.linspace(0, 1, 20_001)
+        values = h * torch.exp(-(1 - u) * h) * u**power
+        assert float((weights * nodes**power).sum()) == pytest.approx(float(torch.trapezoid(values, u)), rel=1e-7)
+
+
+def test_consistent_steps_keep_the_levels_noise() -> None:
+    """From data 0 with its exact score -x / sigma^2, x is N(0, sigma_i^2) at every level, and 0 in the end."""
+    sigmas = geometric_sigmas(8, 0.1, 4.0)
+    score = lambda x, sigma: -x / sigma.square()
+    for levels in range(2, 9):
+        kernel = eb.AnnealedLangevin(score, sigmas[:levels], (), 1, 0.6, consistent=True, denoise=False)
+        mean_part = (1 - 0.6) * float(sigmas[levels - 1])  # after the last step, which adds no noise
+        assert math.sqrt(last_variance(kernel)) == pytest.approx(mean_part, rel=1e-9)
+
+
+# Moments of a mixture from its exact score.
+
+N = 4000
+KERNELS: dict[str, Callable[[Any, LinearSDE], SteppedKernel]] = {
+    "euler_maruyama": lambda s, sde: eb.ReverseSDE(s, sde, (2,), 300),
+    "euler_maruyama, denoised": lambda s, sde: eb.ReverseSDE(s, sde, (2,), 300, last_noise=True, denoise=True),
+    "heun": lambda s, sde: eb.ReverseSDE(s, sde, (2,), 100, "heun"),
+    "ancestral": lambda s, sde: eb.ReverseSDE(s, sde, (2,), 300, "ancestral"),
+    "predictor_corrector": lambda s, sde: eb.ReverseSDE(s, sde, (2,), 150, "predictor_corrector"),
+    "ddim": lambda s, sde: eb.ProbabilityFlow(s, sde, (2,), 200, "euler"),
+    "flow, heun": lambda s, sde: eb.ProbabilityFlow(s, sde, (2,), 30, "heun"),
+    "dpm_solver_2m": lambda s, sde: eb.ProbabilityFlow(s, sde, (2,), 40, "dpm_solver_2m"),
+    "dpm_solver_3m": lambda s, sde: eb.ProbabilityFlow(s, sde, (2,), 30, "dpm_solver_3m"),
+    "adaptive": lambda s, sde: eb.AdaptiveFlow(s, sde, (2,)),
+}
+
+
+def functions(x: Tensor) -> Tensor:
+    """Coordinates, their products, and on which side of the modes' border a point lies."""
+    return torch.stack([x[:, 0], x[:, 1], x[:, 0] ** 2, x[:, 0] * x[:, 1], x[:, 1] ** 2, (x[:, 0] > 0.5).double()], 1)
+
+
+def z_scores(found: Tensor) -> Tensor:
+    """Of the functions' means, against ten times as many exact draws."""
+    torch.manual_seed(11)
+    exact = functions(DiffusedMixture(VP(), *MIXTURE).data().sample((10 * N,)))
+    f = functions(found)
+    return (f.mean(0) - exact.mean(0)) / (f.var(0) / len(f) + exact.var(0) / len(exact)).sqrt()
+
+
+LIMIT = float(stats.norm.isf(FALSE_ALARM / 2 / (6 * len(KERNELS) * len(SDES) + 20)))
+
+
+# each kernel with one SDE; all pairs where time allows
+PAIRS = [
+    pytest.param(kernel, sde, marks=() if (i + j) % 3 == 0 else pytest.mark.long)
+    for i, kernel in enumerate(KERNELS)
+    for j, sde in enumerate(SDES)
+]
+
+
+@pytest.mark.parametrize(("kernel", "sde"), PAIRS)
+def test_a_mixtures_moments(kernel: str, sde: str) -> None:
+    """The steps' own bias (under 1 % of each moment) is under the standard errors at these numbers of steps."""
+    with torch.random.fork_rng():
+        made = KERNELS[kernel](DiffusedMixture(SDES[sde], *MIXTURE), SDES[sde])
+        assert float(z_scores(eb.generate(made, N, seed=3)).abs().max()) < LIMIT
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_score_a_fifth_too_small_is_noticed(kernel: str) -> None:
+    exact = DiffusedMixture(SDES["vp"], *MIXTURE)
+    with torch.random.fork_rng():
+        made = KERNELS[kernel](lambda x, t: 0.8 * exact(x, t), SDES["vp"])
+        assert float(z_scores(eb.generate(made, 1500, seed=3)).abs().max()) > LIMIT
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("sde", SDES)
+def test_the_adaptive_flow_reaches_the_exact_ends(shared_data: Path, sde: str) -> None:
+    exact = json.loads((shared_data / "exact" / "sde_gmm.json").read_text())
+    x = torch.tensor(exact["points"])
+    wanted = torch.tensor(exact["sde"][sde]["probability_flow"]["x_T"])
+    score = DiffusedMixture(SDES[sde], *MIXTURE)
+    options: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-10, "t_min": 1e-5}
+    found = eb.transport(eb.AdaptiveFlow(score, SDES[sde], (2,), forward=True, **options), x)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
+    back = eb.transport(eb.AdaptiveFlow(score, SDES[sde], (2,), **options), found)
+    torch.testing.assert_close(back, x, rtol=1e-5, atol=1e-6)
+
+
+def test_a_tighter_tolerance_is_met_with_more_steps() -> None:
+    sde, x = SDES["vp"], torch.ones(3)
+    gain = spread(sde, ENDS[sde]) / spread(sde, 1.0)
+    errors, ticks = [], []
+    for rtol in (1e-4, 1e-7, 1e-10):
+        kernel = eb.AdaptiveFlow(gaussian_score(sde, VARIANCE), sde, (), rtol=rtol, atol=1e-12, t_min=ENDS[sde])
+        run = Chains(kernel, x, 0)
+        run.advance(1)
+        errors.append(float((run.position() - gain).abs().max()))
+        ticks.append(run.now.tick)
+    assert all(error < 10 * rtol for error, rtol in zip(errors, (1e-4, 1e-7, 1e-10), strict=True)), errors
+    assert ticks[0] < ticks[1] < ticks[2]
+
+
+# Far-apart modes.
+
+
+def far_apart(x: Tensor, sigma: Tensor) -> Tensor:
+    """0.8 N(-8, 1) + 0.2 N(8, 1) with noise sigma."""
+    variance = (1 + sigma.square()).unsqueeze(1)
+    log_odds = math.log(0.2 / 0.8) + 16 * x / variance
+    return (16 * torch.sigmoid(log_odds) - 8 - x) / variance
+
+
+def share_at_the_right(x: Tensor) -> float:
+    """In standard errors from 0.2."""
+    return (float((x > 0).double().mean()) - 0.2) / math.sqrt(0.16 / len(x))
+
+
+def test_annealed_langevin_weighs_far_modes_right_where_langevin_does_not() -> None:
+    """Consistent steps at 400 levels; plain Langevin begins in the middle, as annealed does, and never crosses again."""
+    sigmas = geometric_sigmas(400, 0.05, 50.0)
+    annealed = eb.generate(eb.AnnealedLangevin(far_apart, sigmas, (1,), 1, 0.2, consistent=True), 2000, seed=0)
+    stepped = eb.generate(eb.AnnealedLangevin(far_apart, sigmas[::4], (1,), 20, 0.0005), 2000, seed=1)
+    reverse = eb.generate(
+        eb.ReverseSDE(lambda x, t: far_apart(x, VE(0.05, 50.0).marginal(t)[1]), VE(0.05, 50.0), (1,), 400), 2000, seed=2
+    )
+    energy = eb.as_energy(
+        lambda x: (
+            -torch.logaddexp(-0.5 * (x[:, 0] + 8) ** 2 + math.log(0.8), -0.5 * (x[:, 0] - 8) ** 2 + math.log(0.2))
+        ),
+        (1,),
+    )
+    run = Chains(eb.Langevin(energy, 0.1), 3 * normal(2000, 1, seed=3), 3)
+    run.advance(300)
+    assert abs(share_at_the_right(annealed)) < LIMIT
+    assert abs(share_at_the_right(stepped)) < LIMIT
+    assert abs(share_at_the_right(reverse)) < LIMIT
+    assert abs(share_at_the_right(run.position())) > 20
+    for x in (annealed, reverse):  # within a mode
+        left = x[x < 0] + 8
+        assert abs(float(left.mean())) < LIMIT / math.sqrt(len(left))
+
+
+# The doors: generate, MCMC, Pyro; shapes, types, seeds.
+
+
+class Small(nn.Module):
+    """A network that stands in for one."""
+
+    def __init__(self, dtype: torch.dtype = F64) -> None:
+        super().__init__()
+        self.net = eb.score.TimeMLP((1, 3, 2), (8,)).to(dtype)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return 0.1 * self.net(x, t) - x
+
+
+MADE: dict[str, Callable[[Any], eb.kernels.Kernel]] = {
+    "reverse": lambda s: eb.ReverseSDE(s, VP(), (1, 3, 2), 4),
+    "reverse, last noise": lambda s: eb.ReverseSDE(s, VP(), (1, 3, 2), 4, last_noise=True),
+    "reverse, heun": lambda s: eb.ReverseSDE(s, VE(0.1, 3.0), (1, 3, 2), 4, "heun"),
+    "corrector": lambda s: eb.ReverseSDE(s, SubVP(), (1, 3, 2), 4, "predictor_corrector", denoise=True),
+    "user's": lambda s: eb.ReverseSDE(s, generic(VP()), (1, 3, 2), 4),
+    "flow": lambda s: eb.ProbabilityFlow(s, VP(), (1, 3, 2), 4, "dpm_solver_3m"),
+    "adaptive": lambda s: eb.AdaptiveFlow(s, VP(), (1, 3, 2)),
+    "annealed": lambda s: eb.AnnealedLangevin(s, [2.0, 1.0], (1, 3, 2), 2, 0.01),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+@pytest.mark.parametrize("name", MADE)
+def test_draws_have_shape_dtype_and_a_seed(name: str, dtype: torch.dtype) -> None:
+    kernel = MADE[name](Small(dtype))
+    x = eb.generate(kernel, 7, seed=1, batch_size=3)
+    assert x.shape == (7, 1, 3, 2)
+    assert x.dtype == dtype
+    assert torch.equal(x, eb.generate(kernel, 7, seed=1, batch_size=3))
+    assert len(x.reshape(7, -1).unique(dim=0)) == 7  # the draws of one chain differ
+    assert not torch.equal(x, eb.generate(kernel, 7, seed=2, batch_size=3))
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_chains_do_not_see_one_another(name: str) -> None:
+    kernel = MADE[name](Small())
+    many, few = (Chains(kernel, x, 3) for x in (normal(70, 1, 3, 2), normal(70, 1, 3, 2)[:64]))
+    for run in (many, few):
+        run.advance(2)
+    # a batch of another size multiplies matrices in another order
+    torch.testing.assert_close(many.position()[:64], few.position(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_chains_draws_are_independent(name: str) -> None:
+    """Correlation of 2,000 chains' first and second draws, which is N(0, 1 / 2,000) where they are."""
+    run = Chains(MADE[name](Small()), normal(2000, 1, 3, 2), 4)
+    run.advance(1)
+    first = run.position().clone()
+    run.advance(1)
+    a, b = ((x - x.mean(0)) / x.std(0) for x in (first, run.position()))
+    assert float((a * b).mean(0).abs().max()) < math.sqrt(2 * math.log(2 * 6 * len(MADE) / FALSE_ALARM) / 2000)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_under_our_mcmc_and_pyros(name: str) -> None:
+    mcmc = eb.MCMC(MADE[name](Small()), 3, 0, num_chains=5, seed=0, disable_progbar=True)
+    mcmc.run()
+    x = mcmc.get_samples(group_by_chain=True)["x"]
+    assert x.shape == (5, 3, 1, 3, 2)
+    assert bool(x.isfinite().all())
+    assert len(x.reshape(15, -1).unique(dim=0)) == 15
+    assert not bool(mcmc.stats()["diverging"].any())
+    assert "posterior" in str(mcmc.to_arviz())
+    with torch.random.fork_rng():
+        pyro.set_rng_seed(0)
+        theirs = PyroMCMC(MADE[name](Small()), num_samples=4, warmup_steps=1, disable_progbar=True)
+        theirs.run()
+        assert theirs.get_samples()["x"].shape == (4, 1, 3, 2)
+
+
+@pytest.mark.parametrize("name", ["reverse", "reverse, heun", "adaptive"])
+def test_a_continued_run_equals_an_uninterrupted_one(name: str, tmp_path: Path) -> None:
+    network = Small()
+
+    def run(n: int) -> eb.MCMC:
+        mcmc = eb.MCMC(MADE[name](network), n, 0, num_chains=5, seed=0, thinning=2, disable_progbar=True)
+        mcmc.run()
+        return mcmc
+
+    first, whole = run(2), run(5)
+    first.save(tmp_path / "run")
+    again = eb.MCMC.load(tmp_path / "run", MADE[name](network))
+    again.run(num_samples=3)
+    assert torch.equal(again.get_samples()["x"], whole.get_samples()["x"])
+    per_draw = whole.kernel.ticks_per_draw
+    assert not whole.kernel.in_step or whole.now.tick == 10 * per_draw  # no tick too many
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", MADE)
+def test_compiled_draws_equal_eager_ones(name: str) -> None:
+    kernel = MADE[name](Small())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = eb.generate(kernel, 10, seed=1, batch_size=5, backend="inductor")
+    torch.testing.assert_close(found, eb.generate(kernel, 10, seed=1, batch_size=5), rtol=1e-8, atol=1e-8)
+
+
+def test_a_users_sde_takes_the_steps_of_ours() -> None:
+    score, x = DiffusedMixture(VP(), *MIXTURE), normal(6, 2)
+    for method in ("euler_maruyama", "heun"):
+        noise = Recorded(20, (6, 2))
+        ours, theirs = (eb.ReverseSDE(score, sde, (2,), 10, method) for sde in (VP(), generic(VP())))
+        equal(noise.draw(theirs, x), noise.draw(ours, x))
+
+
+def test_a_mean_is_no_energy() -> None:
+    with pytest.raises(EnergyError, match="got a score model"):
+        MADE["flow"](Small()).target(normal(1, 1, 3, 2))
+    with pytest.raises(ValueError, match=r"a kernel that gives independent draws, got Langevin"):
+        eb.generate(eb.Langevin(eb.energies.DoubleWell(2), 0.1), 5)
+
+
+# Failures are counted and told.
+
+
+def broken_at(lowest: float, highest: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """NaN in these times, at points with a positive first coordinate."""
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        bad = (t > lowest) & (t < highest) & (x[:, 0] > 0)
+        return torch.where(bad.unsqueeze(1), math.nan, -x)
+
+    return score
+
+
+@pytest.mark.parametrize(
+    "make", [lambda s: eb.ReverseSDE(s, VP(), (2,), 10), lambda s: eb.ProbabilityFlow(s, VP(), (2,), 10)]
+)
+def test_a_score_that_is_nan_is_told_with_time_and_chains(make: Callable[[Any], SteppedKernel]) -> None:
+    kernel = make(broken_at(0.3, 0.6))
+    with pytest.warns(SamplingWarning, match=r"draws failed, at t from 0\.[345].*not finite there.*Rows: \d"):
+        x = eb.generate(kernel, 50, seed=0)
+    bad = x.isnan().any(1)
+    assert 5 < int(bad.sum()) < 45
+    mcmc = eb.MCMC(kernel, 2, 0, num_chains=50, seed=0, disable_progbar=True)
+    mcmc.run()
+    draws, failed = mcmc.get_samples(group_by_chain=True)["x"], mcmc.stats()["diverging"]
+    assert torch.equal(draws.isnan().any(2), failed)
+    assert bool(((mcmc.stats()["failed_at"] > 0.3) == failed).all())
+    assert bool((failed[:, 0] & ~failed[:, 1]).any())  # a chain's next draw begins anew
+
+
+def test_adaptive_steps_that_cannot_go_on_keep_the_state() -> None:
+    kernel = eb.AdaptiveFlow(broken_at(0.0, 0.5), VP(), (2,))
+    with pytest.warns(SamplingWarning, match=r"draws failed, at t from 0\.5"):
+        x = eb.generate(kernel, 50, seed=0)
+    assert bool(x.isfinite().all())
+
+
+def test_a_tolerance_under_rounding_is_told() -> None:
+    kernel = eb.AdaptiveFlow(lambda x, t: -x * torch.sin(1e6 * x) * 100, VP(), (2,), rtol=1e-14, atol=1e-14)
+    x = normal(4, 2)
+    with pytest.warns(SamplingWarning, match="4 of 4 draws failed, at t from 1 to .* tolerance could not be met"):
+        found = eb.transport(kernel, x)
+    assert bool(found.isfinite().all())
+
+
+# Bad input.
+
+SCORE = lambda x, t: -x
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: eb.ReverseSDE(SCORE, VP(), (2,), 0), "a whole num_steps >= 1, got 0"),
+        (lambda: eb.ReverseSDE(SCORE, VP(), (2,), 5, "rk45"), "a method of 'euler_maruyama', .* got 'rk45'"),
+        (lambda: eb.ReverseSDE(SCORE, VP(), (2,), 5, t_min=0.0), r"t_min in \(0, 1\), got 0.0"),
+        (lambda: eb.ReverseSDE(SCORE, VP(), (2,), 5, t_min=1.5), r"t_min in \(0, 1\), got 1.5"),
+        (lambda: eb.ReverseSDE(SCORE, VP(), (2,), 5, snr=-1), "snr > 0, got -1"),
+        (lambda: eb.ReverseSDE("s", VP(), (2,), 5), r"a score \(x, t\) -> tensor, got str"),
+        (lambda: eb.ReverseSDE(SCORE, "vp", (2,), 5), "an SDE, got str"),
+        (lambda: eb.ReverseSDE(SCORE, generic(VP()), (2,), 5, "ancestral"), "a linear SDE .* got GenericSDE"),
+        (lambda: eb.ReverseSDE(SCORE, VP(), (2,), 2, times=lambda *_: torch.ones(3)), "decreasing times, got"),
+        (
+            lambda: eb.ReverseSDE(SCORE, VP(), (2,), 2, times=lambda *_: torch.tensor([2.0, 1, 0.5])),
+            r"times in \[0, 1\], got 2",
+        ),
+        (lambda: eb.ProbabilityFlow(SCORE, VP(), (2,), 0), "a whole num_steps >= 1, got 0"),
+        (lambda: eb.ProbabilityFlow(SCORE, generic(VP()), (2,), 5), 'the method "euler" or "heun", got GenericSDE'),
+        (lambda: eb.ProbabilityFlow(SCORE, VP(), (2,), 5, forward=True, denoise=True), "denoise=False where forward"),
+        (lambda: eb.AdaptiveFlow(SCORE, VP(), (2,), rtol=0), "rtol > 0, got 0"),
+        (lambda: eb.AdaptiveFlow(SCORE, VP(), (2,), t_min=1.0), r"t_min in \(0, 1\), got 1.0"),
+        (lambda: eb.AnnealedLangevin(SCORE, [1.0, 2.0], (2,)), r"positive, decreasing sigmas, got \[1.0, 2.0\]"),
+        (lambda: eb.AnnealedLangevin(SCORE, [1.0, 0.0], (2,)), "positive, decreasing sigmas"),
+        (lambda: eb.AnnealedLangevin(SCORE, [1.0], (2,), 0), "a whole steps_per_level >= 1, got 0"),
+        (
+            lambda: eb.AnnealedLangevin(SCORE, [1.0, 0.1], (2,), 1, 0.5, consistent=True),
+            r"step_size in \[0.9, 1\], got 0.5",
+        ),
+        (lambda: eb.AnnealedLangevin(SCORE, [1.0, 0.1], (2,), 2, 0.95, consistent=True), "one step per level"),
+        (lambda: eb.generate(MADE["flow"](Small()), 0), "a whole n >= 1, got 0"),
+        (
+            lambda: eb.generate(MADE["flow"](lambda x, t: x[..., :1]), 5),
+            r"output of shape \(5, 1, 3, 2\) .* got \(5, 1, 3, 1\)",
+        ),
+        (lambda: eb.generate(MADE["flow"](lambda x, t: x.float()), 5), "a score torch.float64 .* got torch.float32"),
+        (lambda: eb.generate(MADE["flow"](lambda x, t: x - x.mean(0)), 5), "the score mixes the rows"),
+        (lambda: eb.transport(MADE["flow"](Small()), normal(1, 3, 2)), r"expected points of shape \(chains, 1, 3, 2\)"),
+    ],
+)
+def test_bad_input(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

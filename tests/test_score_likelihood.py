@@ -1,0 +1,144 @@
+"""Likelihoods by the probability flow against exact values; probes and their errors; failures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+import ebmppl as eb
+from ebmppl.errors import SamplingWarning
+from ebmppl.score import VP, LinearSDE, SubVP
+from tests.score_targets import MIXTURE, PARAMETERS, DiffusedMixture, sdes
+
+F64 = torch.float64
+SDES = sdes(PARAMETERS)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=F64, generator=torch.Generator().manual_seed(seed))
+
+
+def at_end(mixture: DiffusedMixture, sde: LinearSDE) -> Callable[[Tensor], Tensor]:
+    return lambda x: mixture.log_prob(x, torch.full((len(x),), sde.t_max, dtype=F64))
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", SDES)
+def test_exact_values_with_both_priors(shared_data: Path, name: str) -> None:
+    exact = json.loads((shared_data / "exact" / "sde_gmm.json").read_text())
+    wanted, sde = exact["sde"][name]["probability_flow"], SDES[name]
+    x, mixture = torch.tensor(exact["points"], dtype=F64), DiffusedMixture(sde, *MIXTURE)
+    found = eb.log_likelihood(mixture, sde, x, 1e-9, 1e-9)
+    tensor = lambda key: torch.tensor(wanted[key], dtype=F64)
+    torch.testing.assert_close(found.value, tensor("log_likelihood_normal_prior"), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.end, tensor("x_T"), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.divergence, tensor("divergence_integral"), rtol=1e-6, atol=1e-6)
+    assert not bool(found.std_error.any())
+    known = eb.log_likelihood(mixture, sde, x, log_prior=at_end(mixture, sde))
+    torch.testing.assert_close(known.value, tensor("log_p_eps"), rtol=0, atol=1e-3)  # nats, at the default tolerance
+
+
+def sixteen(sde: LinearSDE) -> DiffusedMixture:
+    means = normal(2, 16, seed=1)
+    factor = 0.3 * normal(2, 16, 16, seed=2)
+    return DiffusedMixture(sde, [0.3, 0.7], means, factor @ factor.mT + 0.2 * torch.eye(16, dtype=F64))
+
+
+@pytest.mark.parametrize("name", ["ve", "vp"])
+def test_sixteen_dimensions_with_the_exact_end(name: str) -> None:
+    sde = SDES[name]
+    mixture = sixteen(sde)
+    x = normal(6, 16, seed=3)
+    found = eb.log_likelihood(mixture, sde, x, log_prior=at_end(mixture, sde))
+    wanted = mixture.log_prob(x, torch.full((6,), 1e-5, dtype=F64))
+    torch.testing.assert_close(found.value, wanted, rtol=0, atol=1e-3)
+
+
+def test_the_probes_interval_covers() -> None:
+    """Student's 99 % intervals of 20 probes cover in 60 points: fewer than 54 of them would have a chance of 1e-5."""
+    sde = VP()
+    mixture = sixteen(sde)
+    x = normal(60, 16, seed=3)
+    exact = eb.log_likelihood(mixture, sde, x, 1e-4, 1e-4)
+    found = eb.log_likelihood(mixture, sde, x, 1e-4, 1e-4, probes=20, seed=1)
+    t = (found.value - exact.value) / found.std_error
+    assert stats.binom.cdf(53, 60, 0.99) < 1e-5
+    assert int((t.abs() < stats.t.isf(0.005, 19)).sum()) >= 54
+    assert float(found.std_error.min()) > 0.001
+    assert int((t.abs() < 0.1 * stats.t.isf(0.005, 19)).sum()) < 54  # an error ten times too small would be seen
+    assert bool(eb.log_likelihood(mixture, sde, x[:2], probes=1).std_error.isnan().all())
+
+
+def test_each_point_has_its_own_steps() -> None:
+    """A point's value does not depend on those beside it, and one that has arrived costs nothing more."""
+    sde = SDES["subvp"]
+    mixture = DiffusedMixture(sde, *MIXTURE)
+    x = torch.cat([normal(3, 2), 40 * normal(1, 2, seed=5)])
+    together = eb.log_likelihood(mixture, sde, x)
+    alone = [eb.log_likelihood(mixture, sde, row.unsqueeze(0)) for row in x]
+    torch.testing.assert_close(together.value, torch.cat([found.value for found in alone]), rtol=1e-9, atol=1e-9)
+    assert together.rows == sum(found.rows for found in alone)
+
+
+@pytest.mark.parametrize("event", [(), (3,), (1, 2, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_any_event_and_dtype(event: tuple[int, ...], dtype: torch.dtype) -> None:
+    x = normal(4, *event).to(dtype)
+    for probes in (None, 3):
+        found = eb.log_likelihood(lambda x, t: -x, SubVP(), x, probes=probes)
+        assert found.value.dtype == dtype
+        assert found.value.shape == (4,)
+        assert found.end.shape == x.shape
+    vp = eb.log_likelihood(lambda x, t: -x, VP(), x)  # of N(0, I)
+    wanted = -0.5 * x.reshape(4, -1).square().sum(1) - 0.5 * x[0].numel() * math.log(2 * math.pi)
+    torch.testing.assert_close(vp.value, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_bits_per_dimension() -> None:
+    """A uniform density on [0, 1) has 8 bits for each of 256 levels."""
+    value, zero = torch.zeros(2), torch.zeros(2)
+    flat = eb.score.LogLikelihood(value, zero, torch.zeros(2, 5), zero, zero, 0)
+    torch.testing.assert_close(flat.bits_per_dimension(1 / 256), torch.full((2,), 8.0))
+
+
+def test_failures_are_told() -> None:
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        return torch.where(((t > 0.5) & (x[:, 0] > 0)).unsqueeze(1), math.nan, -x)
+
+    x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=F64)
+    with pytest.warns(SamplingWarning, match=r"1 of 2 likelihoods are not known: at t = 0\.5.*Points: 0"):
+        found = eb.log_likelihood(score, VP(), x)
+    assert found.value.isnan().tolist() == [True, False]
+    assert float(found.failed_at[0]) == pytest.approx(0.5, abs=1e-6)
+    assert bool(found.end.isfinite().all())
+
+
+def test_modes_of_modules_are_kept() -> None:
+    network = eb.score.TimeMLP((2,), (8,)).double().train()
+    eb.log_likelihood(network, VP(), normal(3, 2), 1e-2, 1e-2)
+    assert network.training
+    assert all(p.grad is None for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: eb.log_likelihood("s", VP(), normal(2, 2)), "a score .* got str"),
+        (lambda: eb.log_likelihood(lambda x, t: x, 3, normal(2, 2)), "an SDE, got int"),
+        (lambda: eb.log_likelihood(lambda x, t: x, VP(), normal(2, 2), rtol=0.0), "rtol > 0 and atol > 0"),
+        (lambda: eb.log_likelihood(lambda x, t: x, VP(), normal(2, 2), t_min=0.0), r"t_min in \(0, 1\), got 0.0"),
+        (lambda: eb.log_likelihood(lambda x, t: x, VP(), normal(2, 2), probes=0), "at least 1 probe, or None, got 0"),
+        (lambda: eb.log_likelihood(lambda x, t: x[:, :1], VP(), normal(2, 2)), r"of shape \(2, 2\) .* got \(2, 1\)"),
+        (lambda: eb.log_likelihood(lambda x, t: x, VP(), torch.ones(2, 2).long()), "floating point points"),
+    ],
+)
+def test_bad_input(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
