@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ebmppl.energies.base import Energy, dtype_and_device
-from ebmppl.energies.discrete import Layers, Levels
+from ebmppl.energies.discrete import BothLayers, Layers, Levels
 from ebmppl.kernels.base import Noise, NoiseSpec
 from ebmppl.kernels.discrete import DiscreteKernel, draw_level, draw_upper
-from ebmppl.kernels.layer_sweep import LayerSweep
+from ebmppl.kernels.layer_sweep import JointSweep, LayerSweep
 from ebmppl.kernels.pair_sweep import PairSweep
 
 
@@ -75,6 +75,8 @@ class Gibbs(DiscreteKernel):
         elif layers is not None:
             # its visible units are discrete, or there were no levels
             self._sweep = LayerSweep(cast(Layers, layers), self._levels, dtype_and_device(self.target)[0])
+        elif isinstance(self._conditionals, BothLayers):
+            self._sweep = JointSweep(self._conditionals.layers, self._levels, dtype_and_device(self.target)[0])
 
     def init(self, x: Tensor) -> Any:
         """State at points ``(chains, *event)``."""
@@ -103,6 +105,10 @@ class Gibbs(DiscreteKernel):
         """The chains' last draws ``(chains, *event)``."""
         x = self._sweep.points(state, self._levels.dtype)
         return x.reshape(len(x), *self.target.event_shape)
+
+    def known(self, state: Any) -> dict[str, Tensor]:
+        """Of both layers of a model, after a sweep, ``hidden_logits`` of the visible units."""
+        return self._sweep.known(state) if isinstance(self._sweep, JointSweep) else {}
 
 
 class BlockSweep:
