@@ -41,6 +41,7 @@ class TwoLayers:
         self.layers, self.levels, self.dtype = layers, levels, dtype
         number = layers.num_hidden
         self._labels = labels(number + len(levels.table)).split([number, len(levels.table)])
+        self._bits = levels.most == 2 and bool((levels.table == torch.arange(2)).all())
 
     def noise(self) -> dict[str, NoiseSpec]:
         """Two keys."""
@@ -55,6 +56,8 @@ class TwoLayers:
     def visible(self, h: Tensor, word: Tensor) -> Tensor:
         """Visible units given hidden bits."""
         logits = self.layers.visible_logits(h)
+        if logits.dim() == 2 and self._bits:
+            return upper_by_word(logits, word).to(h.dtype)
         values = self.levels.table.to(h.device, h.dtype)
         if logits.dim() == 2:
             return torch.where(upper_by_word(logits, word), values[:, 1], values[:, 0])

@@ -62,8 +62,8 @@ class ModelChains(nn.Module):
             made.record_energy = False  # nobody looks at them
         self.kernel = made
         dtype, device = dtype_and_device(made.target)
-        if discrete(made.target):
-            dtype = levels_of(made.target).dtype
+        self._integers = levels_of(made.target).dtype if discrete(made.target) else None
+        dtype = self._integers or dtype
         with torch.no_grad(), evaluating(energy):
             tuning = made.init_tuning(torch.zeros((1, *made.target.event_shape), dtype=dtype, device=device))
         self._kind = type(tuning)
@@ -78,7 +78,7 @@ class ModelChains(nn.Module):
         """Points of the energy ``(rows, *event)`` in the kernel's coordinates."""
         target, energy = self.kernel.target, self.kernel.energy
         z = x if target is energy else target.unconstrain(energy.unpack(x))
-        return z.to(levels_of(target).dtype) if discrete(target) else z
+        return z if self._integers is None else z.to(self._integers)
 
     def outward(self, z: Tensor) -> Tensor:
         """The inverse of ``inward``, at the dtype of z."""
@@ -167,7 +167,7 @@ class ModelChains(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is made from the rest: traces and generators don't travel."""
-        made = {"kernel", "_kind"}
+        made = {"kernel", "_kind", "_integers"}
         return {**{k: v for k, v in self.__dict__.items() if k not in made}, "_chains": {}, "known": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

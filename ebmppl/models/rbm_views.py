@@ -31,15 +31,17 @@ class HiddenPart(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, W: Tensor, c: Tensor, logits: Tensor) -> Tensor:
         """The value; x ``(rows, features)``."""
-        ctx.save_for_backward(x, W, logits)
-        return -log1p_exp(logits).sum(1)
+        p = torch.sigmoid(logits)
+        ctx.save_for_backward(x, W, p)
+        most = torch.maximum(p, 1 - p)  # log(1 + e^x) = max(x, 0) - log(sigmoid(abs(x))), to rounding of the sum
+        return most.log_().sub_(logits.clamp(min=0)).sum(1)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         """Minus x'p and p, p the hidden units' probabilities; minus pW' only where features depend on parameters."""
-        x, W, logits = ctx.saved_tensors
-        p = torch.sigmoid(logits).mul_(-grad.unsqueeze(1))
+        x, W, p = ctx.saved_tensors
+        p = p * -grad.unsqueeze(1)
         return p @ W.mT if ctx.needs_input_grad[0] else None, x.mT @ p, p.sum(0), None
 
 
