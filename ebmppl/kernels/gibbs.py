@@ -12,7 +12,7 @@ from ebmppl.energies.base import Energy, dtype_and_device
 from ebmppl.energies.discrete import BothLayers, Layers, Levels
 from ebmppl.kernels.base import Noise, NoiseSpec
 from ebmppl.kernels.discrete import DiscreteKernel, draw_level, draw_upper
-from ebmppl.kernels.layer_sweep import JointSweep, LayerSweep
+from ebmppl.kernels.layer_sweep import JointSweep, LayerSweep, TwoLayers
 from ebmppl.kernels.pair_sweep import PairSweep
 
 
@@ -94,7 +94,8 @@ class Gibbs(DiscreteKernel):
         """One sweep of every chain."""
         state = self._sweep.sweep(state, noise)
         chains = next(iter(noise.values())).shape[0]
-        rate = torch.ones(chains, dtype=self.random_dtype(state[0]), device=state[0].device)
+        dtype = state[0].dtype if isinstance(self._sweep, TwoLayers) else self.random_dtype(state[0])
+        rate = torch.ones(chains, dtype=dtype, device=state[0].device)
         done = torch.ones(chains, dtype=torch.bool, device=state[0].device)
         if not self.record_energy:
             return state, GibbsInfoWithoutEnergy(done, rate, ~done)

@@ -39,8 +39,8 @@ class TwoLayers:
 
     def __init__(self, layers: Layers, levels: Levels, dtype: torch.dtype) -> None:
         self.layers, self.levels, self.dtype = layers, levels, dtype
-        number = layers.num_hidden
-        self._labels = labels(number + len(levels.table)).split([number, len(levels.table)])
+        self._sizes = [layers.num_hidden, len(levels.table)]
+        self._labels = labels(sum(self._sizes))
         self._bits = levels.most == 2 and bool((levels.table == torch.arange(2)).all())
 
     def noise(self) -> dict[str, NoiseSpec]:
@@ -50,7 +50,7 @@ class TwoLayers:
     def words(self, noise: Noise, device: torch.device) -> tuple[Tensor, Tensor]:
         """For the hidden bits, and for the visible units."""
         first, second = noise["keys"].unsqueeze(2).unbind(1)
-        of_hidden, of_visible = (words(label.to(device), first, second) for label in self._labels)
+        of_hidden, of_visible = words(self._labels.to(device), first, second).split(self._sizes, 1)
         return of_hidden, of_visible
 
     def visible(self, h: Tensor, word: Tensor) -> Tensor:
