@@ -37,7 +37,7 @@ class HiddenPart(torch.autograd.Function):
         return most.log_().sub_(logits.clamp(min=0)).sum(1)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
         """Minus x'p and p, p the hidden units' probabilities; minus pW' only where features depend on parameters."""
         x, W, p = ctx.saved_tensors
