@@ -230,18 +230,19 @@ def test_record_energy_leaves_the_draws_alone() -> None:
     assert "energy" not in mcmc.stats()
 
 
-@pytest.mark.parametrize("name", ["torus", pytest.param("signs", marks=pytest.mark.long), "rbm"])
+@pytest.mark.parametrize("name", ["torus", pytest.param("signs", marks=pytest.mark.long), "rbm", "both layers"])
 def test_compiled_chains_are_the_eager_ones(name: str) -> None:
     """Without a record, as the benchmarks run them; rounding turns less than one decision in 10^6."""
     energies = {
         "torus": lambda: Ising((4, 4), 0.4),
         "signs": lambda: Ising((3, 4), _signs(24).float(), 0.1),
         "rbm": lambda: BernoulliRBM(12, 7, generator=torch.Generator().manual_seed(0)),
+        "both layers": lambda: BernoulliRBM(7, 5, generator=torch.Generator().manual_seed(0)).joint,
     }
     e = energies[name]()
     start = (
         exact_draws(Ising((12,), 0.0), 64, seed=26).clamp_min(0)
-        if name == "rbm"
+        if name in ("rbm", "both layers")
         else torch.ones(64, *indexed(e).event_shape, dtype=torch.int8)
     )
     ends = []

@@ -27,7 +27,7 @@ HIDDEN, TEST = 16, 297
 LOSSES: dict[str, Callable[[int, int], Loss]] = {  # by batch size and seed
     "CD-1": lambda batch, seed: CD(1, kernel=Gibbs, seed=seed),
     "CD-10": lambda batch, seed: CD(10, kernel=Gibbs, seed=seed),
-    "PCD": lambda batch, seed: PCD(1, kernel=Gibbs, num_chains=100, seed=seed),
+    "PCD": lambda batch, seed: PCD(1, kernel=Gibbs, num_chains=500, seed=seed),
 }
 
 
@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tuned", type=int, default=2, help="seeds that choose the rate")
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.03, 0.1, 0.3])
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.1, 0.3, 1.0])
     parser.add_argument("--batch", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", choices=["quality", "speed"])
