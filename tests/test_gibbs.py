@@ -248,7 +248,8 @@ def test_record_energy_leaves_the_draws_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["torus", *(pytest.param(n, marks=pytest.mark.long) for n in ("signs", "one J with signs")), "rbm"]
+    "name",
+    [*(pytest.param(n, marks=pytest.mark.long) for n in ("signs", "one J with signs", "rbm")), "torus", "both layers"],
 )
 def test_compiled_chains_are_the_eager_ones(name: str) -> None:
     """Without a record, as the benchmarks run them; rounding turns less than one decision in 10^6."""
@@ -257,11 +258,12 @@ def test_compiled_chains_are_the_eager_ones(name: str) -> None:
         "signs": lambda: Ising((3, 4), _signs(24).float(), 0.1),
         "one J with signs": lambda: Ising((3, 4), 0.5, 0.1, signs=_signs(24).sign()),
         "rbm": lambda: BernoulliRBM(12, 7, generator=torch.Generator().manual_seed(0)),
+        "both layers": lambda: BernoulliRBM(7, 5, generator=torch.Generator().manual_seed(0)).joint,
     }
     e = energies[name]()
     start = (
         exact_draws(Ising((12,), 0.0), 64, seed=26).clamp_min(0)
-        if name == "rbm"
+        if name in ("rbm", "both layers")
         else torch.ones(64, *indexed(e).event_shape, dtype=torch.int8)
     )
     ends = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -76,6 +76,20 @@ class Layers(Protocol):
 
     def free_energy(self, v: Tensor, hidden_logits: Tensor | None = None) -> Tensor:
         """The energy ``(rows,)`` in nats of v; ``hidden_logits(v)`` spares its product where it is at hand."""
+
+
+@runtime_checkable
+class BothLayers(Protocol):
+    """``Conditionals`` of an energy of both layers, whose points are the visible units and then the hidden bits."""
+
+    layers: Layers
+
+    @property
+    def blocks(self) -> Sequence[Tensor]:
+        """Flat indices (int64) of the hidden bits, and of the visible units."""
+
+    def logits(self, block: int, x: Tensor) -> Tensor:
+        """See ``Conditionals``."""
 
 
 class RealLayers(Protocol):

@@ -103,6 +103,10 @@ class Kernel(MCMCKernel):
         """The state of chains that held this, under the energy as it is now."""
         return self.init(x)
 
+    def known(self, state: Any) -> dict[str, Tensor]:
+        """What ticks came upon at their last positions, by name, and a caller would have to compute again."""
+        return {}
+
     def random_dtype(self, x: Tensor) -> torch.dtype:
         """Of the random numbers of chains at such points."""
         return x.dtype

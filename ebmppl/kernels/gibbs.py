@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from ebmppl.energies.base import Energy, dtype_and_device
-from ebmppl.energies.discrete import Layers, Levels
+from ebmppl.energies.discrete import BothLayers, Layers, Levels
 from ebmppl.kernels.accept import not_finite
 from ebmppl.kernels.base import Noise, NoiseSpec
 from ebmppl.kernels.discrete import DiscreteKernel, draw_level, draw_upper
-from ebmppl.kernels.layer_sweep import LayerSweep
+from ebmppl.kernels.layer_sweep import JointSweep, LayerSweep, TwoLayers
 from ebmppl.kernels.pair_sweep import PairSweep
 
 
@@ -76,6 +76,8 @@ class Gibbs(DiscreteKernel):
         elif layers is not None:
             # its visible units are discrete, or there were no levels
             self._sweep = LayerSweep(cast(Layers, layers), self._levels, dtype_and_device(self.target)[0])
+        elif isinstance(self._conditionals, BothLayers):
+            self._sweep = JointSweep(self._conditionals.layers, self._levels, dtype_and_device(self.target)[0])
 
     def init(self, x: Tensor) -> Any:
         """State at points ``(chains, *event)``."""
@@ -93,7 +95,8 @@ class Gibbs(DiscreteKernel):
         """One sweep of every chain."""
         state = self._sweep.sweep(state, noise)
         chains = next(iter(noise.values())).shape[0]
-        rate = torch.ones(chains, dtype=self.random_dtype(state[0]), device=state[0].device)
+        dtype = state[0].dtype if isinstance(self._sweep, TwoLayers) else self.random_dtype(state[0])
+        rate = torch.ones(chains, dtype=dtype, device=state[0].device)
         done = torch.ones(chains, dtype=torch.bool, device=state[0].device)
         if not self.record_energy:
             return state, GibbsInfoWithoutEnergy(done, rate, ~done)
@@ -104,6 +107,10 @@ class Gibbs(DiscreteKernel):
         """The chains' last draws ``(chains, *event)``."""
         x = self._sweep.points(state, self._levels.dtype)
         return x.reshape(len(x), *self.target.event_shape)
+
+    def known(self, state: Any) -> dict[str, Tensor]:
+        """Of both layers of a model, after a sweep, ``hidden_logits`` of the visible units."""
+        return self._sweep.known(state) if isinstance(self._sweep, JointSweep) else {}
 
 
 class BlockSweep:

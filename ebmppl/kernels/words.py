@@ -44,7 +44,7 @@ def upper_by_word(log_odds: Tensor, word: Tensor) -> Tensor:
     """
     most = 2147483520.0 if log_odds.dtype == torch.float32 else 2147483647.0  # the last one below 2^31
     least = (torch.sigmoid(-log_odds.abs()) * 4294967296.0).clamp(1.0, most)
-    below = torch.where(log_odds > 0, -least, least).to(torch.int32) + LEAST  # which wraps
+    below = least.copysign(-log_odds).to(torch.int32) + LEAST  # which wraps
     return word < below
 
 

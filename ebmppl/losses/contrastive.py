@@ -64,7 +64,7 @@ class BoundCD(EnergyGap):
         """Mean energies of the data, and minus those of the chains' ends."""
         with torch.no_grad():
             end, *_ = self.chains.move((self.chains.inward(x),), self.k)
-        return self.gap(x, self.chains.outward(end))
+        return self.gap(x, self.chains.outward(end), self.chains.known)
 
     def keep(self) -> None:
         """The next call has other random numbers."""
@@ -171,7 +171,7 @@ class BoundPCD(EnergyGap):
         self._moved = which, again, end
         with torch.no_grad():
             model = self.chains.outward(end[0])
-        return self.gap(x, model)
+        return self.gap(x, model, self.chains.known)
 
     def keep(self) -> None:
         """The chains are where the last call left them."""

@@ -51,6 +51,7 @@ class EnergyGap(BoundLoss):
         self.chains = ModelChains(energy, kernel, seed)
         self.hidden = hidden
         self._energies: tuple[Tensor, Tensor] | None = None  # of the last call: data and model
+        self._logits: tuple[Tensor, Tensor] | None = None  # points of an RBM's joint, and their hidden units' log-odds
 
     def data(self, x: Data) -> Tensor:
         """Checked points ``(rows, *event)``, hidden sites filled in."""
@@ -60,21 +61,26 @@ class EnergyGap(BoundLoss):
             if isinstance(v, Tensor) and v.shape[1:] == energy.rbm.event_shape:
                 v = checked_data(energy.rbm, v)
                 used = self.begins_at_data or self.hidden == "sample"
-                h = self._posterior(energy, v) if used else v.new_zeros(len(v), energy.rbm.num_hidden)
-                return energy.pack({"v": v, "h": h})
+                if not used:
+                    return energy.pack({"v": v, "h": v.new_zeros(len(v), energy.rbm.num_hidden)})
+                h, logits = self._posterior(energy, v)
+                points = energy.pack({"v": v, "h": h})
+                self._logits = points, logits
+                return points
         elif isinstance(x, Mapping) and set(x) < set(energy.sites):
             return checked_data(energy, {**x, **self._guided(x)})
         return checked_data(energy, x)
 
     @torch.no_grad()
-    def _posterior(self, energy: RBMJoint, v: Tensor) -> Tensor:
-        """Hidden bits of an RBM given its visible units."""
+    def _posterior(self, energy: RBMJoint, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden bits of an RBM given its visible units, and their log-odds."""
         seed = mixed(int(self.chains.seed) + 1, int(self.step))
         uniform = torch.rand(
             (len(v), energy.rbm.num_hidden),
             generator=torch.Generator(v.device).manual_seed(seed), dtype=energy.rbm.W.dtype, device=v.device,
         )  # fmt: skip
-        return (uniform < energy.rbm.p_hidden(v)).to(v.dtype)
+        logits = energy.rbm.hidden_logits(v)
+        return (uniform < torch.sigmoid(logits)).to(v.dtype), logits
 
     def _guided(self, x: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         missing = sorted(set(self.energy.sites) - set(x))
@@ -87,17 +93,36 @@ class EnergyGap(BoundLoss):
         )
         return {name: value.detach() for name, value in found.items()}  # type: ignore[union-attr]
 
-    def gap(self, x: Tensor, model: Tensor) -> dict[str, Tensor]:
-        """The terms of the loss at data and model samples ``(rows, *event)``, which count as constants."""
+    def gap(self, x: Tensor, model: Tensor, known: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The terms of the loss at data and model samples ``(rows, *event)``, which count as constants.
+
+        Args:
+            x: data.
+            model: samples.
+            known: of these, what a kernel tells: see ``Kernel.known``.
+        """
         rows, energy = len(x), self.energy
-        points = torch.cat([x, model.detach()])  # one call for both
         if isinstance(energy, RBMJoint) and self.hidden == "mean":
-            both = energy.rbm(energy.unpack(points)["v"])
+            both = self._free_energies(energy, x, model.detach(), (known or {}).get("hidden_logits"))
         else:
-            both = energy(points)
+            both = energy(torch.cat([x, model.detach()]))  # one call for both
         data, samples = both[:rows], both[rows:]
         self._energies = data.detach(), samples.detach()
         return {"data": data.mean(), "model": -samples.mean()}
+
+    def _free_energies(self, energy: RBMJoint, x: Tensor, model: Tensor, of_model: Tensor | None) -> Tensor:
+        """Of data and samples, by the hidden log-odds where these are at hand: a product each that needn't be made."""
+        rbm, (at, of_data) = energy.rbm, self._logits or (None, None)
+        self._logits = None
+        v = torch.cat([energy.unpack(points)["v"].to(rbm.W.dtype) for points in (x, model)])
+        with torch.no_grad():
+            if of_model is None:
+                logits = rbm.hidden_logits(v)
+            else:
+                logits = torch.cat(
+                    [of_data if at is x and of_data is not None else rbm.hidden_logits(v[: len(x)]), of_model]
+                )
+        return rbm.trained_energy(v, logits)
 
     def diagnostics(self) -> dict[str, Any]:
         """Of the last call: ``gap`` in nats and its standard error ``gap_error`` (for independent rows), ``acceptance``."""

@@ -50,6 +50,7 @@ class ModelChains(nn.Module):
         self._chains: dict[Any, Chains] = {}
         self._next: int | None = None  # ticks after the last move
         self._rates: list[Tensor] = []  # acceptance rates of the last move, by tick
+        self.known: dict[str, Tensor] = {}  # of the points where the last move ended: see ``Kernel.known``
 
     def _make(self) -> Any:
         """Make the kernel, and return its first tuning."""
@@ -57,10 +58,12 @@ class ModelChains(nn.Module):
         made = self._factory(energy)
         require(isinstance(made, Kernel), wanted, f"one of {type(made).__name__}")
         require(made.energy is energy, wanted, f"one of {type(made).__name__} of another energy")
+        if hasattr(made, "record_energy"):
+            made.record_energy = False  # nobody looks at them
         self.kernel = made
         dtype, device = dtype_and_device(made.target)
-        if discrete(made.target):
-            dtype = levels_of(made.target).dtype
+        self._integers = levels_of(made.target).dtype if discrete(made.target) else None
+        dtype = self._integers or dtype
         with torch.no_grad(), evaluating(energy):
             tuning = made.init_tuning(torch.zeros((1, *made.target.event_shape), dtype=dtype, device=device))
         self._kind = type(tuning)
@@ -75,7 +78,7 @@ class ModelChains(nn.Module):
         """Points of the energy ``(rows, *event)`` in the kernel's coordinates."""
         target, energy = self.kernel.target, self.kernel.energy
         z = x if target is energy else target.unconstrain(energy.unpack(x))
-        return z.to(levels_of(target).dtype) if discrete(target) else z
+        return z if self._integers is None else z.to(self._integers)
 
     def outward(self, z: Tensor) -> Tensor:
         """The inverse of ``inward``, at the dtype of z."""
@@ -102,6 +105,7 @@ class ModelChains(nn.Module):
             chains.advance(draws, observe=infos.append)
         self._rates = [info.acceptance_rate for info in infos]
         self._next = chains.now.tick
+        self.known = self.kernel.known(chains.now.state)
         return self.kernel.held(chains.now.state)
 
     @torch.no_grad()
@@ -163,8 +167,8 @@ class ModelChains(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is made from the rest: traces and generators don't travel."""
-        made = {"kernel", "_kind"}
-        return {**{k: v for k, v in self.__dict__.items() if k not in made}, "_chains": {}}
+        made = {"kernel", "_kind", "_integers"}
+        return {**{k: v for k, v in self.__dict__.items() if k not in made}, "_chains": {}, "known": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy, with a kernel of its own."""

@@ -13,7 +13,7 @@ from torch.distributions.constraints import Constraint
 from ebmppl.energies.base import Energy, flatten_batch
 from ebmppl.energies.discrete import Layers, RealLayers
 from ebmppl.models.pairwise import as_parameter
-from ebmppl.models.rbm_views import HiddenEnergy, RBMJoint, TemperedRBM, log1p_exp
+from ebmppl.models.rbm_views import HiddenEnergy, HiddenPart, RBMJoint, TemperedRBM, log1p_exp
 
 INITIAL_SCALE = 0.01  # standard deviation of initial weights (Hinton 2012, section 8)
 
@@ -103,6 +103,14 @@ class RBM(Energy):
         """F(v) = -log sum_h exp(-E(v, h)), ``(*batch)`` in nats; ``hidden_logits(v)`` may be given where it is at hand."""
         logits = self.hidden_logits(v) if hidden_logits is None else hidden_logits
         return self.visible_energy(v) - log1p_exp(logits).sum(-1)
+
+    def trained_energy(self, v: Tensor, hidden_logits: Tensor) -> Tensor:
+        """F ``(rows,)`` of ``(rows, V)`` whose hidden logits are at hand, as a function of the parameters alone.
+
+        One product for the gradient in W, no other; there is no second derivative.
+        """
+        hidden = HiddenPart.apply(self.features(v), self.weights, self.c, hidden_logits.detach())
+        return self.visible_energy(v) + hidden
 
     def joint_energy(self, v: Tensor, h: Tensor) -> Tensor:
         """E(v, h) ``(*batch)`` in nats of ``(*batch, V)`` and ``(*batch, H)``."""

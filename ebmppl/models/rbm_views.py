@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
@@ -22,6 +23,26 @@ if TYPE_CHECKING:
 def log1p_exp(x: Tensor) -> Tensor:
     """log(1 + e^x), exact to rounding in float64: torch's own threshold of 20 is an error of 2e-9."""
     return softplus(x, threshold=40.0)
+
+
+class HiddenPart(torch.autograd.Function):
+    """-sum_k log(1 + exp(logits_k)) ``(rows,)`` of logits c + x'W that are at hand, with gradients in x, W and c."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, W: Tensor, c: Tensor, logits: Tensor) -> Tensor:
+        """The value; x ``(rows, features)``."""
+        p = torch.sigmoid(logits)
+        ctx.save_for_backward(x, W, p)
+        most = torch.maximum(p, 1 - p)  # log(1 + e^x) = max(x, 0) - log(sigmoid(abs(x))), to rounding of the sum
+        return most.log_().sub_(logits.clamp(min=0)).sum(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        """Minus x'p and p, p the hidden units' probabilities; minus pW' only where features depend on parameters."""
+        x, W, p = ctx.saved_tensors
+        p = p * -grad.unsqueeze(1)
+        return p @ W.mT if ctx.needs_input_grad[0] else None, x.mT @ p, p.sum(0), None
 
 
 class RBMJoint(Energy):
@@ -61,7 +82,7 @@ class RBMJoint(Energy):
 
 
 class LayerConditionals:
-    """See ``Conditionals``: the hidden layer, then the visible one."""
+    """See ``BothLayers``."""
 
     def __init__(self, joint: RBMJoint, layers: Layers) -> None:
         self.joint, self.layers = joint, layers

@@ -1,0 +1,179 @@
+"""What losses of restricted Boltzmann machines compute once, and how far persistent chains train one."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ebmppl.energies import Energy
+from ebmppl.kernels import Gibbs
+from ebmppl.kernels.layer_sweep import JointSweep
+from ebmppl.losses import CD, PCD, Loss
+from ebmppl.models import BernoulliRBM
+from ebmppl.partition import Exact
+from ebmppl.sampling.chains import Chains
+from tests.discrete import number, p_value, states_of
+from tests.exact_gradients import F64, FALSE_ALARM, data_of, flat, rbm
+from tests.test_models import EXACT, RBMS, every_rbm, visible
+
+
+class Products(TorchDispatchMode):
+    """Counts products of two matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm)
+        return func(*args, **(kwargs or {}))
+
+
+# The closed form of a trained free energy.
+
+
+@every_rbm
+def test_trained_energies_are_free_energies_with_their_gradients(kind: str) -> None:
+    """A Gaussian's features depend on parameters, too."""
+    model = RBMS[kind]()
+    v = visible(model)[:7]
+    weights = torch.linspace(-1, 2, len(v), dtype=F64)
+    wanted = model(v)
+    (wanted * weights).sum().backward()
+    by_autograd = flat(model)
+    model.zero_grad()
+    found = model.trained_energy(v, model.hidden_logits(v))
+    (found * weights).sum().backward()
+    torch.testing.assert_close(found, wanted, **EXACT)
+    torch.testing.assert_close(flat(model), by_autograd, **EXACT)
+
+
+def test_trained_energies_of_large_logits_are_finite_and_right() -> None:
+    model = BernoulliRBM(1, 4, W=torch.tensor([[900.0, -900.0, 0.0, 30.0]], dtype=F64))
+    v = torch.ones(1, 1, dtype=F64)
+    torch.testing.assert_close(model.trained_energy(v, model.hidden_logits(v)), model(v), rtol=1e-15, atol=0)
+
+
+# Sweeps of both layers.
+
+
+def _swept(model: BernoulliRBM, x: Tensor) -> tuple[Gibbs, Any]:
+    kernel = Gibbs(model.joint)
+    chains = Chains(kernel, x, seed=3)
+    chains.advance(1)
+    return kernel, chains
+
+
+def test_a_sweep_of_both_layers_draws_visible_units_given_the_hidden_ones() -> None:
+    """From one h: v is of p(v | h), and the pair of p(v | h) p(h' | v). The other order has another law."""
+    model, n = rbm(), 20_000
+    states, h = states_of(model.joint), torch.tensor([1, 0, 1], dtype=torch.int8)
+    _, chains = _swept(model, torch.cat([torch.zeros(n, 4, dtype=torch.int8), h.expand(n, 3)], 1))
+    v, new = states.to(F64).split([4, 3], 1)
+    with torch.no_grad():
+        p_v, p_h = model.p_visible(h.to(F64)), model.p_hidden(v)
+    law = (v * p_v + (1 - v) * (1 - p_v)).prod(1) * (new * p_h + (1 - new) * (1 - p_h)).prod(1)
+    counts = torch.bincount(number(model.joint, chains.position()), minlength=len(states))
+    assert p_value(counts, law) > FALSE_ALARM
+    with torch.no_grad():
+        wrong = torch.softmax(-model.joint(states.to(F64)), 0)  # where a long run ends
+    assert p_value(counts, wrong) < FALSE_ALARM
+
+
+def test_what_a_sweep_of_both_layers_tells() -> None:
+    model = rbm()
+    kernel, chains = _swept(model, states_of(model.joint))
+    assert isinstance(kernel._sweep, JointSweep)
+    state, x = chains.now.state, chains.position()
+    assert x.dtype == torch.int8
+    torch.testing.assert_close(kernel.known(state)["hidden_logits"], model.hidden_logits(x[:, :4]), **EXACT)
+    torch.testing.assert_close(kernel._sweep.energies(state), model.joint(x), **EXACT)
+    assert Gibbs(model).known(Gibbs(model).init(states_of(model))) == {}
+
+
+# Products.
+
+
+@pytest.mark.parametrize("loss", [CD(1, kernel=Gibbs, seed=0), PCD(1, kernel=Gibbs, num_chains=12, seed=0)])
+def test_a_step_takes_five_products(loss: Loss) -> None:
+    """Two of the data's rows (hidden units, gradient), three of the chains'; both gradients are one of twice the size."""
+    bound = loss(rbm().joint)
+    x = data_of(rbm())
+    bound(x)
+    with Products() as products:
+        bound(x).backward()
+    assert products.number == 4
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("make", [CD, partial(PCD, num_chains=9)])
+def test_log_odds_at_hand_are_those_of_the_parameters_as_they_are(make: Any, k: int) -> None:
+    """Over updates, calls in eval mode and calls that were not kept: the gradient is autograd's at the same points."""
+    model = rbm()
+    bound = make(k, kernel=Gibbs, seed=5)(model.joint)
+    seen: list[tuple[Tensor, Tensor]] = []
+    inside = bound.gap
+    bound.gap = lambda x, end, known=None: seen.append((x, end)) or inside(x, end, known)
+    for step in range(4):
+        bound.train(step != 2)
+        model.zero_grad()
+        value = bound(data_of(model, seed=step))
+        value.backward()
+        found = flat(model)
+        model.zero_grad()
+        x, end = seen[-1]
+        wanted = model(x[:, :4]).mean() - model(end[:, :4].to(F64)).mean()
+        wanted.backward()
+        torch.testing.assert_close(value, wanted, **EXACT)
+        torch.testing.assert_close(found, flat(model), **EXACT)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.sub_(0.3 * parameter.grad)
+
+
+def test_chains_of_losses_record_no_energies() -> None:
+    kernels: list[Gibbs] = []
+
+    def make(energy: Energy) -> Gibbs:
+        kernels.append(Gibbs(energy))
+        return kernels[-1]
+
+    PCD(kernel=make, num_chains=3, seed=0)(rbm())(data_of(rbm()))
+    assert [kernel.record_energy for kernel in kernels] == [False]
+
+
+# Training.
+
+
+def trained(x: Tensor, hidden: int, epochs: int, batch: int, rate: float) -> BernoulliRBM:
+    """By PCD with as many chains as rows of a batch, at a rate that falls to 0."""
+    generator = torch.Generator().manual_seed(0)
+    model = BernoulliRBM(x.shape[1], hidden).init_from_data(x, generator=generator)
+    bound = PCD(1, kernel=Gibbs, num_chains=batch, seed=0)(model.joint)
+    optim = torch.optim.SGD(bound.parameters(), rate)
+    schedule = torch.optim.lr_scheduler.LinearLR(optim, 1.0, 0.01, epochs * (len(x) // batch))
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x), generator=generator)[: len(x) // batch * batch].split(batch):
+            optim.zero_grad()
+            bound(x[rows]).backward()
+            optim.step()
+            schedule.step()
+    return model
+
+
+@pytest.mark.data
+@pytest.mark.long
+def test_pcd_on_binarized_mnist(shared_data: Path) -> None:
+    """16 hidden units, 15 epochs: the mean log-likelihood of the test set, exact, is better than -149.7 nats."""
+    with np.load(shared_data / "binarized_mnist.npz") as packed:
+        train, test = (torch.from_numpy(np.unpackbits(packed[name], axis=1)).float() for name in ("train", "test"))
+    model = trained(train, 16, epochs=15, batch=100, rate=0.2)
+    with torch.no_grad():
+        assert float(Exact().log_prob(model, test).mean()) > -149.7
