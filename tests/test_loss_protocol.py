@@ -17,7 +17,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from ebmppl.energies import ClassifierEnergy, MLPEnergy, as_energy
-from ebmppl.errors import SamplingWarning
+from ebmppl.errors import NonFiniteLoss, SamplingWarning
 from ebmppl.kernels import Gibbs, Langevin
 from ebmppl.losses import (
     CD,
@@ -202,3 +202,21 @@ def test_optimizers_that_do_not_fit() -> None:
         make(optimizer=torch.optim.LBFGS)
     with pytest.raises(ValueError, match="as a factory, such as torch.optim.Adam, got one of Adam"):
         make(optimizer=torch.optim.Adam(mlp().parameters()))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        partial(PCD, kernel=small, num_chains=8, reinit=0.9, seed=0),
+        partial(MLE, kernel=small, num_chains=4, warmup=2, draws=2, seed=0),
+    ],
+)
+def test_chains_that_find_no_start_any_more_are_a_loss_that_is_not_finite(loss: Callable[[], Loss]) -> None:
+    energy = mlp()
+    run = fit(loss(), energy, plane, steps=9, optimizer=partial(torch.optim.SGD, lr=1e30), progress=False)
+    before = values(energy)
+    with pytest.raises(
+        NonFiniteLoss, match=r"finite energy at the initial points.*back as they were after 0 of 1 steps"
+    ):
+        run.run()
+    assert all(torch.equal(a, b) for a, b in zip(before, values(energy), strict=True))

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import reduce
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 from weakref import WeakKeyDictionary
 
 import pyro
@@ -22,7 +22,7 @@ from torch.distributions import constraints
 from ebmppl.energies.base import ONE_SITE, Energy, dtype_and_device, require_energy
 from ebmppl.energies.discrete import discrete
 from ebmppl.energies.supports import describe, elementwise, is_discrete
-from ebmppl.errors import NonFiniteLoss, SamplingWarning
+from ebmppl.errors import EnergyError, NonFiniteLoss, SamplingWarning
 
 _names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # in Pyro's store, one for each module
 _numbers = itertools.count()
@@ -63,9 +63,15 @@ class BoundLoss(nn.Module):
 
         Raises:
             ValueError: for data of another shape, outside the support, or with NaN.
-            NonFiniteLoss: where it is NaN or infinite.
+            NonFiniteLoss: where it is NaN or infinite, or chains find no points of finite energy to begin at any more.
         """
-        terms = self.terms(self.data(x))
+        points = self.data(x)
+        try:
+            terms = self.terms(points)
+        except EnergyError as error:  # of chains that begin
+            if not int(self.step):
+                raise
+            self._not_finite({"energy": points.new_tensor(math.nan)}, f" ({error})")
         self.values = {name: term.detach() for name, term in terms.items()}
         total = reduce(torch.add, (term.reshape(()) for term in terms.values()))
         if not math.isfinite(total.detach()):
@@ -82,13 +88,14 @@ class BoundLoss(nn.Module):
         """Checked points ``(rows, *event)``, floating point ones at the dtype of the energy's parameters."""
         return checked_data(self.energy, x)
 
-    def _not_finite(self, terms: Mapping[str, Tensor]) -> None:
+    def _not_finite(self, terms: Mapping[str, Tensor], why: str = "") -> NoReturn:
         state = {name: value.clone() for name, value in self.state_dict().items()}
         values = {name: float(term.detach()) for name, term in terms.items()}
         bad = [f"{name} is {value}" for name, value in values.items() if not abs(value) < float("inf")]
         step = int(self.step)
         state = {**self.state_dict(), **state}
-        raise NonFiniteLoss(f"the loss is not finite at step {step}: {', '.join(bad) or values}", step, values, state)
+        what = f"{', '.join(bad) or values}{why}"
+        raise NonFiniteLoss(f"the loss is not finite at step {step}: {what}", step, values, state)
 
 
 class Loss(ELBO):
