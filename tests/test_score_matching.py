@@ -384,7 +384,7 @@ def svi_of(energy: Energy) -> SVI:
         (lambda: ScoreMatching()(ScoreNetwork(lambda x: x[:, 0], (2,)))(torch.ones(3, 2)), r"scores of shape \(3, 2\)"),
         (lambda: ScoreMatching()(smooth())(torch.ones(3, 3)), r"expected data of shape \(rows, 2\).*got \(3, 3\)"),
         (lambda: ScoreMatching()(smooth())(torch.ones(0, 2)), "at least one row"),
-        (lambda: ScoreMatching()(smooth())(torch.ones(3, 2).long()), "expected floating point data, got torch.int64"),
+        (lambda: ScoreMatching()(smooth())(torch.ones(3, 2).long()), "expected floating point data, got x of torch.int64"),
         (lambda: ScoreMatching()(smooth())(torch.tensor([[0.0, 1.0], [math.nan, 0.0]])), r"nan at row 1, coordinate \(0,\)"),
         (
             lambda: ScoreMatching()(ScoreNetwork(torch.neg, (2,)))(torch.tensor([[0.0, math.inf]])),

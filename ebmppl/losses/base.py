@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import reduce
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 from weakref import WeakKeyDictionary
 
 import pyro
 import torch
+from pyro import poutine
 from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from ebmppl.energies.base import ONE_SITE, Energy, require_energy
+from ebmppl.energies.base import ONE_SITE, Energy, dtype_and_device, require_energy
 from ebmppl.energies.discrete import discrete
-from ebmppl.energies.supports import describe, elementwise
-from ebmppl.errors import NonFiniteLoss
+from ebmppl.energies.supports import describe, elementwise, is_discrete
+from ebmppl.errors import EnergyError, NonFiniteLoss, SamplingWarning
 
 _names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # in Pyro's store, one for each module
 _numbers = itertools.count()
@@ -61,9 +63,15 @@ class BoundLoss(nn.Module):
 
         Raises:
             ValueError: for data of another shape, outside the support, or with NaN.
-            NonFiniteLoss: where it is NaN or infinite.
+            NonFiniteLoss: where it is NaN or infinite, or chains find no points of finite energy to begin at any more.
         """
-        terms = self.terms(self.data(x))
+        points = self.data(x)
+        try:
+            terms = self.terms(points)
+        except EnergyError as error:  # of chains that begin
+            if not int(self.step):
+                raise
+            self._not_finite({"energy": points.new_tensor(math.nan)}, f" ({error})")
         self.values = {name: term.detach() for name, term in terms.items()}
         total = reduce(torch.add, (term.reshape(()) for term in terms.values()))
         if not math.isfinite(total.detach()):
@@ -77,22 +85,24 @@ class BoundLoss(nn.Module):
         """Take what the last ``terms`` moved (chains, counts) for the state: in training, once the loss is finite."""
 
     def data(self, x: Data) -> Tensor:
-        """Checked points ``(rows, *event)`` at the energy's dtype."""
+        """Checked points ``(rows, *event)``, floating point ones at the dtype of the energy's parameters."""
         return checked_data(self.energy, x)
 
-    def _not_finite(self, terms: Mapping[str, Tensor]) -> None:
+    def _not_finite(self, terms: Mapping[str, Tensor], why: str = "") -> NoReturn:
         state = {name: value.clone() for name, value in self.state_dict().items()}
         values = {name: float(term.detach()) for name, term in terms.items()}
         bad = [f"{name} is {value}" for name, value in values.items() if not abs(value) < float("inf")]
         step = int(self.step)
         state = {**self.state_dict(), **state}
-        raise NonFiniteLoss(f"the loss is not finite at step {step}: {', '.join(bad) or values}", step, values, state)
+        what = f"{', '.join(bad) or values}{why}"
+        raise NonFiniteLoss(f"the loss is not finite at step {step}: {what}", step, values, state)
 
 
 class Loss(ELBO):
     """Abstract: the hyper-parameters of a loss. Calling it with an energy binds it; ``SVI`` takes it as it takes an ELBO.
 
-    Under ``SVI(energy, guide, optim, loss=loss)`` it binds once for each energy and guide, and keeps that as ``bound``.
+    Under ``SVI(energy, guide, optim, loss=loss)`` it binds once for each energy and guide, so that chains and log Z of
+    several go on side by side; the last one used is ``bound``.
     All parameters are registered with Pyro; ``evaluate_loss`` moves nothing.
 
     Class attributes:
@@ -108,6 +118,7 @@ class Loss(ELBO):
     def __init__(self) -> None:
         super().__init__()
         self.bound: BoundLoss | None = None
+        self._all: list[BoundLoss] = []  # under SVI, one for each energy and guide
 
     @abstractmethod
     def bind(self, energy: Energy, guide: Any) -> BoundLoss:
@@ -131,7 +142,8 @@ class Loss(ELBO):
         """The loss as a tensor."""
         bound = self._bound_to(energy, guide)
         _register(bound)
-        return bound(*args, **kwargs)
+        with _own_parameters_hidden(bound):
+            return bound(*args, **kwargs)
 
     def loss_and_grads(self, energy: Energy, guide: Any, *args: Any, **kwargs: Any) -> float:
         """The loss, after adding its gradient to the parameters' ``.grad``.
@@ -156,7 +168,11 @@ class Loss(ELBO):
     def _bound_to(self, energy: Energy, guide: Any) -> BoundLoss:
         bound = self.bound
         if bound is None or bound.energy is not energy or bound.guide is not guide:
-            bound = self.bound = self(energy, guide)
+            known = [b for b in self._all if b.energy is energy and b.guide is guide]
+            if not known:
+                known = [self(energy, guide)]
+                self._all += known
+            bound = self.bound = known[0]
         return bound
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
@@ -179,7 +195,27 @@ def _register(bound: BoundLoss) -> None:
     for path, parameter in bound.named_parameters():
         if parameter.requires_grad:
             own = not path.startswith("energy.")  # several losses of one energy have each its own log Z
-            pyro.param(f"{_name_of(bound) if own else _name_of(bound.energy)}$$${path}", parameter)
+            name = f"{_name_of(bound) if own else _name_of(bound.energy)}$$${path}"
+            store = pyro.get_param_store()
+            if name in store and store._params[name] is not parameter:  # would be optimised in its place
+                warnings.warn(
+                    f"Pyro's parameter store has another tensor as {name!r}, of a store that was loaded or of a parameter "
+                    "that was replaced: the module's own takes its place. To load weights use load_state_dict",
+                    SamplingWarning,
+                    stacklevel=5,
+                )
+                del store[name]
+            pyro.param(name, parameter)
+
+
+def _own_parameters_hidden(bound: BoundLoss) -> AbstractContextManager[Any]:
+    """``PyroModule`` registers its parameters under short names, which may be another's there: ours are known already."""
+    own = {id(parameter) for parameter in bound.parameters()}
+
+    def ours(message: dict[str, Any]) -> bool:
+        return message["type"] == "param" and any(id(value) in own for value in message["args"])
+
+    return poutine.block(hide_fn=ours)
 
 
 def _name_of(module: nn.Module) -> str:
@@ -191,22 +227,40 @@ def _name_of(module: nn.Module) -> str:
 
 
 def checked_data(energy: Energy, x: Data) -> Tensor:
-    """Data as points ``(rows, *event)`` of an energy.
+    """Data as points ``(rows, *event)`` of an energy, floating point ones at the dtype of its parameters.
 
     Raises:
-        ValueError: for another shape, no rows, NaN or infinite values (says where), or values outside the support.
+        ValueError: for another shape or dtype, no rows, NaN or infinite values (says where), or values outside the support.
     """
     by_site = x if isinstance(x, Mapping) else {ONE_SITE: x}
     if energy.packed and not isinstance(x, Mapping):
         by_site = energy.unpack(shaped(energy.event_shape, x))
     for name, value in by_site.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(f"expected data as tensors, got {type(value).__name__}")
-        require_finite(name, value)
         support = energy.site_support(name) if name in energy.sites else constraints.real
+        require_numbers(name, value, real=not is_discrete(support))
+        require_finite(name, value)
         if elementwise(support) is not constraints.real:
             _require(support.check(value), value, f"data of site {name!r} in {describe(support)}")
-    return shaped(energy.event_shape, energy.pack(by_site) if isinstance(x, Mapping) else x)
+    x = shaped(energy.event_shape, energy.pack(by_site) if isinstance(x, Mapping) else x)
+    return at_dtype_of(energy, x)
+
+
+def at_dtype_of(module: nn.Module, x: Tensor) -> Tensor:
+    """Floating point x at the widest dtype of a module's parameters and buffers; as it is where there are no parameters."""
+    own = next(module.parameters(), None)
+    if own is None or own.dtype == x.dtype or not x.is_floating_point():
+        return x
+    return x.to(dtype_and_device(module)[0])
+
+
+def require_numbers(name: str, value: object, *, real: bool) -> None:
+    """Raise ``ValueError`` unless data are a dense tensor of real numbers, floating point where the support has them."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"expected data as tensors, got {type(value).__name__}")
+    if value.is_complex() or value.layout is not torch.strided:
+        raise ValueError(f"expected data as dense tensors of real numbers, got {name} of {value.dtype}, {value.layout}")
+    if real and not value.is_floating_point():
+        raise ValueError(f"expected floating point data, got {name} of {value.dtype}")
 
 
 def _require(good: Any, value: Tensor, wanted: str) -> None:

@@ -23,7 +23,7 @@ from ebmppl.losses.noise import (
     support_of,
 )
 from ebmppl.models.rbm_views import log1p_exp
-from ebmppl.sampling.noise import fresh_seed
+from ebmppl.sampling.noise import seed_of
 
 Form = Literal["ranking", "conditional"]
 Conditional = Callable[[Tensor], Distribution]
@@ -99,7 +99,7 @@ class _Contrast(BoundLoss):
     def __init__(self, energy: Energy, guide: Any, loss: ContrastiveNCE) -> None:
         super().__init__(energy, guide)
         self.num_negatives = loss.num_negatives
-        self.register_buffer("seed", torch.tensor(fresh_seed() if loss.seed is None else loss.seed))
+        self.register_buffer("seed", torch.tensor(seed_of(loss.seed)))
 
     @property
     def now(self) -> int:

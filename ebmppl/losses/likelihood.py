@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ebmppl.energies.base import Energy
 from ebmppl.kernels.base import require, whole
-from ebmppl.losses.base import BoundLoss, Loss
+from ebmppl.losses.base import BoundLoss, Loss, at_dtype_of
 from ebmppl.losses.gap import EnergyGap, Hidden, require_hidden, require_kernel
 from ebmppl.losses.negative import KernelFactory
 from ebmppl.losses.noise import as_noise, energies_inside, step_seed
 from ebmppl.sampling.initial import Start, Uniform
-from ebmppl.sampling.noise import fresh_seed
+from ebmppl.sampling.noise import seed_of
 
 
 class HasLogZ(Protocol):
@@ -158,12 +158,12 @@ class MLEByWeights(BoundLoss):
         require(guide is not None, "the proposal of MLE(num_samples=...) as guide", guide)
         self.proposal = as_noise(guide, energy)
         self.num_samples = num_samples
-        self.register_buffer("seed", torch.tensor(fresh_seed() if seed is None else seed))
+        self.register_buffer("seed", torch.tensor(seed_of(seed)))
         self._weights: Tensor | None = None
 
     def terms(self, x: Tensor) -> dict[str, Tensor]:
         """The mean energy, and the estimate of log Z."""
-        y = self.proposal.draw(self.num_samples, step_seed(int(self.seed), int(self.step)))
+        y = at_dtype_of(self.energy, self.proposal.draw(self.num_samples, step_seed(int(self.seed), int(self.step))))
         log_weights = -energies_inside(self.energy, y) - self.proposal.log_prob(y)
         self._weights = log_weights.detach()
         return {"data": self.energy(x).mean(), "log_z": log_weights.logsumexp(0) - math.log(len(y))}

@@ -15,7 +15,7 @@ from ebmppl.losses.asymptotic import LogZInterval, log_z_interval
 from ebmppl.losses.base import BoundLoss, Loss, shaped
 from ebmppl.losses.noise import as_noise, energies_inside, require_covers, step_seed
 from ebmppl.models.rbm_views import log1p_exp
-from ebmppl.sampling.noise import fresh_seed
+from ebmppl.sampling.noise import seed_of
 
 
 class NCE(Loss):
@@ -89,7 +89,7 @@ class BoundNCE(BoundLoss):
             self.log_z = nn.Parameter(log_z)
         else:
             self.register_buffer("log_z", log_z)
-        self.register_buffer("seed", torch.tensor(fresh_seed() if loss.seed is None else loss.seed))
+        self.register_buffer("seed", torch.tensor(seed_of(loss.seed)))
 
     def draw(self, rows: int) -> Tensor:
         """The noise ``(round(nu * rows), *event)`` of this step for so many rows of data; at least one point."""

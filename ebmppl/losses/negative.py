@@ -14,7 +14,7 @@ from ebmppl.kernels.base import Kernel, require
 from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.draws import Draws
 from ebmppl.sampling.initial import Start, starting_points
-from ebmppl.sampling.noise import fresh_seed
+from ebmppl.sampling.noise import seed_of
 from ebmppl.sampling.scopes import evaluating
 
 KernelFactory = Callable[[Energy], Kernel]
@@ -44,7 +44,7 @@ class ModelChains(nn.Module):
         super().__init__()
         self._factory, self._energy = kernel, (energy,)  # in a tuple: no module of ours
         self.register_buffer("ticks", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("seed", torch.tensor(fresh_seed() if seed is None else seed))
+        self.register_buffer("seed", torch.tensor(seed_of(seed)))
         for name, value in self._make()._asdict().items():
             self.register_buffer(f"tuning_{name}", value)
         self._chains: dict[Any, Chains] = {}

@@ -13,7 +13,7 @@ from ebmppl.losses.base import BoundLoss, Data, Loss
 from ebmppl.losses.neighbours import Neighbours
 from ebmppl.losses.noise import step_seed
 from ebmppl.models.rbm_views import log1p_exp
-from ebmppl.sampling.noise import fresh_seed
+from ebmppl.sampling.noise import seed_of
 
 
 class PseudoLikelihood(Loss):
@@ -66,7 +66,7 @@ class _OfCoordinates(BoundLoss):
             raise ValueError(f"expected at most {self.size} coordinates, got num_coordinates = {num_coordinates}")
         self.num_coordinates = None if num_coordinates == self.size else num_coordinates
         unused = self.num_coordinates is None  # nothing is random
-        seed = 0 if unused else fresh_seed() if seed is None else seed
+        seed = 0 if unused else seed_of(seed)
         self.register_buffer("seed", torch.tensor(seed))
 
     def data(self, x: Data) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ebmppl.energies.base import Energy, dtype_and_device
-from ebmppl.losses.base import BoundLoss, Data, Loss, checked_data, require_finite, shaped
+from ebmppl.losses.base import BoundLoss, Data, Loss, at_dtype_of, checked_data, require_finite, require_numbers, shaped
 from ebmppl.losses.scores import Scored, ScoreNetwork, differentiated, require_scored
-from ebmppl.sampling.noise import block_seeds, fresh_seed
+from ebmppl.sampling.noise import block_seeds, seed_of
 
 
 class ScoreLoss(Loss):
@@ -49,7 +49,7 @@ class BoundScoreLoss(BoundLoss):
     def __init__(self, energy: Scored, guide: Any, seed: int | None = None, *, constrained: bool = False) -> None:
         super().__init__(cast(Energy, energy), guide)
         device = dtype_and_device(energy)[1]
-        self.register_buffer("seed", torch.tensor(fresh_seed() if seed is None else seed))
+        self.register_buffer("seed", torch.tensor(seed_of(seed)))
         self._target = (energy if constrained else differentiated(energy),)  # not a module of its own
         self._generator = torch.Generator(device)
 
@@ -62,15 +62,11 @@ class BoundScoreLoss(BoundLoss):
         """Points ``(rows, *event)`` of the target, at the widest dtype of the energy's parameters and buffers."""
         energy = self.energy
         if isinstance(energy, ScoreNetwork):
+            require_numbers("x", x, real=True)
             require_finite("x", cast(Tensor, x))
-            x = shaped(energy.event_shape, x)
+            x = at_dtype_of(energy, shaped(energy.event_shape, x))
         else:
             x = checked_data(energy, x)
-        if not x.is_floating_point():
-            raise ValueError(f"expected floating point data, got {x.dtype}")
-        own = next(energy.parameters(), None)
-        if own is not None and own.dtype != x.dtype:
-            x = x.to(dtype_and_device(energy)[0])
         if self.target is energy:
             return x
         with torch.no_grad():

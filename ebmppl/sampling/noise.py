@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ebmppl.kernels.adaptation import BLOCK
-from ebmppl.kernels.base import NoiseSpec
+from ebmppl.kernels.base import NoiseSpec, require, whole
 
 STREAMS = {"ticks": 0, "initial": 1, "step_size": 2}
 _MOST_TICKS = 32  # of one draw
@@ -34,6 +34,18 @@ _DRAW: dict[str, Callable[..., Tensor]] = {
 def fresh_seed() -> int:
     """A seed from the operating system."""
     return secrets.randbits(31)
+
+
+def seed_of(seed: int | None) -> int:
+    """A given seed, from 0 to 2^63 - 1, or one from the operating system when None.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if seed is None:
+        return fresh_seed()
+    require(whole("seed", seed, 0) < 1 << 63, "a seed < 2^63", seed)
+    return int(seed)
 
 
 class _Drawn(NamedTuple):

@@ -240,10 +240,11 @@ def _prepared(energy: Any, data: Any, where: str) -> Data:
 
 def _tensor(energy: Any, site: str | None, value: Any, where: str) -> Tensor:
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        value = torch.from_numpy(np.ascontiguousarray(value).copy() if not value.flags.writeable else value)
-    if not isinstance(value, Tensor) or value.is_complex():
+        value = _from_array(value, where)
+    if not isinstance(value, Tensor) or value.is_complex() or value.layout is not torch.strided:
         got = getattr(value, "dtype", type(value).__name__)
-        raise ValueError(f"expected data as tensors or arrays of real numbers, got {got}{where}")
+        got = got if getattr(value, "layout", torch.strided) is torch.strided else f"{got} {value.layout}"
+        raise ValueError(f"expected data as dense tensors or arrays of real numbers, got {got}{where}")
     dtype, device = dtype_and_device(energy)
     if value.is_floating_point():
         _require_finite(value, site, where)
@@ -253,6 +254,15 @@ def _tensor(energy: Any, site: str | None, value: Any, where: str) -> Tensor:
         if not all(is_discrete(energy.site_support(name)) for name in sites):
             raise ValueError(f"expected floating point data for a continuous energy, got {value.dtype}{where}")
     return value.to(device)
+
+
+def _from_array(value: np.ndarray, where: str) -> Tensor:
+    """Any array of real numbers, also those in another order of bytes or memory, which torch doesn't take."""
+    if np.ma.is_masked(value):
+        raise ValueError(f"expected data without gaps, got a masked array{where}")
+    dtype = np.dtype(np.float64) if value.dtype.type is np.longdouble else value.dtype.newbyteorder("=")
+    value = np.ascontiguousarray(value, dtype=dtype)
+    return torch.from_numpy(value if value.flags.writeable else value.copy())
 
 
 def _require_finite(value: Tensor, site: str | None, where: str) -> None:

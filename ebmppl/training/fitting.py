@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ebmppl.kernels.base import positive, require, whole
@@ -113,7 +114,14 @@ class Fit(Run):
         )
         batches = as_batches(energy, data, batch_size, epochs, order)
         held_out = None if validation is None else as_batches(energy, validation, batch_size)
+        factory = optimizer is None or callable(optimizer)
+        require(factory, "optimizer as a factory, such as torch.optim.Adam", f"one of {type(optimizer).__name__}")
         made = torch.optim.Adam(trained, lr=1e-3) if optimizer is None else optimizer(trained)
+        require(
+            isinstance(made, Optimizer) and not isinstance(made, torch.optim.LBFGS),
+            "an optimizer of torch.optim that steps without a closure",
+            type(made).__name__,
+        )
         planned = None if schedule is None else schedule(made)
         waits = isinstance(planned, ReduceLROnPlateau)
         require(not waits or held_out is not None, "held-out data for ReduceLROnPlateau: validation=...", "none")

@@ -108,7 +108,7 @@ class Run:
             NonFiniteLoss: where loss or gradient is NaN or infinite; everything is back in the last good state.
             ValueError: for data of another shape, outside the support, or with NaN.
         """
-        self.bound.train()
+        self._train()
         if self.kept is None:
             self.kept = self.snapshot()
         per_epoch, steps = self.batches.per_epoch(), self.settings.steps
@@ -129,6 +129,13 @@ class Run:
     def run(self) -> list[Step]:
         """Make all steps and return their records."""
         return list(self)
+
+    def _train(self) -> None:
+        """In training mode, but for parts of an energy in training mode that the user holds in evaluation mode."""
+        if self.energy.training:
+            self.bound.training = True
+        else:
+            self.bound.train()
 
     def _make_step(self) -> Step | None:
         began = time.perf_counter()
