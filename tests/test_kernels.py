@@ -400,7 +400,7 @@ def test_dual_averaging_equals_the_scalar_recursion() -> None:
     rates = torch.rand(200, generator=gen(7), dtype=torch.float64)
     delta, gamma, t0, kappa = 0.7, 0.05, 10, 0.75
     mu, h_bar, log_eps_bar = math.log(10 * 0.3), 0.0, 0.0
-    da, step = dual_averaging(f64(0.3)[0], 1), f64(0.3)[0]
+    da, step = dual_averaging(f64(0.3)[0]), f64(0.3)[0]
     for m, rate in enumerate(rates.tolist(), start=1):
         h_bar = (1 - 1 / (m + t0)) * h_bar + 1 / (m + t0) * (delta - rate)
         log_eps = mu - math.sqrt(m) / gamma * h_bar
@@ -414,7 +414,7 @@ def test_dual_averaging_equals_the_scalar_recursion() -> None:
 def test_dual_averaging_of_many_chains_is_that_of_their_mean() -> None:
     """One update for as many finished draws as there are chains, whoever finished them; none without."""
     rates = torch.rand(50, 8, generator=gen(8), dtype=torch.float64)
-    whole, one = dual_averaging(f64(0.3)[0], 8), dual_averaging(f64(0.3)[0], 1)
+    whole, one = dual_averaging(f64(0.3)[0]), dual_averaging(f64(0.3)[0])
     step_whole = step_one = f64(0.3)[0]
     for row in rates:
         halves = torch.arange(8) % 2 == 0
@@ -424,16 +424,6 @@ def test_dual_averaging_of_many_chains_is_that_of_their_mean() -> None:
         assert float(step_whole) == pytest.approx(float(step_one), rel=1e-12)
     assert float(whole.updates) == 50
     assert float(whole.log_average) == pytest.approx(float(one.log_average), rel=1e-12)
-
-
-def test_a_chain_that_finishes_at_every_tick_has_one_vote() -> None:
-    """Three chains of rate 1 that finish once in a round, and one of rate 0 that finishes again and again."""
-    da, step = dual_averaging(f64(0.3)[0], 4), f64(0.3)[0]
-    rate, last = f64(1.0, 1.0, 1.0, 0.0), torch.tensor([False, False, False, True])
-    da, step = dual_averaging_update(da, step, rate, last, 0.75)
-    da, step = dual_averaging_update(da, step, rate, torch.ones(4, dtype=torch.bool), 0.75)
-    assert float(da.updates) == 1
-    assert float(da.error) == pytest.approx(0.0, abs=1e-15)  # the mean rate is the target; of draws it would be 0.6
 
 
 ADAPTIVE: dict[str, tuple[Callable[[Energy], Kernel], float]] = {

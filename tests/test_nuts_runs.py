@@ -14,7 +14,6 @@ from torch import Tensor
 
 import ebmppl as eb
 from ebmppl.kernels.nuts import NUTSState
-from ebmppl.sampling.draws import finished
 
 
 def test_every_gradient_is_used_until_the_first_chain_has_its_draws() -> None:
@@ -113,27 +112,3 @@ def test_pyro_counts_our_divergences() -> None:
         run = pyro.infer.MCMC(kernel, 30, 1, initial_params={"x": torch.ones(2)}, disable_progbar=True)
         run.run()
         assert run.diagnostics()["divergences"] == {"chain 0": list(range(most))}
-
-
-class OneDiverges(eb.HMC):
-    """Chain 0 diverges at every tick; the draws of the others take eight."""
-
-    def tick(self, state: Any, tuning: Any, noise: Any) -> Any:
-        new, info = super().tick(state, tuning, noise)
-        first = torch.arange(len(info.done)) == 0
-        return new, info._replace(done=info.done | first, diverging=info.diverging | first)
-
-
-def test_a_chain_that_diverges_at_every_tick_does_not_take_the_others_windows() -> None:
-    """It would finish 8 of every 15 draws; as it counts for two shares at most, the others keep 6 of 7 draws."""
-    kernel = OneDiverges(eb.energies.Gaussian(torch.zeros(2), torch.eye(2)), num_steps=8, jitter=0.0)
-    mcmc = eb.MCMC(kernel, 1, 200, None, 8, seed=0, disable_progbar=True)
-    mcmc.run()
-    assert mcmc.now.tick > 200 * 8 * 6 / 7  # 853 were it counted whole
-
-
-def test_draws_that_only_repeat_a_point_after_diverging_are_not_the_metrics() -> None:
-    x = torch.arange(6.0).reshape(3, 2, 1)
-    done = torch.tensor([[True, True], [True, False], [True, True]])
-    diverging = torch.tensor([[True, False], [True, True], [False, False]])
-    assert finished({"position": x, "done": done, "diverging": diverging}).squeeze(1).tolist() == [1.0, 4.0, 5.0]

@@ -21,6 +21,7 @@ from ebmppl.diagnostics.statistics import absolute_magnetisation, magnetisation,
 from ebmppl.energies.supports import categories
 from ebmppl.interop.arviz import host_arrays
 from ebmppl.interop.derived import derived
+from ebmppl.kernels.gibbs import GibbsInfo
 from ebmppl.models import Ising
 
 FORMS = ["inference_data", "datatree"]
@@ -126,7 +127,9 @@ class _Still(eb.Gibbs):
     """Stays where it is: forty thousand levels would take as many energies."""
 
     def tick(self, state: Any, tuning: Any, noise: Any) -> Any:
-        return state, self._info(state.position)
+        done = torch.ones(len(state.position), dtype=torch.bool)
+        energy = self.energies(state.position)
+        return state, GibbsInfo(done, -energy, energy, torch.ones_like(energy), ~done)
 
 
 @pytest.mark.parametrize(

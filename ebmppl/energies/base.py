@@ -122,7 +122,7 @@ class Energy(nn.Module):
         """For spins that interact in pairs alone: the couplings and fields of each block."""
         return None
 
-    def layers(self) -> Layers | RealLayers | None:
+    def bipartite(self) -> Layers | RealLayers | None:
         """For a model with hidden bits summed out: its two layers, ``RealLayers`` where the visible one is real."""
         return None
 

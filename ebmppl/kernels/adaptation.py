@@ -77,21 +77,21 @@ def pooled_sum(values: Tensor) -> Tensor:
 
 
 class DualAveraging(NamedTuple):
-    """State of Nesterov dual averaging on log step size (Hoffman and Gelman 2014, section 3.2)."""
+    """State of Nesterov dual averaging on log step size (Hoffman and Gelman 2014, section 3.2). All scalars."""
 
     center: Tensor  # mu: log step size that is shrunk towards
     error: Tensor  # H-bar: average of target - acceptance
     log_average: Tensor  # the averaged iterate, log step size
     updates: Tensor
-    rate_sum: Tensor  # (chains,), acceptance rates of draws that wait for an update
-    waiting: Tensor  # (chains,), how many these are
+    rate_sum: Tensor  # acceptance rates of draws that wait for an update
+    waiting: Tensor  # how many these are
 
 
-def dual_averaging(step_size: Tensor, chains: int) -> DualAveraging:
+def dual_averaging(step_size: Tensor) -> DualAveraging:
     """Begin at a step size; the centre is a multiple of it, as in Stan."""
     log_step = step_size.log()
-    zero, rows = torch.zeros_like(step_size), step_size.new_zeros(chains)
-    return DualAveraging(log_step + math.log(_LEAP), zero, zero.clone(), zero.clone(), rows, rows.clone())
+    zero = torch.zeros_like(step_size)
+    return DualAveraging(log_step + math.log(_LEAP), zero, zero.clone(), zero.clone(), zero.clone(), zero.clone())
 
 
 def dual_averaging_update(
@@ -99,33 +99,31 @@ def dual_averaging_update(
 ) -> tuple[DualAveraging, Tensor]:
     """Take in the acceptance rates of the draws that finished; one update for every ``chains`` finished draws.
 
-    A round of one draw per chain then counts as one update, as if the chains ran in step, whoever finished them. Every
-    chain's mean has one vote: a chain that diverges at each tick finishes a hundred draws while others finish one.
+    A round of one draw per chain then counts as one update, as if the chains ran in step, whoever finished them.
 
     Returns:
         the next state and the step size to explore with.
     """
     gamma, t0, kappa = 0.05, 10.0, 0.75
-    rate_sum = da.rate_sum + rate * done
-    waiting = da.waiting + done.to(rate.dtype)
-    full = pooled_sum(waiting) >= len(done)
+    rate_sum = da.rate_sum + pooled_sum(rate * done)
+    waiting = da.waiting + pooled_sum(done.to(rate.dtype))
+    full = waiting >= len(done)
     if not some(full):
         return da._replace(rate_sum=rate_sum, waiting=waiting), step_size
-    votes = pooled_sum((waiting > 0).to(rate.dtype)).clamp_min(1.0)
-    mean = pooled_sum(rate_sum / waiting.clamp_min(1.0)) / votes
     count = da.updates + 1
     weight = 1 / (count + t0)
-    error = (1 - weight) * da.error + weight * (target - mean)
+    error = (1 - weight) * da.error + weight * (target - rate_sum / waiting.clamp_min(1.0))
     log_step = da.center - count.sqrt() / gamma * error
     forget = count.pow(-kappa)
     average = forget * log_step + (1 - forget) * da.log_average
+    zero = torch.zeros_like(rate_sum)
     new = DualAveraging(
         da.center,
         torch.where(full, error, da.error),
         torch.where(full, average, da.log_average),
         torch.where(full, count, da.updates),
-        rate_sum.masked_fill(full, 0.0),
-        waiting.masked_fill(full, 0.0),
+        torch.where(full, zero, rate_sum),
+        torch.where(full, zero, waiting),
     )
     return new, torch.where(full, log_step.exp(), step_size)
 
@@ -217,7 +215,7 @@ class HamiltonianAdaptation:
     def init(self, tuning: Tuning, state: Any) -> AdaptationState:
         """Nothing seen yet."""
         welford = Welford.empty(state.position.mean(0), tuning.inverse_mass)
-        return AdaptationState(dual_averaging(tuning.step_size, len(state.energy)), welford)
+        return AdaptationState(dual_averaging(tuning.step_size), welford)
 
     def update(self, averaging: DualAveraging, tuning: Tuning, info: Any) -> tuple[DualAveraging, Tuning]:
         """Dual averaging."""
@@ -239,7 +237,7 @@ class HamiltonianAdaptation:
         if not self.step_size:
             return own, tuning
         step = find_step_size(self.value_and_grad, state, tuning, normal, self.power)
-        return own._replace(averaging=dual_averaging(step, len(state.energy))), tuning._replace(step_size=step)
+        return own._replace(averaging=dual_averaging(step)), tuning._replace(step_size=step)
 
     def end_window(self, own: AdaptationState, tuning: Tuning, *, metric: bool) -> tuple[AdaptationState, Tuning]:
         """Metric from the window's draws."""

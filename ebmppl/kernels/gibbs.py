@@ -68,7 +68,7 @@ class Gibbs(DiscreteKernel):
     def __init__(self, energy: Energy, *, record_energy: bool = True) -> None:
         super().__init__(energy)
         self.record_energy = record_energy
-        pairs, layers = self.target.pairs(), self.target.layers()
+        pairs, layers = self.target.pairs(), self.target.bipartite()
         self._conditionals = self.target.conditionals() or ByEnergies(self.target, self._levels)
         self._sweep: Any = BlockSweep(self)
         if pairs is not None:

@@ -30,7 +30,7 @@ class StepSizeAdaptation:
 
     def init(self, tuning: Any, state: Any) -> AdaptationState:
         """Nothing seen yet."""
-        return AdaptationState(dual_averaging(tuning.step_size, len(state.energy)), NoDraws())
+        return AdaptationState(dual_averaging(tuning.step_size), NoDraws())
 
     def update(self, averaging: DualAveraging, tuning: Any, info: Any) -> tuple[DualAveraging, Any]:
         """Dual averaging."""

@@ -87,7 +87,7 @@ class GaussianRBM(RBM):
         squares = (self.visible_mean(h).square() - self.b.square()) @ self.visible_precision
         return 0.5 * (squares + self.log_variance.sum() + self.num_visible * math.log(2 * math.pi))
 
-    def layers(self) -> RealLayers:
+    def bipartite(self) -> RealLayers:
         """Itself."""
         return self
 

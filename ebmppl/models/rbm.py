@@ -139,7 +139,7 @@ class RBM(Energy):
         """The energy of v whose joint energy is (1 - beta) base.joint + beta self.joint: see ``TemperedRBM``."""
         return TemperedRBM(self, beta, base)
 
-    def layers(self) -> Layers | RealLayers | None:
+    def bipartite(self) -> Layers | RealLayers | None:
         """Itself."""
         raise NotImplementedError(f"{type(self).__name__} must implement layers()")
 
@@ -261,7 +261,7 @@ class BernoulliRBM(RBM):
         """Sum over i of log(1 + exp(b_i + W_i h))."""
         return log1p_exp(self.visible_fields(h)).sum(-1)
 
-    def layers(self) -> Layers:
+    def bipartite(self) -> Layers:
         """Itself."""
         return self
 

@@ -73,7 +73,7 @@ class RBMJoint(Energy):
 
     def conditionals(self) -> Conditionals | None:
         """Two blocks: h given v, then v given h; None where v is real."""
-        layers = self.rbm.layers() if is_discrete(self.rbm.site_support("x")) else None
+        layers = self.rbm.bipartite() if is_discrete(self.rbm.site_support("x")) else None
         return None if layers is None else LayerConditionals(self, layers)  # type: ignore[arg-type]
 
     def identity(self) -> tuple[Any, ...]:
@@ -184,7 +184,7 @@ class TemperedRBM(Energy):
         """Standard deviations of real visible units given h, ``(V,)`` or ``(rows, V)``."""
         return self._between("visible_precision").rsqrt()
 
-    def layers(self) -> Layers | RealLayers:
+    def bipartite(self) -> Layers | RealLayers:
         """Itself."""
         return self
 

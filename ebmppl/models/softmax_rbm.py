@@ -76,7 +76,7 @@ class SoftmaxRBM(RBM):
         """Sum over i of log sum_k exp(b_ik + W_ik h)."""
         return torch.logsumexp(self.visible_fields(h), -1).sum(-1)
 
-    def layers(self) -> Layers:
+    def bipartite(self) -> Layers:
         """Itself."""
         return self
 

@@ -117,19 +117,20 @@ class Chains:
 
     @_ticks
     def warm_up(self, steps: int, draws: Draws, report: Report, more: int = 0) -> None:
-        """Adapt over Stan's windows, of chains x window draws, at most two shares of any chain; ``more`` draws will follow."""
+        """Adapt over Stan's windows (a window ends at chains x window finished draws in all); ``more`` draws will follow."""
         self.now = self.now._replace(counts=draws.counts(self.device))
         self.begin_adaptation()
         self._planned = more
         self.prepare(steps)  # with a step size at which compiled and eager ticks can be compared
         self._planned = steps
-        first = self._counts()
+        end, first = 0, self._counts()
         for length, metric in stan_windows(steps):
+            end += length
             begun, tick = self._counts(), self.now.tick
 
-            def ticks(counts: Counts, length: int = length, begun: Counts = begun, tick: int = tick) -> int:
-                drawn = int((counts.finished - begun.finished).clamp(max=2 * length).sum())
-                left = length * self.num_chains - drawn
+            def ticks(counts: Counts, end: int = end, begun: Counts = begun, tick: int = tick) -> int:
+                left = end * self.num_chains - int(counts.finished.sum())
+                drawn = int((counts.finished - begun.finished).sum())
                 most = ticks_to_next_look(left, drawn, self.now.tick - tick, self.num_chains, self.kernel.synchronous)
                 return min(most, self._most_ticks)
 
@@ -226,7 +227,7 @@ class Chains:
         while ticks is None or ticks > 0:
             info = self._tick(adapt=adapt, active=None if ticks is not None else left > 0)
             if adapt:
-                self._observe({"done": [info.done], "diverging": [info.diverging], "position": [self.position()]})
+                self._observe({"done": [info.done], "position": [self.position()]})
             if observe is not None:
                 observe(info)
             if ticks is not None:

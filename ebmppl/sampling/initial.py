@@ -130,7 +130,7 @@ def _levels(levels: Levels, uniform: Tensor) -> Tensor:
 def _require_tensors(target: Energy, by_site: Mapping[str, Tensor], what: str) -> None:
     """Raise ``ValueError`` unless these are numbers; floating point ones for continuous energies, inside discrete supports."""
     for name, value in by_site.items():
-        whole = name in target.sites and is_discrete(target.site_support(name))
+        whole = is_discrete(target.site_support(name)) if name in target.sites else discrete(target)
         if not isinstance(value, Tensor) or value.is_complex() or not (whole or value.is_floating_point()):
             got = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"expected {'' if whole else 'floating point '}tensors as {what}, got {got}")
@@ -235,7 +235,7 @@ def given_points(target: Energy, params: Tensor | Mapping[str, Tensor], chains: 
     Raises:
         ValueError: for unknown or missing sites, another shape, or integers.
     """
-    by_site = params if isinstance(params, Mapping) else {} if target.packed else {ONE_SITE: params}
+    by_site = params if isinstance(params, Mapping) else {"packed" if target.packed else ONE_SITE: params}
     _require_tensors(target, by_site, "initial_params")
     x = target.pack(params) if isinstance(params, Mapping) else params
     if x.shape == target.event_shape and chains == 1:
