@@ -141,7 +141,7 @@ class RBM(Energy):
 
     def bipartite(self) -> Layers | RealLayers | None:
         """Itself."""
-        raise NotImplementedError(f"{type(self).__name__} must implement layers()")
+        raise NotImplementedError(f"{type(self).__name__} must implement bipartite()")
 
     @property
     def log_z(self) -> Tensor | None:

@@ -209,7 +209,7 @@ class Exact:
             name = next(n for n in energy.sites if not is_discrete(energy.site_support(n)))
             support = describe(energy.site_support(name))
             return f"expected a discrete energy, got site {name!r} in {support}: log Z is an integral; {instead}"
-        needs = {"layers": "layers() or conditionals()", "transfer": "pairwise()"}[self.by]
+        needs = {"layers": "bipartite() or conditionals()", "transfer": "pairwise()"}[self.by]
         return f"expected an energy with {needs} for by={self.by!r}, got {type(energy).__name__}: by='enumeration'"
 
     @contextmanager
