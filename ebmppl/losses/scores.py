@@ -77,13 +77,13 @@ def score_of(model: Scored, x: Tensor, *, graph: bool) -> Tensor:
     An energy's ``value_and_grad`` is detached, so this goes through ``forward`` where it has no differentiable ``gradient``.
     """
     if isinstance(model, ScoreNetwork):
-        with _uncompiled():
+        with uncompiled():
             return cast(Tensor, model(x))
     gradient = model.gradient(x)
     if gradient is not None:
         return -gradient
     x = x if x.requires_grad else x.detach().requires_grad_()
-    with _uncompiled():
+    with uncompiled():
         energy = model(x)
     (gradient,) = torch.autograd.grad(energy, x, torch.ones_like(energy), create_graph=graph)
     return -gradient
@@ -104,12 +104,12 @@ def slopes(model: Scored, x: Tensor, v: Tensor, *, graph: bool, full: bool) -> t
         return score_of(model, x, graph=graph) if full else -closed[0], -closed[1]
     x = x.detach().requires_grad_()
     score = score_of(model, x, graph=True)
-    change = _changes(score, x, v, graph=graph)
+    change = changes(score, x, v, graph=graph)
     return score if full else dot(score, v), change
 
 
-def _changes(score: Tensor, x: Tensor, v: Tensor, *, graph: bool) -> Tensor:
-    """One backward pass through the scores for each direction."""
+def changes(score: Tensor, x: Tensor, v: Tensor, *, graph: bool) -> Tensor:
+    """V' (ds/dx) v ``(n, rows)`` of scores s ``(rows, *event)`` of x, by one backward pass for each direction."""
     if not score.requires_grad:  # a score that doesn't depend on x
         return v.new_zeros(v.shape[:2])
     found = []
@@ -127,7 +127,7 @@ def half_square(a: Tensor) -> Tensor:
     return a.square().sum() * (0.5 / len(a))
 
 
-def _uncompiled() -> AbstractContextManager[object]:
+def uncompiled() -> AbstractContextManager[object]:
     """What ``torch.compile`` made has no second derivatives; inside this it runs as it was written."""
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
