@@ -2,7 +2,7 @@
 
 from ebmppl import energies, kernels, losses, models, partition, score, training
 from ebmppl.energies import Energy, as_energy
-from ebmppl.interop import from_pyro
+from ebmppl.interop import ScoreDistribution, from_pyro
 from ebmppl.kernels import (
     HMC,
     MALA,
@@ -68,6 +68,7 @@ __all__ = [
     "PseudoLikelihood",
     "RatioMatching",
     "ReverseSDE",
+    "ScoreDistribution",
     "ScoreMatching",
     "SlicedScoreMatching",
     "SwendsenWang",

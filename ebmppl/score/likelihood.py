@@ -60,6 +60,7 @@ def log_likelihood(
     *,
     log_prior: Callable[[Tensor], Tensor] | None = None,
     seed: int = 0,
+    same_probes: bool = False,
 ) -> LogLikelihood:
     r"""Log-likelihoods by the probability flow :math:`v(x, t) = f(x, t) - \tfrac12 g(t)^2 s(x, t)`.
 
@@ -84,6 +85,7 @@ def log_likelihood(
         probes: K >= 1; None for the exact divergence.
         log_prior: log density of points at T, ``(batch,)``; that of the SDE's prior when None.
         seed: of the probes.
+        same_probes: the same signs for all points: the value is then a function of the point, but errors don't average out.
 
     Returns:
         Values with their errors; no gradient flows through them.
@@ -102,13 +104,12 @@ def log_likelihood(
     """
     _check(score, sde, x, (rtol, atol), t_min, probes)
     with _evaluating(score), torch.no_grad():
-        same_shape(score(x, x.new_full((len(x),), t_min)), x)
-        end, integrals, failed_at, rows = _flow(score, sde, x.detach(), (rtol, atol), t_min, probes, seed)
+        signs = _signs(probes, x.reshape(len(x), -1), seed, same=same_probes)
+        end, integrals, failed_at, rows = _flow(score, sde, x.detach(), (rtol, atol), t_min, signs)
     prior = sde.prior(x.shape[1:], like=x).log_prob(end) if log_prior is None else log_prior(end)
     _report(failed_at)
-    divergence, error = integrals.mean(1), _standard_error(integrals, probes)
-    value = torch.where(failed_at == 0, prior + divergence, math.nan)
-    return LogLikelihood(value, error, end, divergence, failed_at, rows)
+    value = torch.where(failed_at == 0, prior + integrals.mean(1), math.nan)
+    return LogLikelihood(value, _standard_error(integrals, probes), end, integrals.mean(1), failed_at, rows)
 
 
 def _standard_error(estimates: Tensor, probes: int | None) -> Tensor:
@@ -132,10 +133,13 @@ def _check(
     require(probes is None or probes >= 1, "at least 1 probe, or None", probes)
 
 
-def _signs(probes: int, flat: Tensor, seed: int) -> Tensor:
+def _signs(probes: int | None, flat: Tensor, seed: int, *, same: bool) -> Tensor | None:
+    if probes is None:
+        return None
     generator = torch.Generator(flat.device).manual_seed(seed)
-    bits = torch.randint(2, (probes, *flat.shape), generator=generator, device=flat.device)
-    return bits.to(flat.dtype) * 2 - 1
+    rows = 1 if same else len(flat)
+    bits = torch.randint(2, (probes, rows, flat.shape[1]), generator=generator, device=flat.device)
+    return (bits.to(flat.dtype) * 2 - 1).expand(probes, *flat.shape)
 
 
 def _flow(
@@ -144,18 +148,17 @@ def _flow(
     x: Tensor,
     tolerances: tuple[float, float],
     t_min: float,
-    probes: int | None,
-    seed: int,
+    signs: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """Ends, integrals of the divergence ``(batch, 1)`` or of its estimates ``(batch, probes)``, failures and rows."""
+    same_shape(score(x, x.new_full((len(x),), t_min)), x)
     flat, event = x.reshape(len(x), -1), x.shape[1:]
-    signs = None if probes is None else _signs(probes, flat, seed)
 
     def field(rows: Tensor) -> Field:
         own = None if signs is None else signs[:, rows]
         return lambda y, t: _augmented(score, sde, y, t, event, own)
 
-    start = torch.cat([flat, flat.new_zeros(len(x), 1 if probes is None else probes)], 1)
+    start = torch.cat([flat, flat.new_zeros(len(x), 1 if signs is None else len(signs))], 1)
     y, failed_at, rows = _solve(field, start, t_min, sde.t_max, *tolerances)
     return y[:, : flat.shape[1]].reshape(x.shape), y[:, flat.shape[1] :], failed_at, rows
 
