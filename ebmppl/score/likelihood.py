@@ -66,8 +66,8 @@ def log_likelihood(
 
     .. math:: \log p_{t_{min}}(x) = \log p_T(x(T)) + \int_{t_{min}}^T \nabla \cdot v(x(t), t)\,dt
 
-    The integral joins the ODE, by Dormand and Prince's pair with a step size for each point; a point that has arrived costs
-    nothing more. A step is six calls of the score; the exact divergence takes as many gradients of each as an event has
+    The integral joins the ODE, by Dormand and Prince's pair with a step size for each point; one that has arrived costs no
+    more. A step is six calls of the score; the exact divergence takes as many gradients of each as an event has
     numbers, with ``probes`` K of them: :math:`\epsilon^\top \tfrac{\partial v}{\partial x} \epsilon` with random signs, the same
     along a point's whole path (Hutchinson 1990), and the standard error of their mean.
 
@@ -98,16 +98,15 @@ def log_likelihood(
 
     Example:
         >>> from ebmppl.score import VP
-        >>> found = log_likelihood(lambda x, t: -x, VP(), torch.zeros(1, 2))  # of N(0, I)
-        >>> found.value
+        >>> log_likelihood(lambda x, t: -x, VP(), torch.zeros(1, 2)).value  # of N(0, I)
         tensor([-1.8379])
     """
     _check(score, sde, x, (rtol, atol), t_min, probes)
     with _evaluating(score), torch.no_grad():
-        signs = _signs(probes, x.reshape(len(x), -1), seed, same=same_probes)
-        end, integrals, failed_at, rows = _flow(score, sde, x.detach(), (rtol, atol), t_min, signs)
-    prior = sde.prior(x.shape[1:], like=x).log_prob(end) if log_prior is None else log_prior(end)
+        x, signs = x.detach(), _signs(probes, x.reshape(len(x), -1), seed, same=same_probes)
+        end, integrals, failed_at, rows = _flow(score, sde, x, (rtol, atol), t_min, signs)
     _report(failed_at)
+    prior = sde.prior(x.shape[1:], like=x).log_prob(end) if log_prior is None else log_prior(end)
     value = torch.where(failed_at == 0, prior + integrals.mean(1), math.nan)
     return LogLikelihood(value, _standard_error(integrals, probes), end, integrals.mean(1), failed_at, rows)
 
