@@ -86,13 +86,13 @@ def matched(model: Scored, x: Tensor, what: Matching, *, graph: bool) -> tuple[T
         return closed
     x = x.detach().requires_grad_()
     grad = _gradient(model, x, graph=graph or what.v is not None)
-    change = x.new_zeros(()) if what.v is None else -_changes(grad, x, what.v, graph=graph).mean()
+    change = x.new_zeros(()) if what.v is None else -changes(grad, x, what.v, graph=graph).mean()
     return what.square(grad), change
 
 
 def _gradient(model: Scored, x: Tensor, *, graph: bool) -> Tensor:
     """Of an energy; its ``value_and_grad`` is detached, so this goes through ``forward``. Of a network, minus the score."""
-    with _uncompiled():
+    with uncompiled():
         value = model(x)
     if isinstance(model, ScoreNetwork):
         return -cast(Tensor, value)
@@ -100,8 +100,8 @@ def _gradient(model: Scored, x: Tensor, *, graph: bool) -> Tensor:
     return gradient
 
 
-def _changes(score: Tensor, x: Tensor, v: Tensor, *, graph: bool) -> Tensor:
-    """One backward pass through the scores for each direction."""
+def changes(score: Tensor, x: Tensor, v: Tensor, *, graph: bool) -> Tensor:
+    """V' (ds/dx) v ``(n, rows)`` of scores s ``(rows, *event)`` of x, by one backward pass for each direction."""
     if not score.requires_grad:  # a score that doesn't depend on x
         return v.new_zeros(v.shape[:2])
     found = []
@@ -114,7 +114,7 @@ def _changes(score: Tensor, x: Tensor, v: Tensor, *, graph: bool) -> Tensor:
     return torch.stack(found)
 
 
-def _uncompiled() -> AbstractContextManager[object]:
+def uncompiled() -> AbstractContextManager[object]:
     """What ``torch.compile`` made has no second derivatives; inside this it runs as it was written."""
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
