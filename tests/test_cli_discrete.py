@@ -218,7 +218,10 @@ def test_a_kernel_for_continuous_points_is_refused_for_discrete_ones(cli: Cli, k
         (["model.py:ising", "--betas", "0.5,0.2,1"], ["betas in increasing order"]),
         (["model.py:ising", "--betas", "0.5,0.9"], ["betas that end at 1"]),
         (["model.py:bowl", "--event-shape", "2", "-k", "nuts", "--betas", "3"], ["--betas as one of mala, ", "'nuts'"]),
-        (["ProductOfExperts([Ising((3, 3)), Ising((4, 4))])"], ["(3, 3)", "(4, 4)"]),
+        (
+            ["ProductOfExperts([Ising((3, 3)), Ising((4, 4))])"],
+            ["energies over the same sites", "([3, 3])", "([4, 4])"],
+        ),
         (["ProductOfExperts([Ising((3, 3)), open('x')])"], ["plain values", "open"]),
         (["Graph(((0, 1),), (2,))"], ["expected a model such as", "'Graph'"]),
         (["model.py:ising", "-k", "gibbs", "--step-size", "1"], ["--step-size does not apply to gibbs", "no such"]),

@@ -11,7 +11,8 @@ from torch.distributions.constraints import Constraint
 
 from ebmppl.energies.base import ONE_SITE, Energy, like, require_energy
 from ebmppl.energies.combined import FreeConditionals
-from ebmppl.energies.discrete import Conditionals, one_hot
+from ebmppl.energies.discrete import Conditionals, levels_of, one_hot
+from ebmppl.energies.structure import Pairwise
 
 
 class Clamped(Energy):
@@ -74,6 +75,15 @@ class Clamped(Energy):
         """Those of the energy for its free coordinates, the others held."""
         inside = self.energy.conditionals()
         return None if inside is None else FreeConditionals(inside, self.free, lambda x: self.fill(x).flatten(1))
+
+    def pairwise(self) -> Pairwise | None:
+        """The energy's tables of free coordinates and their pairs, for one set of values."""
+        form = self.energy.pairwise() if self.values.dim() == 1 else None
+        if form is None:
+            return None
+        table = levels_of(self.energy).table.to(self.values.device)
+        level = (self.values.unsqueeze(-1) > table).sum(-1)  # values increase
+        return form.held(self.free, level.clamp_max(table.shape[1] - 1))
 
     def relaxed(self) -> Energy | None:
         """The energy's extension, the clamped coordinates held at their one-hot vectors."""

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from ebmppl.energies.algebra import GeometricPath
 from ebmppl.energies.base import Energy
+from ebmppl.energies.clamped import Clamped
 from ebmppl.energies.fingerprint import fingerprint
 from ebmppl.kernels.accept import metropolis
 from ebmppl.kernels.base import GradientKernel, Kernel, Noise, NoiseSpec, require
+from ebmppl.kernels.blocks import Blocks
 from ebmppl.kernels.differences import DiscreteGradientKernel
 from ebmppl.kernels.gradients import Gradient
 from ebmppl.kernels.replicas import FROM_COLD, Replicas, TemperingAdaptation, exchanged, labelled, ladder, record
@@ -58,7 +60,8 @@ class ParallelTempering(Kernel):
             evenly spaced from there.
 
     Raises:
-        ValueError: for betas that are not so, or a kernel whose ticks don't finish a draw of every chain (HMC, NUTS).
+        ValueError: for betas that are not so, a kernel whose ticks don't finish a draw of every chain (HMC, NUTS), one
+            made of other kernels, or an energy with another temperature or other values for every row.
 
     Example:
         >>> import ebmppl as eb
@@ -81,6 +84,7 @@ class ParallelTempering(Kernel):
         _require_synchronous(kernel)
         super().__init__(kernel.energy)
         require(isinstance(adapt_betas, bool), "adapt_betas as True or False", repr(adapt_betas))
+        _require_one_energy_for_all(kernel.target)
         self.target, self.adapt_betas = kernel.target, adapt_betas
         self._betas = ladder(betas, beta_min, base=base is not None)
         self._replicas = Replicas(kernel.target, None if base is None else _seen_alike(base, kernel))
@@ -112,29 +116,36 @@ class ParallelTempering(Kernel):
 
     @property
     def _gradients(self) -> list[Gradient]:
-        """Of the energy at beta = 1, and of the base, where the inner kernel goes by gradients."""
+        """Of the energy at beta = 1, and of the base, where the inner kernel goes by gradients.
+
+        Those that are traced: a trace of the replicas' own would keep its temperatures.
+        """
+        if isinstance(self._inner, DiscreteGradientKernel):
+            at_betas: Any = self._inner.differentiated  # the replicas, or their extensions
+            return at_betas.gradients
         return self._replicas.gradients if isinstance(self._inner, GradientKernel) else []
 
+    def _points(self, rows: Tensor) -> Tensor:
+        """Where these gradients are taken."""
+        return self._inner.real_points(rows) if isinstance(self._inner, DiscreteGradientKernel) else rows
+
     def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
-        """Trace the gradient at beta = 1 of all replicas; of discrete energies check it; or look what the inner kernel must."""
+        """Trace the gradient at beta = 1 of all replicas, of discrete energies after a check; or what the inner kernel must."""
         rows = self._rows(x)
-        for gradient in self._gradients:
-            gradient.prepare(rows, values=values, trace=many)
         if isinstance(self._inner, DiscreteGradientKernel):
-            # not traced: a trace would keep these temperatures
             with self._replicas.at(torch.ones(len(rows), dtype=self.random_dtype(x), device=x.device)):
                 self._inner.check(rows, self.random_dtype(x))
-        elif not self._gradients:
+        for gradient in self._gradients:
+            gradient.prepare(self._points(rows), values=values, trace=many)
+        if not self._gradients:
             self._inner.prepare(rows, values=values, many=many)
 
     def untraced(self, x: Tensor) -> str | None:
         """The reason why the gradient isn't traced."""
+        rows = self._rows(x)
         if not self._gradients:
-            by_gradients = isinstance(self._inner, DiscreteGradientKernel)
-            return (
-                "gradients of discrete replicas aren't traced" if by_gradients else self._inner.untraced(self._rows(x))
-            )
-        return next((why for g in self._gradients if (why := g.untraced(self._rows(x))) is not None), None)
+            return self._inner.untraced(rows)
+        return next((why for g in self._gradients if (why := g.untraced(self._points(rows))) is not None), None)
 
     def _rows(self, x: Tensor) -> Tensor:
         return x.repeat_interleave(self.num_replicas, 0)
@@ -280,6 +291,20 @@ def _require_synchronous(kernel: object) -> None:
         name = type(kernel).__name__
         told = "replicas can be swapped only where all have finished a draw; take MALA or Gibbs"
         raise ValueError(f"expected a kernel whose every tick finishes a draw of every chain, got {name}: {told}")
+    if isinstance(kernel, (Blocks, ParallelTempering)):
+        name = type(kernel).__name__
+        told = "it can't be made again at other temperatures; take one kernel for all sites, such as MALA or Gibbs"
+        raise ValueError(f"expected a kernel that is not made of others, got {name}: {told}")
+
+
+def _require_one_energy_for_all(energy: Energy) -> None:
+    """Raise ``ValueError`` for an energy that has something for every row: replicas are other rows than chains."""
+    for part in energy.modules():
+        beta = getattr(part, "beta", None)
+        by_row = isinstance(beta, Tensor) and beta.dim() > 0
+        if by_row or (isinstance(part, Clamped) and part.values.dim() > 1):
+            what = "inverse temperatures" if by_row else "values"
+            raise ValueError(f"expected one energy for all chains, got {what} by row in {type(part).__name__}")
 
 
 def _seen_alike(base: Energy, kernel: Kernel) -> Energy:

@@ -13,13 +13,12 @@ from scipy.interpolate import PchipInterpolator
 from torch import Tensor, nn
 
 from ebmppl.energies.base import Energy
-from ebmppl.energies.bonds import Bonds, Lattice
+from ebmppl.energies.bonds import Bonds, ScaledBonds
 from ebmppl.energies.discrete import Conditionals, discrete, levels_of
 from ebmppl.kernels.adaptation import Adaptation, AdaptationState, pooled_sum
 from ebmppl.kernels.base import require
 from ebmppl.kernels.gibbs import ByEnergies
 from ebmppl.kernels.gradients import Gradient
-from ebmppl.kernels.integrators import ValueAndGrad
 
 _LEAST = 1e-6  # rejection rate between neighbours that still keeps them apart
 
@@ -45,7 +44,7 @@ class Replicas(Energy):
         super().__init__(energy.sites if energy.packed else energy.event_shape, energy.support)
         self.energy, self.base = energy, base
         self.ends = [energy] if base is None else [energy, base]
-        self.gradients = [] if discrete(energy) else [Gradient(end) for end in self.ends]
+        self.gradients = [Gradient(end) for end in self.ends]
         self._beta: Tensor | None = None
 
     @contextmanager
@@ -74,8 +73,7 @@ class Replicas(Energy):
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Value and gradient, beta included."""
-        calls: Sequence[ValueAndGrad] = self.gradients or [end.value_and_grad for end in self.ends]
-        values, grads = zip(*(call(x) for call in calls), strict=True)
+        values, grads = zip(*(gradient(x) for gradient in self.gradients), strict=True)
         return self.between(*values), self.between(*grads)
 
     def conditionals(self) -> Conditionals | None:
@@ -91,7 +89,12 @@ class Replicas(Energy):
     def bonds(self) -> Bonds | None:
         """Those of the energy, weighted; none with a base."""
         inside = self.energy.bonds() if self.base is None else None
-        return None if inside is None else _Bonds(inside, self)
+        return None if inside is None else ScaledBonds(inside, self._by_row)
+
+    def _by_row(self, value: Tensor, axes: int) -> Tensor:
+        """A value that has so many axes without rows, weighted; outside of ``at`` that of beta = 1, of the same sign."""
+        beta = self._beta
+        return value if beta is None else self.between(value.expand(len(beta), *value.shape[-axes:]))
 
     def relaxed(self) -> Energy | None:
         """The extensions of the ends, weighted."""
@@ -106,9 +109,14 @@ class _Relaxed(Energy):
     def __init__(self, ends: Sequence[Energy], replicas: Replicas) -> None:
         super().__init__(ends[0].sites if ends[0].packed else ends[0].event_shape, ends[0].support)
         self.ends, self._replicas = nn.ModuleList(ends), (replicas,)  # in a tuple: no module of ours
+        self.gradients = [Gradient(end) for end in ends]
 
     def forward(self, x: Tensor) -> Tensor:
         return self._replicas[0].between(*(end(x) for end in self.ends))
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        values, grads = zip(*(gradient(x) for gradient in self.gradients), strict=True)
+        return self._replicas[0].between(*values), self._replicas[0].between(*grads)
 
 
 class _Conditionals:
@@ -123,33 +131,6 @@ class _Conditionals:
 
     def logits(self, block: int, x: Tensor) -> Tensor:
         return self.replicas.between(*(end.logits(block, x) for end in self.ends))
-
-
-class _Bonds:
-    """Bonds at the temperatures of ``Replicas``; outside of ``at`` those of beta = 1, of the same signs."""
-
-    def __init__(self, inside: Bonds, replicas: Replicas) -> None:
-        self.inside, self.replicas = inside, replicas
-
-    @property
-    def edges(self) -> Tensor:
-        return self.inside.edges
-
-    @property
-    def lattice(self) -> Lattice | None:
-        return self.inside.lattice
-
-    def strengths(self) -> Tensor:
-        return self._by_row(self.inside.strengths(), 1)
-
-    def fields(self) -> Tensor:
-        return self._by_row(self.inside.fields(), 2)
-
-    def _by_row(self, value: Tensor, axes: int) -> Tensor:
-        beta = self.replicas._beta
-        if beta is None:
-            return value
-        return self.replicas.between(value.expand(len(beta), *value.shape[-axes:]))
 
 
 def ladder(betas: int | Sequence[float] | Tensor, beta_min: float, *, base: bool = False) -> list[float]:

@@ -8,12 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ebmppl.energies.base import Energy, flatten_batch
-from ebmppl.energies.bonds import Bonds
 from ebmppl.energies.structure import Pairwise
 from ebmppl.energies.supports import spin
 from ebmppl.models.graph import Graph
 from ebmppl.models.pairwise import (
-    GraphBonds,
     NeighbourTables,
     as_parameter,
     couplings_of_matrix,
@@ -105,15 +103,7 @@ class Ising(Energy):
         """Tables h x and J x x'."""
         spins = self.coupling.new_tensor([-1.0, 1.0])
         pairs = self.couplings[:, None, None] * torch.outer(spins, spins)
-        return Pairwise(self.fields[:, None] * spins, self.tables.edges, pairs, self.graph.shape)
-
-    def bonds(self) -> Bonds:
-        """Twice the couplings, as two equal spins differ from two others by 2 J."""
-        return GraphBonds(
-            self,
-            lambda: 2 * self.couplings,
-            lambda: torch.stack([-self.fields, self.fields], -1),
-        )
+        return Pairwise(self.fields[:, None] * spins, self.tables.edges, pairs, self.graph.shape, self.graph.as_lattice)
 
     def pairs(self) -> IsingPairs:
         """Couplings and fields by colour."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ebmppl.energies.bonds import Lattice
 from ebmppl.models.graph import Graph
 
 
@@ -49,37 +47,6 @@ class NeighbourTables(nn.Module):
         """Sums over neighbours of coupling times value, ``(rows, size)``, of flat values ``(rows, sites)``."""
         near = self.neighbours(colour, x).to(coupling.dtype)
         return (near * self.weights(colour, coupling)).sum(-1)
-
-
-class OnGraph(Protocol):
-    """A model of pairs."""
-
-    graph: Graph
-    tables: NeighbourTables
-
-
-class GraphBonds:
-    """``Bonds`` of a model of pairs.
-
-    Args:
-        model: its graph, and the tables that are where its parameters are.
-        strengths: K of every edge at the present parameters.
-        fields: h of every site and level.
-    """
-
-    def __init__(self, model: OnGraph, strengths: Callable[[], Tensor], fields: Callable[[], Tensor]) -> None:
-        self.model, self.strengths, self.fields = model, strengths, fields
-
-    @property
-    def edges(self) -> Tensor:
-        """The graph's."""
-        return self.model.tables.edges
-
-    @property
-    def lattice(self) -> Lattice | None:
-        """The graph's, where it is one."""
-        graph = self.model.graph
-        return None if graph.periodic is None else Lattice(tuple(graph.shape), graph.periodic)
 
 
 def products(x: Tensor, graph: Graph, edges: Tensor) -> Tensor:
