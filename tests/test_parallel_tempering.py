@@ -20,7 +20,7 @@ from ebmppl.energies.discrete import indexed
 from ebmppl.errors import EnergyError, SamplingWarning
 from ebmppl.kernels import Kernel, NoiseSpec
 from ebmppl.kernels.gibbs import NoTuning
-from ebmppl.kernels.replicas import equal_rates, ladder
+from ebmppl.kernels.ladder import equal_rates, ladder
 from ebmppl.sampling.chains import Chains
 from tests.discrete import exact_draws, law, number, p_value, states_of
 from tests.discrete_registry import DISCRETE
@@ -467,9 +467,11 @@ def test_compiled_discrete_replicas_are_the_eager_ones(kind: str) -> None:
 
 def test_kernels_made_of_others_are_refused() -> None:
     e = eb.as_energy(lambda v: v["x"] ** 2 - v["s"], {"s": (), "x": ()}, {"s": eb.energies.spin})
-    with pytest.raises(ValueError, match="expected a kernel that is not made of others, got Blocks: "):
+    with pytest.raises(ValueError, match="made again at other temperatures by its settings, got Blocks without blocks"):
         eb.ParallelTempering(eb.Blocks(e, {"s": eb.Gibbs, "x": eb.MALA}), BETAS)
-    with pytest.raises(ValueError, match="expected a kernel that is not made of others, got ParallelTempering: "):
+    with pytest.raises(
+        ValueError, match="made again at other temperatures by its settings, got ParallelTempering without kernel, "
+    ):
         eb.ParallelTempering(eb.ParallelTempering(eb.MALA(Gaussian(torch.zeros(2), torch.eye(2))), BETAS), BETAS)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,14 +10,20 @@ from torch import Tensor
 
 from ebmppl.energies.algebra import GeometricPath
 from ebmppl.energies.base import Energy
-from ebmppl.energies.clamped import Clamped
 from ebmppl.energies.fingerprint import fingerprint
 from ebmppl.kernels.accept import metropolis
 from ebmppl.kernels.base import GradientKernel, Kernel, Noise, NoiseSpec, require
-from ebmppl.kernels.blocks import Blocks
 from ebmppl.kernels.differences import DiscreteGradientKernel
 from ebmppl.kernels.gradients import Gradient
-from ebmppl.kernels.replicas import FROM_COLD, Replicas, TemperingAdaptation, exchanged, labelled, ladder, record
+from ebmppl.kernels.ladder import FROM_COLD, exchanged, labelled, ladder
+from ebmppl.kernels.replicas import (
+    Replicas,
+    TemperingAdaptation,
+    rebuilt,
+    record,
+    require_one_energy_for_all,
+    require_synchronous,
+)
 
 _OWN_STATE = ("energy", "parity", "label", "round_trips")
 _OWN_INFO = ("swap_rate", "swap_rates", "round_trips")
@@ -81,14 +86,14 @@ class ParallelTempering(Kernel):
         adapt_betas: bool = True,
         base: Energy | None = None,
     ) -> None:
-        _require_synchronous(kernel)
+        require_synchronous(kernel)
         super().__init__(kernel.energy)
         require(isinstance(adapt_betas, bool), "adapt_betas as True or False", repr(adapt_betas))
-        _require_one_energy_for_all(kernel.target)
+        require_one_energy_for_all(kernel.target)
         self.target, self.adapt_betas = kernel.target, adapt_betas
         self._betas = ladder(betas, beta_min, base=base is not None)
         self._replicas = Replicas(kernel.target, None if base is None else _seen_alike(base, kernel))
-        self._inner = _rebuilt(kernel, self._replicas)
+        self._inner = rebuilt(kernel, self._replicas)
         self._state_type: Any = None  # of the inner kernel, as its tuning; known from init on
         self._tuning_type: Any = None
         self.calls_per_tick = kernel.calls_per_tick * self.num_replicas  # type: ignore[misc]
@@ -284,40 +289,8 @@ class ParallelTempering(Kernel):
         return record("TemperingInfo", (*values, *_OWN_INFO))(*values.values(), rates.mean(1), rates, trips)
 
 
-def _require_synchronous(kernel: object) -> None:
-    if not isinstance(kernel, Kernel):
-        raise ValueError(f"expected a kernel of ebmppl.kernels, got {type(kernel).__name__}")
-    if not kernel.synchronous:
-        name = type(kernel).__name__
-        told = "replicas can be swapped only where all have finished a draw; take MALA or Gibbs"
-        raise ValueError(f"expected a kernel whose every tick finishes a draw of every chain, got {name}: {told}")
-    if isinstance(kernel, (Blocks, ParallelTempering)):
-        name = type(kernel).__name__
-        told = "it can't be made again at other temperatures; take one kernel for all sites, such as MALA or Gibbs"
-        raise ValueError(f"expected a kernel that is not made of others, got {name}: {told}")
-
-
-def _require_one_energy_for_all(energy: Energy) -> None:
-    """Raise ``ValueError`` for an energy that has something for every row: replicas are other rows than chains."""
-    for part in energy.modules():
-        beta = getattr(part, "beta", None)
-        by_row = isinstance(beta, Tensor) and beta.dim() > 0
-        if by_row or (isinstance(part, Clamped) and part.values.dim() > 1):
-            what = "inverse temperatures" if by_row else "values"
-            raise ValueError(f"expected one energy for all chains, got {what} by row in {type(part).__name__}")
-
-
 def _seen_alike(base: Energy, kernel: Kernel) -> Energy:
     """A base in the coordinates in which a kernel moves."""
     GeometricPath(base, kernel.energy)  # refuses another space
     seen: Any = type(kernel.target)
     return base if kernel.target is kernel.energy else seen(base)
-
-
-def _rebuilt(kernel: Kernel, energy: Replicas) -> Kernel:
-    """A kernel of the same kind and settings on another energy."""
-    names = [name for name in inspect.signature(type(kernel)).parameters if name != "energy"]
-    missing = [name for name in names if not hasattr(kernel, name)]
-    require(not missing, f"a {type(kernel).__name__} that keeps its settings as attributes", f"none of {missing}")
-    options: dict[str, Any] = {name: getattr(kernel, name) for name in names}
-    return type(kernel)(energy, **options)
