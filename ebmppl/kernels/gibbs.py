@@ -11,7 +11,7 @@ from torch import Tensor
 from ebmppl.energies.base import Energy, dtype_and_device
 from ebmppl.energies.discrete import BothLayers, Layers, Levels
 from ebmppl.kernels.accept import not_finite
-from ebmppl.kernels.base import Noise, NoiseSpec
+from ebmppl.kernels.base import Noise, NoiseSpec, require
 from ebmppl.kernels.discrete import DiscreteKernel, draw_level, draw_upper
 from ebmppl.kernels.layer_sweep import JointSweep, LayerSweep, TwoLayers
 from ebmppl.kernels.pair_sweep import PairSweep
@@ -72,6 +72,7 @@ class Gibbs(DiscreteKernel):
 
     def __init__(self, energy: Energy, *, record_energy: bool = True) -> None:
         super().__init__(energy)
+        require(isinstance(record_energy, bool), "record_energy as True or False", repr(record_energy))
         self.record_energy = record_energy
         pairs, layers = self.target.pairs(), self.target.bipartite()
         self._conditionals = self.target.conditionals() or ByEnergies(self.target, self._levels)

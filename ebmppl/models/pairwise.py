@@ -71,7 +71,7 @@ def couplings_of_matrix(matrix: float | Tensor, *, symmetrise: bool) -> tuple[Gr
         ValueError: for anything but a symmetric square matrix with a zero diagonal.
     """
     if not isinstance(matrix, Tensor) or matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
-        got = tuple(matrix.shape) if isinstance(matrix, Tensor) else repr(matrix)
+        got = tuple(matrix.shape) if isinstance(matrix, Tensor) else f"{type(matrix).__name__} {matrix!r:.20}"
         raise ValueError(f"expected a lattice, or coupling as a matrix (sites, sites), got {got}")
     if symmetrise:
         matrix = (matrix + matrix.mT) / 2
