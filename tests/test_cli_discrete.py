@@ -237,7 +237,7 @@ def test_a_kernel_for_continuous_points_is_refused_for_discrete_ones(cli: Cli, k
         (["Ising(latice=(8, 8))"], ["latice", "coupling"]),
         (["Ising(lattice=(2, 8))"], ["at least 3 sites"]),
         (["Ising(lattice=(3, 3), coupling=-0.3)", "-k", "swendsen-wang"], ["frustrated"]),
-        (["BernoulliRBM(4, 3)", "-k", "wolff"], ["bonds"]),
+        (["BernoulliRBM(4, 3)", "-k", "wolff"], ["an energy of pairs that like to be equal", "got BernoulliRBM"]),
         (["Ising(coupling=[[0.0, 1.0], [2.0, 0.0]])"], ["symmetric couplings"]),
         (["Ising(lattice=(8, 8))", "--event-shape", "2"], ["models know their own"]),
     ],
