@@ -44,7 +44,7 @@ from tests.score_targets import DiffusedMixture
 
 SEED = 20240
 SDE = VP()
-STEPS = 1000
+STEPS = 1000  # of a draw
 OVERHEAD, TICK = 0.05, 20.0  # of the network's time; microseconds beyond the random numbers
 OVER_TORCHSDE, OVER_TORCHDIFFEQ, FEWER_ROWS, OVER_SCIPY = 20.0, 1.0, 2.0, 3.0
 NARROW = ([0.1, 0.9], [[-1.0, 0.0], [2.0, 0.5]], [[[1e-5, 0.0], [0.0, 1e-5]], [[0.4, 0.0], [0.0, 0.1]]])
@@ -123,7 +123,9 @@ def alone(score: Callable[[Tensor, Tensor], Tensor], x: Tensor, *, compiled: boo
 
 
 def torchsde_steps(x: Tensor) -> Work:
-    """Euler steps of the same reverse SDE in forward time, by ``torchsde.sdeint`` with its defaults."""
+    """Whole solves of the same reverse SDE in forward time, by ``torchsde.sdeint`` with its defaults: its Brownian path costs the
+    more by step the more steps there are.
+    """
     import torchsde
 
     class Reverse(torch.nn.Module):
@@ -139,7 +141,8 @@ def torchsde_steps(x: Tensor) -> Work:
     reverse = Reverse()
 
     def work(n: int) -> None:
-        torchsde.sdeint(reverse, x, torch.tensor([0.0, n / STEPS]), method="euler", dt=1 / STEPS)
+        for _ in range(n):
+            torchsde.sdeint(reverse, x, torch.tensor([0.0, 1.0]), method="euler", dt=1 / STEPS)
 
     return work
 
@@ -261,6 +264,7 @@ def trivial_case(*, quick: bool, rounds: int, seconds: float) -> tuple[dict[str,
         peers |= {"flow, compiled": ticks(ode(), x, "inductor"), "flow, eager": ticks(ode(), x, "eager")}
         peers |= {"torchsde": torchsde_steps(x), "torchdiffeq": torchdiffeq_steps(x)}
         results[f"{n}x{d}"] = times = alternate(peers, rounds, seconds)
+        times["torchsde"] = [Turn(*(part / STEPS for part in turn)) for turn in times["torchsde"]]
         for side, turns in times.items():
             if side in ("compiled", "eager"):
                 beyond = _verdict(Spread.of(_less(times, side, "normals")), TICK, 1, at_most=True)
