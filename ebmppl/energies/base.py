@@ -112,8 +112,13 @@ class Energy(nn.Module):
         return None
 
     def bonds(self) -> Bonds | None:
-        """For an energy of pairs that like to be equal: the edges and their strengths; None for any other."""
-        return None
+        """For an energy of pairs that like to be equal: the edges and their strengths; None for any other.
+
+        The default is by ``pairwise``.
+        """
+        from ebmppl.energies.bonds import bonds_of
+
+        return bonds_of(self)
 
     def pairs(self) -> Pairs | None:
         """For spins that interact in pairs alone: the couplings and fields of each block."""
