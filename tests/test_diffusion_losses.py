@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import ebmppl as eb
 from ebmppl.errors import NonFiniteLoss
+from ebmppl.kernels.solvers import ancestral
 from ebmppl.losses import (
     DiffusionScoreMatching,
     Loss,
@@ -477,3 +478,18 @@ def made_by(network: Any = None, sde: Any = None) -> Parameterisation:
 def test_wrong_arguments_are_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_ancestral_steps_of_ddpms_rates_are_ddpms() -> None:
+    """Ho, Jain and Abbeel 2020, equations 7 and 11, with the posterior's variance."""
+    n = 50
+    betas = linear_betas(n)
+    abar = (1 - betas).cumprod(0)
+    at = (torch.arange(n, 0, -1, dtype=F64) / n).tolist()
+    rows = ancestral(DiscreteVP(betas), at)
+    assert len(rows) == n - 1
+    for row, i in zip(rows, range(n - 1, 0, -1), strict=True):  # from i + 1 to i, counted from 0
+        assert row["point"] == pytest.approx(float((1 - betas[i]).rsqrt()), rel=1e-9)
+        assert row["score"] == pytest.approx(float(betas[i] * (1 - betas[i]).rsqrt()), rel=1e-9)
+        wanted = (betas[i] * (1 - abar[i - 1]) / (1 - abar[i])).sqrt()
+        assert row["noise"] == pytest.approx(float(wanted), rel=1e-9)
