@@ -1,6 +1,15 @@
 """Score models: diffusions, schedules, what a network predicts and how that becomes a score, and networks."""
 
 from ebmppl.score.base import SDE, GenericSDE, LinearSDE
+from ebmppl.score.conditions import Conditional
+from ebmppl.score.guidance import (
+    ClassConditional,
+    ClassifierFreeGuidance,
+    ClassifierGuidance,
+    Guidance,
+    LikelihoodGuidance,
+)
+from ebmppl.score.inverse import Denoiser, InPainting, LinearGuidance, Replacement
 from ebmppl.score.likelihood import LogLikelihood, log_likelihood
 from ebmppl.score.networks import FourierFeatures, TimeMLP, UNet
 from ebmppl.score.parameterisations import (
@@ -24,6 +33,16 @@ from ebmppl.score.schedules import (
 from ebmppl.score.sde import VE, VP, CosineVP, PreservingSDE, SubVP
 
 __all__ = [
+    "Conditional",
+    "Replacement",
+    "LinearGuidance",
+    "InPainting",
+    "Denoiser",
+    "LikelihoodGuidance",
+    "Guidance",
+    "ClassifierGuidance",
+    "ClassifierFreeGuidance",
+    "ClassConditional",
     "EDM",
     "SDE",
     "VE",
