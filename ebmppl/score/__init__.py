@@ -9,7 +9,8 @@ from ebmppl.score.guidance import (
     Guidance,
     LikelihoodGuidance,
 )
-from ebmppl.score.inverse import Denoiser, InPainting, LinearGuidance, Replacement
+from ebmppl.score.inpainting import InPainting, Replacement
+from ebmppl.score.inverse import Denoiser, LinearGuidance
 from ebmppl.score.likelihood import LogLikelihood, log_likelihood
 from ebmppl.score.networks import FourierFeatures, TimeMLP, UNet
 from ebmppl.score.parameterisations import (

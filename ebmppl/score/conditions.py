@@ -134,3 +134,8 @@ def require_positive(name: str, value: float, *, zero: bool = False) -> float:
     good = _number(value) and (0 < value < math.inf or (zero and value == 0))
     require(good, f"a finite {name} {'>=' if zero else '>'} 0", value)
     return float(value)
+
+
+def form(value: object) -> object:
+    """What a message shows of a value."""
+    return (value.dtype, tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__

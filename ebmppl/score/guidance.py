@@ -11,6 +11,7 @@ from torch import Tensor
 from ebmppl.score.base import over, require
 from ebmppl.score.conditions import Conditional, Score
 from ebmppl.score.parameterisations import same_shape
+from ebmppl.score.pullback import pullback
 
 
 class ClassConditional(Conditional):
@@ -80,21 +81,13 @@ class Guidance(Conditional):
 
     def _gradient(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Log-likelihoods ``(batch,)`` and their gradients in x."""
-        track = torch.is_grad_enabled()
-        with torch.enable_grad():
-            if not x.requires_grad:
-                x = x.detach().requires_grad_()
-            value = self.log_likelihood(x, t)
-            if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
-                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise ValueError(f"expected log-likelihoods of shape ({len(x)},), got {got}")
-            gradient = None
-            if value.requires_grad:
-                ones = torch.ones_like(value)
-                (gradient,) = torch.autograd.grad(value, x, ones, create_graph=track, allow_unused=True)
-        if gradient is None:
+        value, _, pull = pullback(lambda at: (self.log_likelihood(at, t), at), x)
+        if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"expected log-likelihoods of shape ({len(x)},), got {got}")
+        if pull is None:
             raise ValueError("expected a log-likelihood that is differentiable in x, got one that has no gradient")
-        return value, gradient
+        return value, pull(torch.ones_like(value))
 
     def check(self, x: Tensor, t: Tensor) -> None:
         """Raise ``ValueError`` for a log-likelihood that changes from point to point, but never with a gradient."""
@@ -161,7 +154,7 @@ class ClassifierGuidance(Guidance):
     Example:
         >>> classifier = lambda x, t: torch.cat([x, -x], 1)
         >>> guided = ClassifierGuidance(lambda x, t: -x, classifier, label=1)
-        >>> guided(torch.zeros(1, 1), torch.ones(1))
+        >>> guided(torch.zeros(1, 1), torch.ones(1)).detach()
         tensor([[-1.]])
     """
 
@@ -209,7 +202,7 @@ class ClassifierFreeGuidance(Conditional):
 
     Args:
         conditional: ``(x, t) -> score``, such as ``ClassConditional(network, label)``.
-        unconditional: ``(x, t) -> score``, such as ``ClassConditional(network, null)`` with the label that means none.
+        unconditional: ``(x, t) -> score``, such as the model itself, called without labels.
         weight: w >= -1, for all or for each chain ``(chains,)``.
 
     Raises:
@@ -217,7 +210,7 @@ class ClassifierFreeGuidance(Conditional):
 
     Example:
         >>> guided = ClassifierFreeGuidance(lambda x, t: 1 - x, lambda x, t: -x, weight=2.0)
-        >>> guided(torch.zeros(1, 1), torch.ones(1))
+        >>> guided(torch.zeros(1, 1), torch.ones(1)).detach()
         tensor([[3.]])
     """
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ebmppl.score.base import LinearSDE, over, require
-from ebmppl.score.conditions import Conditional, Score, require_positive
+from ebmppl.score.conditions import Conditional, Score, form, require_positive
 from ebmppl.score.parameterisations import same_shape
+from ebmppl.score.pullback import Pull, pullback
 
 METHODS = ("pigdm", "tmpd", "dps", "annealed")
 
@@ -42,7 +42,7 @@ class Denoiser(nn.Module):
         return (x + over(std.square(), x) * score) / over(mean, x)
 
 
-class _Measured(Conditional):
+class Measured(Conditional):
     """Abstract: y = A x0 + noise_std z by one of the Gaussian approximations of p(y | x_t); see ``LinearGuidance``."""
 
     def __init__(
@@ -87,32 +87,27 @@ class _Measured(Conditional):
 
     def _through_denoised(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Score, and the gradient of the log-likelihood at the denoised point."""
-        track = torch.is_grad_enabled()
-        with torch.enable_grad():
-            x = x if x.requires_grad else x.detach().requires_grad_()
-            score = same_shape(self.denoiser.score(x, t), x)
-            denoised = self.denoiser.of(x, t, score)
-            rows = self.residual(denoised)
-            if self.method == "tmpd":
-                pulled = self._by_moments(x, t, denoised, rows, track=track)
-            else:
-                mean, std = self.denoiser.sde.marginal(t)
-                ratio, prior = (std / mean).square(), self.data_std**2
-                variance = torch.zeros_like(t) if self.method == "dps" else ratio * prior / (ratio + prior)
-                pulled = self._pull(x, denoised, rows / self._variance(variance), track=track)
-        return (score, pulled) if track else (score.detach(), pulled)
 
-    def _pull(self, x: Tensor, denoised: Tensor, rows: Tensor, *, track: bool, again: bool = False) -> Tensor:
-        """(d denoised / dx)' A' rows, ``(batch, *event)``."""
-        back = self.adjoint(rows, x)
-        (pulled,) = torch.autograd.grad(denoised, x, back, create_graph=track, retain_graph=track or again)
-        return pulled
+        def of(at: Tensor) -> tuple[Tensor, Tensor]:
+            score = same_shape(self.denoiser.score(at, t), at)
+            return self.denoiser.of(at, t, score), score
 
-    def _by_moments(self, x: Tensor, t: Tensor, denoised: Tensor, rows: Tensor, *, track: bool) -> Tensor:
+        denoised, score, pull = pullback(of, x)
+        assert pull is not None  # denoised points depend on x itself
+        rows = self.residual(denoised)
+        score = score if torch.is_grad_enabled() else score.detach()
+        if self.method == "tmpd":
+            return score, self._by_moments(x, t, rows, pull)
+        mean, std = self.denoiser.sde.marginal(t)
+        ratio, prior = (std / mean).square(), self.data_std**2
+        variance = torch.zeros_like(t) if self.method == "dps" else ratio * prior / (ratio + prior)
+        return score, pull(self.adjoint(rows / self._variance(variance), x))
+
+    def _by_moments(self, x: Tensor, t: Tensor, rows: Tensor, pull: Pull) -> Tensor:
         """With the covariance of x0 given x, std^2 / a (d denoised / dx): one gradient for each measurement."""
         mean, std = self.denoiser.sde.marginal(t)
         unit = torch.eye(rows.shape[1], dtype=x.dtype, device=x.device)
-        by_row = [self._pull(x, denoised, e.expand_as(rows), track=track, again=True) for e in unit]
+        by_row = [pull(self.adjoint(e.expand_as(rows), x)) for e in unit]
         stacked = torch.stack([part.reshape(len(x), -1) for part in by_row], 1)  # (batch, measurements, dimension)
         covariance = torch.stack([self._forward(part) for part in by_row], 1) * (std.square() / mean).view(-1, 1, 1)
         covariance = covariance + self.noise_std**2 * unit
@@ -124,7 +119,7 @@ class _Measured(Conditional):
         return self.residual(torch.zeros_like(points)) - self.residual(points)
 
 
-class LinearGuidance(_Measured):
+class LinearGuidance(Measured):
     r"""A score given measurements :math:`y = A x_0 + \sigma_y z` of the data.
 
     The score of :math:`p(x_t | y)` is :math:`s(x, t) + \nabla_x \log p(y | x_t)`, and
@@ -159,7 +154,7 @@ class LinearGuidance(_Measured):
     Example:
         >>> from ebmppl.score import VP
         >>> known = LinearGuidance(lambda x, t: -x, VP(), torch.ones(1, 2), torch.tensor([3.0]), noise_std=0.1)
-        >>> known(torch.zeros(1, 2), torch.full((1,), 1e-4)).round()  # nearly at the data: A' y / (sigma_y^2 + ...)
+        >>> known(torch.zeros(1, 2), torch.full((1,), 1e-4)).detach().round()  # nearly at the data: A' y / (sigma_y^2 + ...)
         tensor([[299., 299.]])
     """
 
@@ -181,11 +176,11 @@ class LinearGuidance(_Measured):
     ) -> None:
         super().__init__(score, sde, noise_std, method, data_std, scale)
         fits = isinstance(matrix, Tensor) and matrix.dim() == 2 and matrix.is_floating_point()
-        require(fits, "a matrix (measurements, dimension)", _form(matrix))
+        require(fits, "a matrix (measurements, dimension)", form(matrix))
         require(bool(matrix.isfinite().all()), "a finite matrix", "one that isn't")
         fits = isinstance(measurement, Tensor) and measurement.dim() in (1, 2) and measurement.is_floating_point()
         fits = fits and measurement.shape[-1] == len(matrix)
-        require(fits, f"measurements ({len(matrix)},) or (chains, {len(matrix)})", _form(measurement))
+        require(fits, f"measurements ({len(matrix)},) or (chains, {len(matrix)})", form(measurement))
         squares, vectors = torch.linalg.eigh((matrix @ matrix.mT).double())
         independent = bool(squares[0] > 1e-12 * squares[-1])
         require(independent or self.noise_std > 0, "independent rows of the matrix where noise_std is 0", "others")
@@ -210,133 +205,3 @@ class LinearGuidance(_Measured):
         """Another dimension."""
         wanted = x[0].numel()
         require(self.rows.shape[1] == wanted, f"a matrix (measurements, {wanted})", tuple(self.rows.shape))
-
-
-class InPainting(_Measured):
-    """A score given some numbers of the data, with or without noise: ``LinearGuidance`` where A picks those of a mask.
-
-    Args:
-        score: ``(x, t) -> score``, differentiable in x but for "annealed".
-        sde: a linear one.
-        event_shape: of one point.
-        mask: True where numbers are known, ``(*event)`` for all or ``(chains, *event)``.
-        values: ``(*event)`` for all or ``(chains, *event)``, in units of x; those that aren't known don't matter.
-        noise_std: of the known numbers, >= 0 (> 0 for "dps"), in units of x.
-        method: "pigdm", "dps" or "annealed", see ``LinearGuidance``.
-        data_std: c > 0, of "pigdm", in units of x.
-        scale: of the likelihood's gradient, >= 0, for all or for each chain ``(chains,)``.
-
-    Raises:
-        ValueError: for a mask or values of another shape or type, or arguments outside these ranges.
-    """
-
-    mask: Tensor
-    values: Tensor
-
-    def __init__(
-        self,
-        score: Score,
-        sde: LinearSDE,
-        event_shape: Sequence[int],
-        mask: Tensor,
-        values: Tensor,
-        noise_std: float = 0.0,
-        method: str = "pigdm",
-        *,
-        data_std: float = 1.0,
-        scale: float | Tensor = 1.0,
-    ) -> None:
-        require(method != "tmpd", 'a method of "pigdm", "dps" and "annealed" for a mask', repr(method))
-        super().__init__(score, sde, noise_std, method, data_std, scale)
-        _keep_known(self, event_shape, mask, values)
-
-    def residual(self, points: Tensor) -> Tensor:
-        """See the base; 0 where nothing is known."""
-        rows = torch.where(self.given("mask", points), self.given("values", points) - points, 0.0)
-        return rows.reshape(len(points), -1)
-
-    def adjoint(self, residual: Tensor, like: Tensor) -> Tensor:
-        """See the base."""
-        return residual.view(like.shape)
-
-    def spectrum(self) -> Tensor:
-        """See the base."""
-        return self.values.new_ones(())
-
-    def check(self, x: Tensor, t: Tensor) -> None:
-        """Another event shape."""
-        _check_known(self, x)
-
-
-class Replacement(Conditional):
-    r"""A score for in-painting without noise: known numbers y take their own path to y, the score is asked at the others.
-
-    .. math:: s_i(x, t | y) = \begin{cases} (a\,y_i - x_i) / \sigma^2 & i \text{ known} \\ s_i(x, t) & \text{else} \end{cases}
-
-    The first line is the exact score of known numbers with noise, so by a reverse SDE they are a y + sigma z with a path of z
-    as the forward SDE has, and by the probability flow with the same z at all times: the score is asked where known numbers are
-    replaced by y with the noise of that time. Of y beyond that noise the others know nothing, so they fit it less well than they
-    should, however many steps there are; resampling mends it, the more often the better
-    (``ReverseSDE(..., "ancestral", resample=10)``).
-
-    References:
-        Song et al. 2021, appendix I.2; Lugmayr, Danelljan, Romero, Yu, Timofte and Van Gool 2022, "RePaint: inpainting using
-        denoising diffusion probabilistic models", algorithm 1.
-
-    Args:
-        score: ``(x, t) -> score``.
-        sde: a linear one.
-        event_shape: of one point.
-        mask: True where numbers are known, ``(*event)`` for all or ``(chains, *event)``.
-        values: y ``(*event)`` for all or ``(chains, *event)``; those that aren't known don't matter.
-
-    Raises:
-        ValueError: for a mask or values of another shape or type.
-    """
-
-    mask: Tensor
-    values: Tensor
-
-    def __init__(self, score: Score, sde: LinearSDE, event_shape: Sequence[int], mask: Tensor, values: Tensor) -> None:
-        super().__init__(score)
-        require(isinstance(sde, LinearSDE), "a linear SDE", type(sde).__name__)
-        self.score, self.sde = score, sde
-        _keep_known(self, event_shape, mask, values)
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """See the class."""
-        mean, std = self.sde.marginal(t)
-        known = (over(mean, x) * self.given("values", x) - x) / over(std.square(), x)
-        return torch.where(self.given("mask", x), known, same_shape(self.score(x, t), x))
-
-    def check(self, x: Tensor, t: Tensor) -> None:
-        """Another event shape."""
-        _check_known(self, x)
-
-
-def _form(value: object) -> object:
-    return (value.dtype, tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
-
-
-def _keep_known(model: Conditional, event_shape: Sequence[int], mask: Tensor, values: Tensor) -> None:
-    """Keep a mask and the values that it shows, each for all or with chains in front."""
-    event = torch.Size(event_shape)
-    wanted = f"{tuple(event)} or (chains, {', '.join(map(str, event))})"
-    for name, value in (("mask", mask), ("values", values)):
-        kind = isinstance(value, Tensor) and (
-            value.dtype == torch.bool if name == "mask" else value.is_floating_point()
-        )
-        require(kind, f"{name} as a tensor of {'bools' if name == 'mask' else 'floating point numbers'}", _form(value))
-        ranks = value.dim() - len(event) in (0, 1)
-        require(ranks and value.shape[value.dim() - len(event) :] == event, f"{name} of shape {wanted}", _form(value))
-    by_row = [value.dim() > len(event) for value in (mask, values)]
-    require(not all(by_row) or len(mask) == len(values), "as many values as masks", (len(values), len(mask)))
-    known = torch.where(mask, values, 0.0)
-    require(bool(known.isfinite().all()), "finite values where the mask is True", "others")
-    model.keep("mask", mask, by_row=by_row[0])
-    model.keep("values", known, by_row=any(by_row))
-
-
-def _check_known(model: Conditional, x: Tensor) -> None:
-    event, by_row = model.get_buffer("mask").shape, "mask" in model.by_row
-    require(event[by_row:] == x.shape[1:], f"a mask of the points' shape {tuple(x.shape[1:])}", tuple(event[by_row:]))
