@@ -381,6 +381,19 @@ def test_chains_keep_their_conditions(name: str) -> None:
     assert torch.equal(nearest(mcmc.get_samples(group_by_chain=True)["x"]), MANY.unsqueeze(1).expand(23, 3))
 
 
+def test_likelihoods_by_label() -> None:
+    """Points arrive at different times; those that are left keep their labels."""
+    sde, x = VP(), CENTRES[MANY] + 0.3 * normal(23, 2)
+    found = eb.log_likelihood(ClassConditional(of_class(sde), MANY), sde, x, t_min=1e-3).value
+    alone = torch.cat(
+        [
+            eb.log_likelihood(ClassConditional(of_class(sde), int(k)), sde, p[None], t_min=1e-3).value
+            for k, p in zip(MANY, x, strict=True)
+        ]
+    )
+    equal(found, alone, 1e-7)
+
+
 def test_other_numbers_of_chains_are_refused() -> None:
     sde = VP()
     kernel = WHICH[0](CONDITIONED["labels"](sde), sde)

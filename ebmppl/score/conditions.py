@@ -116,6 +116,14 @@ def choosing_rows(score: object, count: int) -> Iterator[Callable[[Tensor], None
             part._buffers[name] = value
 
 
+@contextmanager
+def chosen_rows(score: object, rows: Tensor) -> Iterator[None]:
+    """Let a score be that of some of its rows, by their numbers; of all, where nothing is given by row."""
+    with choosing_rows(score, len(rows)) as choose:
+        choose(rows)
+        yield
+
+
 def check_conditions(score: object, x: Tensor, t: Tensor) -> None:
     """Every part's own look, see ``Conditional.check``."""
     for module in score.modules() if isinstance(score, nn.Module) else ():
