@@ -73,12 +73,12 @@ class BoundLoss(nn.Module):
                 raise
             self._not_finite({"energy": torch.tensor(math.nan)}, f" ({error})")
         self.values = {name: term.detach() for name, term in terms.items()}
-        total = reduce(torch.add, (term.reshape(()) for term in terms.values()))
+        total = reduce(torch.add, (term.reshape(()) if term.dim() else term for term in terms.values()))
         if not math.isfinite(total.detach()):
             self._not_finite(terms)
         if self.training:
             self.keep()
-            self.step += 1
+            self.step.add_(1)
         return total
 
     def keep(self) -> None:
