@@ -111,7 +111,7 @@ def test_annealed_langevin_weighs_modes(
     x = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
     (grad,) = torch.autograd.grad(module.energy(x).sum(), x)
     torch.testing.assert_close(module.score(x.detach(), torch.zeros(5)), -grad)
-    assert module.main(n=300, steps=40, levels=61) == 0
+    assert module.main(n=300, steps=40, levels=201) == 0
     for name in ("methods", "levels"):
         assert (tmp_path / f"out/annealed_langevin_{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "plain Langevin" in capsys.readouterr().out
