@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from ebmppl.energies.base import Energy
 from ebmppl.energies.bonds import Bonds, Lattice
 from ebmppl.energies.discrete import Conditionals, discrete, levels_of
-from ebmppl.kernels.adaptation import Adaptation, AdaptationState, pooled_sum
+from ebmppl.kernels.adaptation import Adaptation, AdaptationState, Drawn
 from ebmppl.kernels.base import require
 from ebmppl.kernels.gibbs import ByEnergies
 from ebmppl.kernels.gradients import Gradient
 from ebmppl.kernels.integrators import ValueAndGrad
+from ebmppl.kernels.pooling import pooled_sum
 
 _LEAST = 1e-6  # rejection rate between neighbours that still keeps them apart
 
@@ -197,7 +198,7 @@ def equal_rates(betas: Tensor, rejections: Tensor, *, logarithmic: bool = True) 
     return torch.cat([betas[:1], new, betas[-1:]])
 
 
-class TemperingAdaptation:
+class TemperingAdaptation(Adaptation):
     """Equal swap rates from window to window, and what the inner kernel adapts, by its chains at beta = 1.
 
     Args:
@@ -238,7 +239,8 @@ class TemperingAdaptation:
         rejected = pooled_sum(1 - info.swap_rates) / len(info.swap_rates)
         sums = {"rejections": averaging.rejections + rejected, "ticks": averaging.ticks + 1}
         if self.inner is not None:
-            inside, new = self.inner.update(self._inside(averaging), self.split(tuning), info)
+            drawn = Drawn(info.done, info.acceptance_rate)  # no steps of its own: a stuck replica goes to another place
+            inside, new = self.inner.update(self._inside(averaging), self.split(tuning), drawn)
             sums |= inside._asdict()
             tuning = tuning._replace(**new._asdict())
         return averaging._replace(**sums), tuning

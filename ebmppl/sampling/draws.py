@@ -127,8 +127,8 @@ def stacked(values: Ticks) -> Tensor:
 
 
 def finished(log: Mapping[str, Ticks]) -> Tensor:
-    """The points ``(draws, dimension)`` that chains drew in some ticks."""
-    at = stacked(log["done"]).flatten().nonzero().squeeze(1)
+    """The points ``(draws, dimension)`` that chains drew in some ticks; not those that only repeat one after diverging."""
+    at = (stacked(log["done"]) & ~stacked(log["diverging"])).flatten().nonzero().squeeze(1)
     x = stacked(log["position"])
     return x.reshape(x.shape[0] * x.shape[1], -1).index_select(0, at)
 
