@@ -14,7 +14,9 @@ from ebmppl.kernels.pooling import pooled_sum
 LEAP = 10.0  # it begins by trying this multiple of a step size
 SHARES = 2  # most of its own shares that a chain has in what is pooled
 _HOPELESS = 0.01  # acceptance rate of a draw whose step was far too large
-_DOWN, _UP = 2.0, 3.0  # not the same: a limit never comes back to the very step size that it was cut from
+# a limit is halved and trebled, and begins at 6 steps: three such draws in a row, and it is the smaller one; no sequence of
+# these factors makes it equal to the step
+_DOWN, _UP, _SPARE = 2.0, 3.0, 6.0
 
 
 class DualAveraging(NamedTuple):
@@ -79,10 +81,11 @@ def limited(limit: Tensor, rate: Tensor, used: Tensor, done: Tensor, power: floa
     """Limits of the chains' steps after these draws, and the rates ``(chains,)`` that these say of the common step size.
 
     A chain out in a tail may need steps a thousand times smaller than the others. At the common one all its draws are
-    rejected, so that it stays where it is, and a few rejections among many chains hardly lower the common one. So a
-    chain whose draw had next to no chance halves its own step, and trebles it after any other, until the common step
-    is the smaller one again: it comes in from the tail at the pace that the tail allows, as a chain with a step size
-    of its own would. To the common step size its draws say that it was too large: their rate is 0.
+    rejected, so that it stays where it is, and a few rejections among many chains hardly lower the common one. So each
+    chain has a limit, which a draw with next to no chance of acceptance halves, and any other trebles: from the third in a
+    row on a chain takes smaller steps than the others, until the common one is below its limit again. It comes in from the tail at
+    the pace that the tail allows, as a chain with a step size of its own would. To the common step size its draws say
+    that it was too large: their rate is 0.
 
     Args:
         limit: ``(chains,)`` so far.
@@ -92,6 +95,7 @@ def limited(limit: Tensor, rate: Tensor, used: Tensor, done: Tensor, power: floa
         power: the leapfrog step is ``step_size ** power``, and it is halved.
     """
     whole = used < limit
-    cut, grown = used * _DOWN ** (-1 / power), limit * _UP ** (1 / power)
+    down, up, spare = (factor ** (1 / power) for factor in (_DOWN, _UP, _SPARE))
+    cut, grown = torch.minimum(limit, spare * used) / down, limit * up
     new = torch.where(rate < _HOPELESS, cut, grown)
     return torch.where(done, new, limit), torch.where(whole, rate, 0.0)
