@@ -82,10 +82,10 @@ def limited(limit: Tensor, rate: Tensor, used: Tensor, done: Tensor, power: floa
 
     A chain out in a tail may need steps a thousand times smaller than the others. At the common one all its draws are
     rejected, so that it stays where it is, and a few rejections among many chains hardly lower the common one. So each
-    chain has a limit, which a draw with next to no chance of acceptance halves, and any other trebles: from the third in a
-    row on a chain takes smaller steps than the others, until the common one is below its limit again. It comes in from the tail at
-    the pace that the tail allows, as a chain with a step size of its own would. To the common step size its draws say
-    that it was too large: their rate is 0.
+    chain has a limit, which a draw with next to no chance of acceptance halves, and any other trebles: from the third
+    such draw in a row on a chain takes smaller steps than the others, until the common one is below its limit again.
+    It comes in from the tail at the pace that the tail allows, as a chain with a step size of its own would. To the
+    common step size its draws say that it was too large: their rate is 0.
 
     Args:
         limit: ``(chains,)`` so far.
