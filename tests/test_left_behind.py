@@ -14,6 +14,7 @@ from torch import Tensor
 import ebmppl as eb
 from ebmppl.kernels import Kernel
 from ebmppl.kernels.dual_averaging import dual_averaging, dual_averaging_update, limited
+from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.draws import finished
 from tests.targets import f64, gen
 
@@ -89,8 +90,19 @@ def test_a_chain_that_diverges_at_every_tick_does_not_take_the_others_windows() 
     assert mcmc.now.tick > 200 * 8 * 6 / 7  # 853 were it counted whole
 
 
-def test_draws_that_only_repeat_a_point_after_diverging_are_not_the_metrics() -> None:
+def test_points_that_diverging_chains_only_repeat_are_not_the_metrics() -> None:
     x = torch.arange(6.0).reshape(3, 2, 1)
     done = torch.tensor([[True, True], [True, False], [True, True]])
-    diverging = torch.tensor([[True, False], [True, True], [False, False]])
-    assert finished({"position": x, "done": done, "diverging": diverging}).squeeze(1).tolist() == [1.0, 4.0, 5.0]
+    diverging = torch.tensor([[True, False], [True, True], [False, True]])
+    rate = torch.tensor([[1e-3, 1e-3], [0.0, 0.0], [0.3, 0.5]])  # the last one diverges in another block of its sites
+    drawn = finished({"position": x, "done": done, "diverging": diverging, "acceptance_rate": rate})
+    assert drawn.squeeze(1).tolist() == [1.0, 4.0, 5.0]
+
+
+def test_a_window_without_draws_leaves_the_metric_as_it_was() -> None:
+    given = torch.tensor([4.0, 9.0])
+    kernel = eb.HMC(eb.energies.Gaussian(torch.zeros(2), torch.eye(2)), inverse_mass_matrix=given)
+    chains = Chains(kernel, torch.zeros(4, 2), seed=0)
+    chains.begin_adaptation()
+    chains.end_window(metric=True)
+    assert torch.equal(chains.now.tuning.inverse_mass, given)

@@ -1,4 +1,4 @@
-"""Warm-up, pooled over all chains: dual averaging of the step size and a Welford estimate of the mass matrix."""
+"""Warm-up, pooled over all chains: the step size by dual averaging, and a Welford estimate of the mass matrix."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ class HamiltonianAdaptation:
         """Metric from the window's draws."""
         draws: Welford = own.draws
         empty = Welford.empty(draws.origin + draws.mean, tuning.inverse_mass)
-        if self.mass and metric:
+        if self.mass and metric and bool(draws.total > 0):
             inverse_mass = regularised(draws)
             _warn_of_scale(inverse_mass, tuning.inverse_mass)
             if self.blocks is not None:

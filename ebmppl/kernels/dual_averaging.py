@@ -13,7 +13,7 @@ from ebmppl.kernels.pooling import pooled_sum
 
 LEAP = 10.0  # it begins by trying this multiple of a step size
 SHARES = 2  # most of its own shares that a chain has in what is pooled
-_HOPELESS = 0.01  # acceptance rate of a draw whose step was far too large
+HOPELESS = 0.01  # acceptance rates below it are of draws whose step was far too large
 # a limit is halved and trebled, and begins at 6 steps: three such draws in a row, and it is the smaller one; no sequence of
 # these factors makes it equal to the step
 _DOWN, _UP, _SPARE = 2.0, 3.0, 6.0
@@ -97,5 +97,5 @@ def limited(limit: Tensor, rate: Tensor, used: Tensor, done: Tensor, power: floa
     whole = used < limit
     down, up, spare = (factor ** (1 / power) for factor in (_DOWN, _UP, _SPARE))
     cut, grown = torch.minimum(limit, spare * used) / down, limit * up
-    new = torch.where(rate < _HOPELESS, cut, grown)
+    new = torch.where(rate < HOPELESS, cut, grown)
     return torch.where(done, new, limit), torch.where(whole, rate, 0.0)

@@ -229,7 +229,7 @@ class Chains:
         while ticks is None or ticks > 0:
             info = self._tick(adapt=adapt, active=None if ticks is not None else left > 0)
             if adapt:
-                self._observe({"done": [info.done], "diverging": [info.diverging], "position": [self.position()]})
+                self._observe(unlink((None, self.position(), info)))
             if observe is not None:
                 observe(info)
             if ticks is not None:
