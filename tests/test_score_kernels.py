@@ -318,6 +318,26 @@ def test_the_adaptive_flow_reaches_the_exact_ends(shared_data: Path, sde: str) -
     torch.testing.assert_close(back, x, rtol=1e-5, atol=1e-6)
 
 
+def test_a_chain_that_has_arrived_costs_nothing_more() -> None:
+    """Rows that the score is asked for are those that each chain needs alone, and draws are the same."""
+    rows = 0
+    mixture = DiffusedMixture(SDES["vp"], *MIXTURE)
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        nonlocal rows
+        rows += len(x)
+        return mixture(x, t)
+
+    kernel = eb.AdaptiveFlow(score, SDES["vp"], (2,), rtol=1e-3)
+    x = torch.cat([normal(5, 2), 30 * normal(1, 2, seed=4)])
+    looks = len(x) + 1  # at the beginning
+    together = eb.transport(kernel, x, seed=0)
+    needed, rows = rows - looks, 0
+    alone = torch.cat([eb.transport(kernel, point.unsqueeze(0), seed=0) for point in x])
+    assert needed == rows - 2 * len(x)
+    torch.testing.assert_close(together, alone)
+
+
 def test_a_tighter_tolerance_is_met_with_more_steps() -> None:
     sde, x = SDES["vp"], torch.ones(3)
     gain = spread(sde, ENDS[sde]) / spread(sde, 1.0)

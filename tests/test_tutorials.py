@@ -103,6 +103,32 @@ def test_an_rbm_of_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert "Held-out digits" in capsys.readouterr().out
 
 
+def test_annealed_langevin_weighs_modes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = tutorial("annealed_langevin")
+    x = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    (grad,) = torch.autograd.grad(module.energy(x).sum(), x)
+    torch.testing.assert_close(module.score(x.detach(), torch.zeros(5)), -grad)
+    assert module.main(n=300, steps=40, levels=201) == 0
+    for name in ("methods", "levels"):
+        assert (tmp_path / f"out/annealed_langevin_{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "plain Langevin" in capsys.readouterr().out
+
+
+def test_score_sde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = tutorial("score_sde")
+    x = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    (grad,) = torch.autograd.grad(module.log_density(x, 0.3).sum(), x)
+    torch.testing.assert_close(module.score(x.detach(), torch.full((5,), 0.3, dtype=torch.float64)), grad)
+    assert module.main(n=300, points=5, walkers=3, every=200) == 0
+    for name in ("paths", "density"):
+        assert (tmp_path / f"out/score_sde_{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "standard errors away" in capsys.readouterr().out
+
+
 def quietly_written(tmp_path: Path, *names: str) -> bool:
     return all((tmp_path / f"out/{name}.png").read_bytes().startswith(b"\x89PNG") for name in names)
 
@@ -124,6 +150,7 @@ def test_from_denoising_to_ddpm(
     found = module.exact_noise(x.detach(), kept)
     torch.testing.assert_close(found, -(1 - kept).sqrt().unsqueeze(1) * score, rtol=1e-4, atol=1e-5)
     # 3: of the exact noise DDPM's sampler draws the data, up to the weights' Monte Carlo error, 4 of them
+    monkeypatch.setattr(module, "N", 200)  # the variance is right with many steps alone
     betas = linear_betas(module.N).float()
     abar = (1 - betas).cumprod(0)
     exact = lambda x, t: module.exact_noise(x, abar[(t * module.N).round().long() - 1])

@@ -129,7 +129,7 @@ class Gibbs(DiscreteKernel):
         return x.reshape(len(x), *self.target.event_shape)
 
     def known(self, state: Any) -> dict[str, Tensor]:
-        """Of both layers of a model, after a sweep, ``hidden_logits`` of the visible units."""
+        """Of both layers of a model, after a sweep, the ``visible`` units and their ``hidden_logits``."""
         return self._sweep.known(state) if isinstance(self._sweep, JointSweep) else {}
 
 

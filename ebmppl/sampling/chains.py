@@ -16,6 +16,7 @@ from ebmppl.kernels.accept import choose
 from ebmppl.kernels.adaptation import AdaptationState
 from ebmppl.kernels.base import Kernel, NoiseSpec, require
 from ebmppl.kernels.dual_averaging import SHARES
+from ebmppl.sampling.apart import advance_apart
 from ebmppl.sampling.backends import Compiled
 from ebmppl.sampling.choice import Choice, choose_backend
 from ebmppl.sampling.draws import Counts, Draws, Now, Ticks, finished, unlink
@@ -225,19 +226,20 @@ class Chains:
                 with uninterrupted():
                     self._run_compiled(self.compiled, min(self._most_ticks, ticks - first), adapt=False)
             return
+        if ticks is None and observe is None and not adapt and self.kernel.independent:
+            self.now = advance_apart(self.kernel, self.noise, self.now, n)
+            return
         left = torch.full((self.num_chains,), n, device=self.device)
-        while ticks is None or ticks > 0:
+        while bool((left > 0).any()) if ticks is None else ticks > 0:
             info = self._tick(adapt=adapt, active=None if ticks is not None else left > 0)
             if adapt:
                 self._observe(unlink((None, self.position(), info)))
             if observe is not None:
                 observe(info)
-            if ticks is not None:
+            if ticks is None:
+                left = left - info.done.long()
+            else:
                 ticks -= 1
-                continue
-            left = left - info.done.long()
-            if not bool((left > 0).any()):
-                return
 
     # Adaptation, outside the ticks.
 
