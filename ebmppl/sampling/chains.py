@@ -19,6 +19,7 @@ from ebmppl.sampling.backends import Compiled
 from ebmppl.sampling.choice import Choice, choose_backend
 from ebmppl.sampling.draws import Counts, Draws, Now, Ticks, finished, unlink
 from ebmppl.sampling.noise import NoiseSource
+from ebmppl.sampling.parts import Parts
 from ebmppl.sampling.schedule import ENOUGH, FEW, require_some_good, stan_windows, ticks_to_next_look
 from ebmppl.sampling.scopes import PASSES, evaluating, threads, uninterrupted, using_threads
 
@@ -58,7 +59,7 @@ class Chains:
         self.adaptation = kernel.adaptation()
         self.numbers = x.numel()
         self.choice = Choice(backend, "as asked for")
-        self.compiled: Compiled | None = None
+        self.compiled: Compiled | Parts | None = None
         self.threads = threads(PASSES * self.numbers)
         with torch.no_grad(), using_threads(self.threads), evaluating(kernel.target):
             kernel.prepare(x, values=True, many=False)
@@ -172,7 +173,7 @@ class Chains:
             self._harvest(draws, adapt=adapt)
             raise
 
-    def _run_compiled(self, compiled: Compiled, n: int, *, adapt: bool) -> Mapping[str, Tensor]:
+    def _run_compiled(self, compiled: Compiled | Parts, n: int, *, adapt: bool) -> Mapping[str, Tensor]:
         """So many ticks; what they gave is overwritten by the next ones."""
         now = self.now
         own = now.adaptation

@@ -140,11 +140,11 @@ class NoiseSource:
 
     def _fill(self, name: str, first: int, chunks: Sequence[Tensor], threads: int) -> None:
         """Draw chunks number ``first`` and after."""
-        places = [self._places(whole) for whole in chunks]
+        places = [self._places(rows) for rows in chunks]
         every = [place for own in places for place in own]
         seeds = block_seeds(self._starts[name], first, self.blocks, len(chunks))
         draw = _DRAW[self.specs[name].kind]
-        worth = every[0].is_cpu and sum(whole.numel() for whole in chunks) >= _WORTH_THREADS
+        worth = every[0].is_cpu and sum(rows.numel() for rows in chunks) >= _WORTH_THREADS
         several = min(threads, len(every)) if worth else 1
 
         def share(number: int) -> None:
@@ -156,9 +156,9 @@ class NoiseSource:
             share(0)
         else:  # torch lets go of Python's lock while it draws
             list(_helpers(os.getpid()).map(share, range(several)))
-        for whole, own in zip(chunks, places, strict=True):
-            if len(own) > 1 and len(whole) > 1:
-                torch.cat(own, 1, out=whole)
+        for rows, own in zip(chunks, places, strict=True):
+            if len(own) > 1 and len(rows) > 1:
+                torch.cat(own, 1, out=rows)
 
     def _places(self, whole: Tensor) -> list[Tensor]:
         """For each block's numbers of a chunk: memory that is contiguous, the chunk's own where that is."""
@@ -167,6 +167,29 @@ class NoiseSource:
         if len(whole) == 1:
             return list(whole[0].split(BLOCK))
         return [torch.empty_like(part, memory_format=torch.contiguous_format) for part in whole.split(BLOCK, 1)]
+
+
+class AtHand:
+    """The numbers of the ticks to come, in memory that a compiled run reads.
+
+    Args:
+        noise: of the run.
+    """
+
+    def __init__(self, noise: NoiseSource) -> None:
+        self._noise = noise
+        self.chunks = [noise.fill(name, 0) for name in noise.specs]
+        self._number = dict.fromkeys(noise.specs, 0)
+
+    def have(self, tick: int, most: int, threads: int | None = None) -> int:
+        """Have those of a tick; for how many ticks, at most ``most``, they then are there."""
+        for (name, size), buffer in zip(self._noise.held.items(), self.chunks, strict=True):
+            number, row = divmod(tick, size)
+            if self._number[name] != number:
+                self._noise.fill(name, number, buffer, threads)
+                self._number[name] = number
+            most = min(most, size - row)
+        return most
 
 
 class _Row(Mapping[str, Tensor]):
