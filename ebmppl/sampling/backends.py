@@ -16,7 +16,7 @@ from ebmppl.kernels.gradients import TRACING
 from ebmppl.sampling.capture import Captured
 from ebmppl.sampling.compiler import CompileError, Flat, compile_graph
 from ebmppl.sampling.noise import AtHand, NoiseSource
-from ebmppl.sampling.program import Carried, Log, Program, Traced, copy, flatten, unflatten
+from ebmppl.sampling.program import Carried, Log, Program, Traced, copy, first_log, flatten, unflatten
 from ebmppl.sampling.replay import NotReplayable, Replay
 from ebmppl.sampling.scopes import threads, using_threads
 from ebmppl.sampling.trial import wrong_fields
@@ -160,7 +160,9 @@ class Compiled:
             # a warning told it when it happened
             raise Refused(reason, worth_a_warning=False)
         try:
-            first_log(self.program, self.first, self.chunks, 1, record=False)  # what a kernel makes once is no part of it
+            first_log(
+                self.program, self.first, self.chunks, 1, record=False
+            )  # what a kernel makes once is no part of it
             traced = self.program.trace(copy(self.first), self.chunks, self.log)
         except Exception as error:  # the kernel's or the energy's own code may raise anything
             raise Refused(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from error
@@ -258,15 +260,6 @@ class Compiled:
             return
         for _ in range(ticks):
             self.traced.advance(self.engine.run, self.leaves, self._rest)
-
-
-def first_log(
-    program: Program, first: Carried, chunks: Sequence[Tensor], ticks: int, *, record: bool
-) -> tuple[Log, Any]:
-    """A log for so many ticks, and the info of an eager one."""
-    with torch.no_grad():
-        after, info = program.tick(copy(first), chunks)
-    return Log(program.kernel.position(after.state), info, ticks, keep=record), info
 
 
 def compile_traced(traced: Traced, inputs: Sequence[Tensor], shapes: Hashable, use: int) -> Engine:

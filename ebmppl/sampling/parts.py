@@ -13,10 +13,10 @@ from ebmppl.energies.function import same_energy
 from ebmppl.kernels.adaptation import Adaptation
 from ebmppl.kernels.base import Kernel
 from ebmppl.kernels.gradients import TRACING
-from ebmppl.sampling.backends import Compiled, Refused, Share, compile_traced, first_log
+from ebmppl.sampling.backends import Compiled, Refused, Share, compile_traced
 from ebmppl.sampling.native import Driver, Team
 from ebmppl.sampling.noise import AtHand, NoiseSource
-from ebmppl.sampling.program import Carried, Log, Program, make_graph
+from ebmppl.sampling.program import Carried, Log, Program, first_log, make_graph
 from ebmppl.sampling.replay import NotReplayable, Replay
 from ebmppl.sampling.scopes import threads, using_threads
 
@@ -68,7 +68,7 @@ class Pool:
     """
 
     def __init__(self, adaptation: Adaptation, tuning: Any, averaging: Any, log: Log, info: Any) -> None:
-        self._update, self._tuning, self._form = adaptation.update, tuning, type(averaging)
+        self._adaptation, self._tuning, self._form = adaptation, tuning, type(averaging)
         self._log, self._info, self._first = log, info, averaging
         self.calls: Replay | None = None
         given = [*(leaf.clone() for leaf in averaging), torch.zeros(1, dtype=torch.int64)]
@@ -77,7 +77,7 @@ class Pool:
         def run(*tensors: Tensor) -> list[Tensor]:
             row, rest = tensors[len(given) - 1], tensors[len(given) :]
             before, of_kernel = self._form(*tensors[: len(given) - 1]), type(tuning)(*rest[: len(tuning)])
-            after, adapted = self._update(before, of_kernel, log.info(row, type(info), rest[len(tuning) :]))
+            after, adapted = self._adaptation.update(before, of_kernel, log.info(row, type(info), rest[len(tuning) :]))
             for old, new in zip(of_kernel, adapted, strict=True):
                 if new is not old:
                     old.copy_(new)
@@ -116,7 +116,7 @@ class Pool:
             info = self._info._replace(done=done)
             for buffer, group in zip(self._log.buffers[1:], self._log.groups, strict=True):
                 buffer[0] = torch.stack([info[i] for i in group])
-            wanted = self._update(self._first, type(self._tuning)(*tuning), info)
+            wanted = self._adaptation.update(self._first, type(self._tuning)(*tuning), info)
             _copy(self.averaging, self._first)
             self.begin(0)
             calls(1)
@@ -201,8 +201,9 @@ class Parts:
                 for part, values in zip(self.parts, own.split(len(self.parts[0].leaves[i])), strict=True):
                     part.leaves[i].copy_(values)
         _copy(self._tuning, tuning)
-        if averaging is not None:
-            _copy(self.carried.averaging, averaging)
+        mine = self.carried.averaging
+        if mine is not None and averaging is not None:
+            _copy(mine, averaging)
         self._adapting = adapting
 
     def run(self, tick: int, ticks: int) -> dict[str, Tensor]:

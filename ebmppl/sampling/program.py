@@ -207,6 +207,15 @@ def copy(carried: Carried) -> Carried:
     return unflatten(carried, [leaf.clone() for leaf in flatten(carried)])
 
 
+def first_log(
+    program: Program, first: Carried, chunks: Sequence[Tensor], ticks: int, *, record: bool
+) -> tuple[Log, Any]:
+    """A log for so many ticks, and the info of an eager one."""
+    with torch.no_grad():
+        after, info = program.tick(copy(first), chunks)
+    return Log(program.kernel.position(after.state), info, ticks, keep=record), info
+
+
 def _own(values: Any) -> Any:
     return type(values)(*(value.detach().clone(memory_format=torch.contiguous_format) for value in values))
 

@@ -31,55 +31,54 @@ extern "C" int64_t run(const Calls* calls, int64_t ticks) {
 }
 """
 TEAM = """
+#include <chrono>
 #include <thread>
 #include <vector>
-#include <omp.h>
 
 namespace {
-struct Meeting {  // of all threads; who comes last lets the others go on
-    std::atomic<int64_t> waiting{0}, round{0};
-    void meet(int64_t all) {
-        const int64_t now = round.load();
-        if (waiting.fetch_add(1) + 1 == all) { waiting = 0; round = now + 1; return; }
-        for (int64_t turn = 0; round.load() == now; turn++) if (turn > 4096) std::this_thread::yield();
+template <typename Holds>
+void until(const Holds& holds) {
+    for (int64_t turn = 0; !holds(); turn++) {
+        if (turn > 5000) std::this_thread::sleep_for(std::chrono::microseconds(50));  // others have the cores
+        else if (turn > 4000) std::this_thread::yield();
     }
-};
+}
 }
 
-// Parts are handed out whole, or tick by tick with a pool: thread 0 calls it while the others wait.
+// A ticket is a part and its turn: all its ticks, or with a pool one of them, after which the caller's thread calls the
+// pool and opens the next turn. It takes all tickets that nobody else takes, so that it never waits for an idle thread.
 extern "C" int64_t run_team(const Calls* parts, int64_t count, const Calls* pool, int64_t ticks, int64_t threads) {
-    std::atomic<int64_t> failed{0}, next{0}, team{0};
-    Meeting meeting;
-    bool stop = false;
-    auto apart = [&] {
-        for (int64_t part; (part = next++) < count;)
-            for (int64_t tick = 0; tick < ticks && !failed; tick++)
-                if (int64_t found = once(parts[part], tick)) failed = found;
-    };
-    auto pooled = [&](int64_t number) {
-        for (int64_t tick = 0; tick < ticks && !stop; tick++) {
-            for (int64_t part = number; part < count && !failed; part += team)
-                if (int64_t found = once(parts[part], tick)) failed = found;
-            meeting.meet(team);
-            if (number == 0) {
-                if (!failed) failed = once(*pool, tick);
-                stop = failed;
-            }
-            meeting.meet(team);
+    const int64_t turns = pool ? ticks : 1, each = pool ? 1 : ticks, closed = -1;
+    std::atomic<int64_t> next{0}, open{count}, done{0}, failed{0};
+    auto work = [&] {
+        for (int64_t ticket = next; ticket < open;) {
+            if (!next.compare_exchange_weak(ticket, ticket + 1)) continue;
+            const int64_t turn = ticket / count;
+            for (int64_t tick = turn * each; tick < (turn + 1) * each && !failed; tick++)
+                if (int64_t found = once(parts[ticket % count], tick)) failed = found;
+            done++;
+            ticket = next;
         }
     };
-    auto work = [&](int64_t number) {
-        while (!team) std::this_thread::yield();
-        if (number) omp_set_num_threads(1);  // of this thread
-        if (pool) pooled(number); else apart();
+    auto help = [&] {
+        omp_set_num_threads(1);  // of this thread
+        while (open != closed) {
+            work();
+            until([&] { return open == closed || next < open; });
+        }
     };
-    std::vector<std::thread> others;
+    std::vector<std::thread> helpers;
     try {
-        for (int64_t number = 1; number < threads && number < count; number++) others.emplace_back(work, number);
+        for (int64_t number = 1; number < threads && number < count; number++) helpers.emplace_back(help);
     } catch (...) {}  // as many as there are
-    team = others.size() + 1;
-    work(0);
-    for (auto& other : others) other.join();
+    for (int64_t turn = 0; turn < turns && !failed; turn++) {
+        open = (turn + 1) * count;
+        work();
+        until([&] { return done == (turn + 1) * count; });
+        if (pool && !failed) failed = once(*pool, turn);
+    }
+    open = closed;
+    for (auto& helper : helpers) helper.join();
     return failed;
 }
 """
