@@ -42,7 +42,7 @@ long: $(VENV)/.dev  ## the longer checks
 	$(BIN)/python -m pytest -q -m long --numprocesses 2 --dist worksteal
 
 bench: $(VENV)/.bench  ## benchmarks next to their peers
-	for script in langevin nuts_equality nuts discrete; do $(BIN)/python -m tests.benchmarks.$$script || exit 1; done
+	for script in langevin nuts_equality nuts discrete score; do $(BIN)/python -m tests.benchmarks.$$script || exit 1; done
 
 format: $(VENV)/.dev  ## rewrite with ruff
 	$(BIN)/ruff check --fix .

@@ -2,12 +2,13 @@
 
 from ebmppl import energies, kernels, losses, models, partition, score, training
 from ebmppl.energies import Energy, as_energy
-from ebmppl.interop import from_pyro
+from ebmppl.interop import ScoreDistribution, from_pyro
 from ebmppl.kernels import (
     HMC,
     MALA,
     NUTS,
     AdaptiveFlow,
+    AdaptiveReverseSDE,
     AnnealedLangevin,
     Blocks,
     DiscreteLangevin,
@@ -28,7 +29,9 @@ from ebmppl.losses import (
     PCD,
     ContrastiveNCE,
     DenoisingScoreMatching,
+    DiffusionScoreMatching,
     ExplicitScoreMatching,
+    NoiseConditionalScoreMatching,
     PseudoLikelihood,
     RatioMatching,
     ScoreMatching,
@@ -50,10 +53,12 @@ __all__ = [
     "NUTS",
     "PCD",
     "AdaptiveFlow",
+    "AdaptiveReverseSDE",
     "AnnealedLangevin",
     "Blocks",
     "ContrastiveNCE",
     "DenoisingScoreMatching",
+    "DiffusionScoreMatching",
     "DiscreteLangevin",
     "Energy",
     "ExplicitScoreMatching",
@@ -61,11 +66,13 @@ __all__ = [
     "GibbsWithGradients",
     "Langevin",
     "Metropolis",
+    "NoiseConditionalScoreMatching",
     "ParallelTempering",
     "ProbabilityFlow",
     "PseudoLikelihood",
     "RatioMatching",
     "ReverseSDE",
+    "ScoreDistribution",
     "ScoreMatching",
     "SlicedScoreMatching",
     "SwendsenWang",

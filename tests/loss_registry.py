@@ -20,16 +20,30 @@ from ebmppl.losses import (
     PCD,
     ContrastiveNCE,
     DenoisingScoreMatching,
+    DiffusionScoreMatching,
     ExplicitScoreMatching,
     Loss,
+    NoiseConditionalScoreMatching,
     PseudoLikelihood,
     RatioMatching,
     ScoreMatching,
     ScoreNetwork,
+    SlicedDiffusionScoreMatching,
     SlicedScoreMatching,
 )
 from ebmppl.models import BernoulliRBM
 from ebmppl.partition import Exact
+from ebmppl.score import (
+    EDM,
+    VP,
+    EnergyGradient,
+    KarrasVE,
+    NoisePrediction,
+    Parameterisation,
+    ScorePrediction,
+    TimeMLP,
+    geometric_sigmas,
+)
 from tests.registry import Network
 
 SEED = 5
@@ -39,7 +53,7 @@ class LossCase(NamedTuple):
     """A loss that the laws run over. A row must make the same thing at each call: fixed seeds, fixed parameters."""
 
     factory: Callable[[], Loss]
-    energy: Callable[[torch.dtype], Energy | ScoreNetwork]
+    energy: Callable[[torch.dtype], Energy | ScoreNetwork | Parameterisation]
     data: Callable[[torch.dtype], Tensor]
     guide: Callable[[torch.dtype], Any] | None = None
     unreached: frozenset[str] = frozenset()  # parameters of the bound loss that its gradient is zero in, with a reason
@@ -97,6 +111,32 @@ def scores(dtype: torch.dtype) -> ScoreNetwork:
         return ScoreNetwork(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3)).to(dtype), (3,))
 
 
+def _times(dtype: torch.dtype, **settings: Any) -> TimeMLP:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return TimeMLP((3,), (8,), num_features=4, **settings).to(dtype)
+
+
+def noise_model(dtype: torch.dtype) -> Parameterisation:
+    """DDPM's."""
+    return NoisePrediction(_times(dtype), VP())
+
+
+def levels_model(dtype: torch.dtype) -> Parameterisation:
+    """NCSN's."""
+    return ScorePrediction(_times(dtype, log_time=True), KarrasVE(5.0))
+
+
+def edm_model(dtype: torch.dtype) -> Parameterisation:
+    """EDM's."""
+    return EDM(_times(dtype), KarrasVE(20.0))
+
+
+def energy_model(dtype: torch.dtype) -> Parameterisation:
+    """With a conservative score."""
+    return EnergyGradient(_times(dtype, out_shape=()), VP())
+
+
 def reals(dtype: torch.dtype) -> Tensor:
     """Data of ``network`` and ``scores``."""
     return _random(10, 3, seed=8).to(dtype)
@@ -137,6 +177,8 @@ def _minus(x: Tensor) -> Tensor:
 
 OFFSET = frozenset({"energy.fn.net.2.bias"})  # scores don't see a constant
 MLP_OFFSET = frozenset({"energy.net.2.bias"})
+TIMES_OFFSET = frozenset({"energy.network.last.bias"})
+sigmas = geometric_sigmas(5, 0.1, 5.0)
 small_steps = partial(Langevin, step_size=0.05)
 
 LOSSES: dict[str, LossCase] = {
@@ -183,6 +225,23 @@ LOSSES: dict[str, LossCase] = {
         partial(DenoisingScoreMatching, 0.3, seed=SEED), network, reals, unreached=OFFSET
     ),
     "denoising score matching, score network": LossCase(partial(DenoisingScoreMatching, 0.3, seed=SEED), scores, reals),
+    "score matching over an sde": LossCase(partial(DiffusionScoreMatching, seed=SEED), noise_model, reals),
+    "score matching over an sde, likelihood": LossCase(
+        partial(DiffusionScoreMatching, "likelihood", low_discrepancy=True, seed=SEED), noise_model, reals
+    ),
+    "score matching over an sde, edm": LossCase(partial(DiffusionScoreMatching, "edm", seed=SEED), edm_model, reals),
+    "score matching over an sde, energy": LossCase(
+        partial(DiffusionScoreMatching, seed=SEED), energy_model, reals, unreached=TIMES_OFFSET
+    ),
+    "score matching over noise levels": LossCase(
+        partial(NoiseConditionalScoreMatching, sigmas, seed=SEED), levels_model, reals
+    ),
+    "sliced score matching over an sde": LossCase(
+        partial(SlicedDiffusionScoreMatching, num_slices=2, seed=SEED), noise_model, reals
+    ),
+    "sliced score matching over an sde, energy": LossCase(
+        partial(SlicedDiffusionScoreMatching, seed=SEED), energy_model, reals, unreached=TIMES_OFFSET
+    ),
     "nce": LossCase(partial(NCE, 2, seed=SEED), network, reals, wide),
     "nce, pyro program, fixed log z": LossCase(
         partial(NCE, 1.5, log_z=0.3, learnable=False, seed=SEED), network, reals, program

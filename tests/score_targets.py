@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from scipy import stats
 from torch import Tensor, nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
@@ -52,3 +53,22 @@ def sdes(parameters: dict[str, float]) -> dict[str, LinearSDE]:
 
 PARAMETERS = {"bmin": 0.1, "bmax": 10.0, "smin": 0.02, "smax": 20.0}
 MIXTURE = ([0.6, 0.4], [[-1.0, 0.0], [2.0, 0.5]], [[[0.25, 0.05], [0.05, 0.15]], [[0.4, 0.0], [0.0, 0.1]]])
+
+
+def _functions(x: Tensor) -> Tensor:
+    """Coordinates, their products, and on which side of the modes' border a point lies."""
+    return torch.stack([x[:, 0], x[:, 1], x[:, 0] ** 2, x[:, 0] * x[:, 1], x[:, 1] ** 2, (x[:, 0] > 0.5).double()], 1)
+
+
+def mixture_z_scores(found: Tensor) -> Tensor:
+    """Of six functions' means over draws ``(n, 2)``, against ten times as many exact draws of ``MIXTURE``."""
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        exact = _functions(DiffusedMixture(VP(), *MIXTURE).data().sample((10 * len(found),)))
+    f = _functions(found)
+    return (f.mean(0) - exact.mean(0)) / (f.var(0) / len(f) + exact.var(0) / len(exact)).sqrt()
+
+
+def z_limit(false_alarm: float, cases: int) -> float:
+    """Above which the largest of six z-scores of one of so many cases is with this probability in all."""
+    return float(stats.norm.isf(false_alarm / 2 / (6 * cases)))

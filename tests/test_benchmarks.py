@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import discrete, langevin, losses, nuts, nuts_equality, report
+from tests.benchmarks import discrete, langevin, losses, nuts, nuts_equality, report, score
 from tests.benchmarks.timing import Spread, alternate, ratio, table
 from tests.benchmarks.worker import Failed, Worker
 
@@ -127,3 +127,22 @@ def test_discrete(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (case,) = found["cases"]
     assert {"compiled", "eager", "limit"} <= set(case["times"])
     assert ("thrml" in case["times"]) == (not case["missing"])
+
+
+@pytest.mark.long
+def test_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torchsde")
+    pytest.importorskip("torchdiffeq")
+    file = tmp_path / "times.json"
+    score.main(["--quick", "--json", str(file)])
+    found = json.loads(file.read_text())["cases"]
+    assert set(found) == set(score.CASES)
+    assert min(turn[0] for turns in found["network"]["times"].values() for turn in turns) > 0
+    assert "torchsde / it" in capsys.readouterr().out
+
+
+def test_rows_at_an_error_are_interpolated() -> None:
+    found = [(1e-2, 10.0, 1e-2), (1e-3, 20.0, 1e-3), (1e-4, 40.0, 1e-4)]
+    assert score._rows_at(1e-3, found) == pytest.approx(20.0)
+    assert score._rows_at(10**-2.5, found) == pytest.approx(10 * 2**0.5)
+    assert score._rows_at(1e-5, found) != score._rows_at(1e-5, found)  # NaN: not reached

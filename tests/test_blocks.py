@@ -293,6 +293,33 @@ def test_a_discrete_block_by_gradients_of_a_mixed_energy(kind: Any) -> None:
     assert min(p_values(case, end)) > FALSE_ALARM
 
 
+@pytest.mark.parametrize("kind", [eb.GibbsWithGradients, partial(eb.DiscreteLangevin, step_size=1.0)])
+def test_gradients_of_discrete_blocks_alone_are_traced(kind: Any) -> None:
+    """And the traced ones make the same draws."""
+    e, ends = DISCRETE["callable, sites"](), []
+    for traced in (False, True):
+        kernel = eb.Blocks(e, {"k": kind, "s": eb.Gibbs})
+        start = exact_draws(e, 50, 4)
+        run = Chains(kernel, start, seed=6)
+        kernel.prepare(start, values=True, many=traced)
+        assert (kernel.untraced(start) is None) == traced
+        run.advance(20)
+        ends.append(run.position())
+    assert torch.equal(*ends)
+
+
+@pytest.mark.long
+def test_compiled_blocks_of_discrete_sites_are_the_eager_ones() -> None:
+    e, ends = DISCRETE["callable, sites"](), []
+    for backend in ("eager", "inductor"):
+        kernel = eb.Blocks(e, {"k": eb.GibbsWithGradients, "s": eb.Gibbs})
+        run = Chains(kernel, exact_draws(e, 50, 4), seed=7, backend=backend)
+        run.advance(50)
+        assert run.choice.backend == backend, run.choice.reason
+        ends.append(run.position())
+    assert torch.equal(*ends)
+
+
 def test_a_block_that_cant_be_differentiated_is_refused() -> None:
     e = as_energy(lambda v: -0.5 * (v["x"] == v["y"]).double(), {"x": (), "y": ()}, categories(3))
     kernel = eb.Blocks(e, {"x": eb.GibbsWithGradients, "y": eb.Gibbs})

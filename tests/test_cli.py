@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pyro
@@ -13,10 +12,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import constraints
-from typer.testing import CliRunner, Result
 
 import ebmppl as eb
-from ebmppl.cli import app
 from ebmppl.cli.errors import UserError
 from ebmppl.cli.kernels import CONTINUOUS, KERNELS, OPTIONS, kernel_class
 from ebmppl.cli.loading import has_sites
@@ -24,6 +21,7 @@ from ebmppl.cli.parsing import parse_shape, parse_support
 from ebmppl.diagnostics import summarize
 from ebmppl.diagnostics.summary import group_of
 from ebmppl.energies import Gaussian
+from tests.command_line import Cli, in_folder, refused, sampled
 
 MODEL = """
 import functools
@@ -35,6 +33,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from ebmppl.energies import Gaussian
+from tests.command_line import Cli, in_folder, refused, sampled
 
 energy = Gaussian(torch.zeros(2), torch.eye(2))
 number = 3.0
@@ -89,31 +88,11 @@ def interrupted(x):
 TINY = ("--chains", "4", "--draws", "50", "--warmup", "20", "--quiet", "--seed", "1")
 HMC = ("--kernel", "hmc", "--num-steps", "3")
 LANGEVIN = ("--kernel", "langevin", "--step-size", "0.5", "--warmup", "0")
-Cli = Callable[..., Result]
 
 
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Runs the command line in a folder with ``model.py``."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    (tmp_path / "model.py").write_text(MODEL)
-    return lambda *args: CliRunner().invoke(app, list(args))
-
-
-def sampled(result: Result) -> str:
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def refused(result: Result, *words: str) -> None:
-    """Exit code 1, nothing on stdout, and one line on stderr with all the words."""
-    assert result.exit_code == 1, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("Error: ")
-    assert result.stderr.count("\n") == 1
-    for word in words:
-        assert word in result.stderr
+    return in_folder(tmp_path, MODEL, monkeypatch)
 
 
 # What can be sampled.

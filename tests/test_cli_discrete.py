@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner, Result
 
 import ebmppl as eb
-from ebmppl.cli import app
 from ebmppl.cli.errors import UserError
 from ebmppl.cli.kernels import CONTINUOUS, DISCRETE, KERNELS
 from ebmppl.cli.models import MODELS, is_call, make
 from ebmppl.diagnostics.summary import group_of
 from ebmppl.models import Ising
+from tests.command_line import Cli, in_folder, refused, sampled
 
 MODEL = """
 import torch
@@ -39,33 +37,21 @@ def bowl(x):
     return 0.5 * (x**2).sum(-1)
 
 def mixed(s):
-    return s["a"] ** 2 * s["b"]
+    return 0.5 * (s["a"] - s["b"]) ** 2 + 0.5 * (s["c"] - s["a"]) ** 2
+
+def broken(x):
+    return x[:, 99]
+
+def one_number(x):
+    return x.float().sum()
 """
+MIXED = ("model.py:mixed", "--event-shape", "a=,b=,c=", "--support", "b=boolean")
 SMALL = ("--chains", "4", "--draws", "120", "--warmup", "20", "--quiet", "--seed", "1")
-Cli = Callable[..., Result]
 
 
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Runs the command line in a folder with ``model.py``."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    (tmp_path / "model.py").write_text(MODEL)
-    return lambda *args: CliRunner().invoke(app, list(args))
-
-
-def sampled(result: Result) -> str:
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def refused(result: Result, *words: str) -> None:
-    assert result.exit_code == 1, result.output
-    assert result.stdout == ""
-    assert result.stderr.startswith("Error: ")
-    assert result.stderr.count("\n") == 1
-    for word in words:
-        assert word in result.stderr
+    return in_folder(tmp_path, MODEL, monkeypatch)
 
 
 def test_an_ising_model_from_end_to_end(cli: Cli) -> None:
@@ -108,10 +94,82 @@ def test_every_discrete_kernel(cli: Cli, kernel: str) -> None:
         "SoftmaxRBM(2, 3, 2)",
         "BoltzmannMachine(3, coupling=[[0, 1, 0], [1, 0, -0.5], [0, -0.5, 0]])",
         "Hopfield(patterns=[[1, -1, 1], [1, 1, -1]])",
+        "Ising(Graph(((0, 1), (1, 2)), (3,)), [0.5, -0.2])",
+        "ProductOfExperts([Ising((4,), 0.3), Ising(Graph(((0, 2),), (4,)), coupling=0.1)], weights=[1, 0.5])",
     ],
 )
 def test_other_models(cli: Cli, model: str) -> None:
     assert "Gibbs: 4 chains x 20 draws" in sampled(cli("sample", model, *SMALL, "--draws", "20"))
+
+
+@pytest.mark.parametrize(
+    "model", ["StudentTExperts(3, 2)", "ProductOfExperts([GaussianExperts(2, 2), SoftplusExperts(3, 2)])"]
+)
+def test_products_of_experts_over_numbers(cli: Cli, model: str) -> None:
+    out = sampled(cli("sample", model, "-k", "hmc", "--num-steps", "2", *SMALL, "--draws", "20"))
+    assert "HMC: 4 chains x 20 draws" in out
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "inner"),
+    [
+        (["model.py:ising"], ["--betas", "3"], "Gibbs("),
+        (
+            ["model.py:ising"],
+            ["--betas", "0.2,0.5,1", "-k", "dmala", "--step-size", "0.3"],
+            "DiscreteLangevin(",
+        ),
+        (["model.py:bowl", "--event-shape", "2"], ["--betas", "3"], "MALA("),
+    ],
+)
+def test_parallel_tempering(cli: Cli, model: list[str], options: list[str], inner: str) -> None:
+    out = sampled(cli("sample", *model, *options, *SMALL, "--draws", "20", "--out", "d.nc"))
+    assert "ParallelTempering: 4 chains x 20 draws" in out
+    assert re.search(r"^3 replicas from beta [\d.]+: swap rates [\d.]+ to [\d.]+, ", out, re.MULTILINE)
+    posterior = group_of("d.nc", "posterior")
+    assert posterior is not None
+    assert inner in posterior.attrs["kernel_settings"]
+    if "," in options[1]:
+        for setting in ("step_size=0.3", '"betas": [0.2, 0.5, 1.0]'):
+            assert setting in posterior.attrs["kernel_settings"]
+
+
+@pytest.mark.parametrize(
+    ("options", "kernels"),
+    [
+        ([], ['"b": "Gibbs(', '"a, c": "NUTS(']),
+        (
+            ["-k", "a=mala,b=metropolis,c=hmc", "--num-steps", "3", "--step-size", "0.2"],
+            ['"a": "MALA(', '"b": "Metropolis(', '"c": "HMC(', "step_size=0.2"],
+        ),
+    ],
+)
+def test_a_kernel_for_each_site(cli: Cli, options: list[str], kernels: list[str]) -> None:
+    out = sampled(cli("sample", *MIXED, *options, *SMALL, "--draws", "10", "--warmup", "5", "--out", "d.nc"))
+    assert "Blocks: 4 chains x 10 draws" in out
+    posterior = group_of("d.nc", "posterior")
+    assert posterior is not None
+    assert set(posterior) == {"a", "b", "c"}
+    assert set(np.unique(posterior["b"].values).tolist()) <= {0, 1}
+    for kernel in kernels:
+        assert kernel in posterior.attrs["kernel_settings"]
+
+
+def test_a_statistic_that_fails_does_not_take_the_draws_along(cli: Cli) -> None:
+    statistics = [word for name in ("magnetisation", "broken", "one_number") for word in ("--statistic", name)]
+    args = (*SMALL, "--draws", "20", *statistics, "--out", "d.nc", "--save", "run.pt", "--plot", "t.png")
+    result = cli("sample", "model.py:ising", *args)
+    assert result.exit_code == 1
+    for word in ("Wrote draws to d.nc.", "to run.pt.", "to t.png.", "Gibbs: 4 chains x 20 draws"):
+        assert word in result.stdout
+    line = MODEL[: MODEL.index("    return x[:, 99]")].count("\n") + 1
+    assert f"Error: without statistic 'broken': model.py, line {line}: IndexError: " in result.stderr
+    assert "without statistic 'one_number': expected statistic 'one_number' of shape (80,)" in result.stderr
+    assert result.stderr.count("\n") == 1
+    posterior = group_of("d.nc", "posterior")
+    assert posterior is not None
+    assert set(posterior) == {"x", "magnetisation"}
+    assert "Traceback" in cli("sample", "model.py:ising", *args, "--debug").stderr
 
 
 @pytest.mark.parametrize(
@@ -142,10 +200,30 @@ def test_a_kernel_for_continuous_points_is_refused_for_discrete_ones(cli: Cli, k
     ("args", "words"),
     [
         (["model.py:bowl", "--event-shape", "2", "-k", "gibbs"], ["for a continuous energy as one of nuts", "'gibbs'"]),
+        ([*MIXED, "-k", "gibbs"], ["a kernel for each site", "as a=..., got 'gibbs'"]),
+        ([*MIXED, "-k", "a=gibbs,b+c=nuts"], ["--kernel for a continuous energy as one of nuts", "'gibbs'"]),
+        ([*MIXED, "-k", "b=gibbs,a=nuts"], ["every site of ['a', 'b', 'c'] in one block", "missing: ['c']"]),
+        ([*MIXED, "-k", "b=gibbs,nuts"], ["--kernel as SITE=KERNEL for every site once", "'b=gibbs,nuts'"]),
+        ([*MIXED, "-k", "b=gibbs,b+a=nuts"], ["every site once"]),
+        ([*MIXED, "-k", "b=gibbs,a+c=nutz"], ["--kernel as one of nuts, ", "'nutz'"]),
         (
-            ["model.py:mixed", "--event-shape", "a=,b=", "--support", "b=boolean"],
-            ["all discrete or all continuous", "Blocks"],
+            [*MIXED, "-k", "b=gibbs,a+c=nuts", "--num-steps", "3"],
+            ["--num-steps does not apply to gibbs or nuts, which"],
         ),
+        ([*MIXED, "-k", "b=gibbs,a+c=langevin"], ["langevin needs --step-size"]),
+        ([*MIXED, "--betas", "3"], ["--betas, got a mixed one"]),
+        ([*MIXED, "-k", "b=gibbs,a+c=mala", "--betas", "3"], ["one kernel with --betas, got one by site"]),
+        (["model.py:ising", "--betas", "many"], ["--betas as how many or as numbers such as", "'many'"]),
+        (["model.py:ising", "--betas", "1"], ["at least 2 replicas, got 1"]),
+        (["model.py:ising", "--betas", "0.5,0.2,1"], ["betas in increasing order"]),
+        (["model.py:ising", "--betas", "0.5,0.9"], ["betas that end at 1"]),
+        (["model.py:bowl", "--event-shape", "2", "-k", "nuts", "--betas", "3"], ["--betas as one of mala, ", "'nuts'"]),
+        (
+            ["ProductOfExperts([Ising((3, 3)), Ising((4, 4))])"],
+            ["energies over the same sites", "([3, 3])", "([4, 4])"],
+        ),
+        (["ProductOfExperts([Ising((3, 3)), open('x')])"], ["plain values", "open"]),
+        (["Graph(((0, 1),), (2,))"], ["expected a model such as", "'Graph'"]),
         (["model.py:ising", "-k", "gibbs", "--step-size", "1"], ["--step-size does not apply to gibbs", "no such"]),
         (["model.py:ising", "--step-size", "1"], ["--step-size does not apply to gibbs"]),
         (["model.py:ising", "--statistic", "magnetization"], ["--statistic as one of magnetisation", "alternating"]),
@@ -159,7 +237,7 @@ def test_a_kernel_for_continuous_points_is_refused_for_discrete_ones(cli: Cli, k
         (["Ising(latice=(8, 8))"], ["latice", "coupling"]),
         (["Ising(lattice=(2, 8))"], ["at least 3 sites"]),
         (["Ising(lattice=(3, 3), coupling=-0.3)", "-k", "swendsen-wang"], ["frustrated"]),
-        (["BernoulliRBM(4, 3)", "-k", "wolff"], ["bonds"]),
+        (["BernoulliRBM(4, 3)", "-k", "wolff"], ["an energy of pairs that like to be equal", "got BernoulliRBM"]),
         (["Ising(coupling=[[0.0, 1.0], [2.0, 0.0]])"], ["symmetric couplings"]),
         (["Ising(lattice=(8, 8))", "--event-shape", "2"], ["models know their own"]),
     ],

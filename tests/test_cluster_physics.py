@@ -1,4 +1,4 @@
-"""Cluster kernels on the two-dimensional Ising model: Kaufman's energy and specific heat, Yang's magnetisation, and how
+"""Cluster kernels and Gibbs on the two-dimensional Ising model: Kaufman's energy and specific heat, Yang's magnetisation, and how
 fast they forget at the critical point."""
 
 from __future__ import annotations
@@ -69,20 +69,24 @@ LENGTHS_AND_TEMPERATURES = [
 
 
 @pytest.mark.parametrize(("length", "relative"), LENGTHS_AND_TEMPERATURES)
-@pytest.mark.parametrize("kernel", [eb.SwendsenWang, eb.Wolff])
+@pytest.mark.parametrize("kernel", [eb.SwendsenWang, eb.Wolff, eb.Gibbs])
 def test_energy_and_specific_heat_are_kaufmans(kernel: Any, length: int, relative: float) -> None:
-    """After 100 transitions from all spins up, or 1000 where single clusters are small: over 20 times to forget."""
+    """From all spins up, after over 20 times to forget: 100 transitions, 1000 where single clusters are small.
+
+    Gibbs takes about 13 sweeps at L = 8, and by L^2.17 60 and 270 at L = 16 and 32.
+    """
     beta = relative * CRITICAL_BETA
-    small = kernel is eb.Wolff and length > 8
-    off = _off(
-        kernel(beta * Ising((length, length), 1.0)), length, beta, 1000 if small else 100, 2000 if small else 400
-    )
+    burn_in, draws = (1000, 2000) if kernel is eb.Wolff and length > 8 else (100, 400)
+    if kernel is eb.Gibbs:
+        burn_in, draws = {8: (300, 1000), 16: (1300, 4000), 32: (5500, 16000)}[length]
+    off = _off(kernel(beta * Ising((length, length), 1.0)), length, beta, burn_in, draws)
     assert max(map(abs, off)) < ERRORS
 
 
-def test_half_a_percent_of_temperature_is_noticed() -> None:
+@pytest.mark.parametrize(("kernel", "burn_in", "draws"), [(eb.SwendsenWang, 100, 400), (eb.Gibbs, 300, 1000)])
+def test_half_a_percent_of_temperature_is_noticed(kernel: Any, burn_in: int, draws: int) -> None:
     """The power of the test above."""
-    energy, _ = _off(eb.SwendsenWang(Ising((8, 8), 1.005 * CRITICAL_BETA)), 8, CRITICAL_BETA, 100, 400)
+    energy, _ = _off(kernel(Ising((8, 8), 1.005 * CRITICAL_BETA)), 8, CRITICAL_BETA, burn_in, draws)
     assert abs(energy) > ERRORS
 
 

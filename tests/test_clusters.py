@@ -14,12 +14,16 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 import ebmppl as eb
+from ebmppl.energies import Clamped, GeometricPath
+from ebmppl.energies.bonds import Bonds
+from ebmppl.energies.discrete import levels_of
+from ebmppl.energies.structure import Pairwise
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.clusters import Clusters, ClusterState, balanced
 from ebmppl.kernels.components import components, lattice_components
-from ebmppl.models import Graph, Ising, Potts
+from ebmppl.models import BoltzmannMachine, Graph, Hopfield, Ising, Potts, ProductOfExperts
 from ebmppl.sampling.chains import Chains
-from tests.discrete import exact_draws, law, number, p_value
+from tests.discrete import exact_draws, law, number, p_value, states_of
 from tests.discrete_registry import DISCRETE
 
 F64 = torch.float64
@@ -257,8 +261,107 @@ def test_parameters_that_become_frustrated_are_refused() -> None:
 
 @pytest.mark.parametrize("kernel", [eb.SwendsenWang, eb.Wolff])
 def test_energies_without_bonds_are_refused(kernel: Any) -> None:
-    with pytest.raises(ValueError, match=r"knows its bonds \(Ising, Potts\), got FunctionEnergy"):
+    with pytest.raises(ValueError, match=r"expected an energy of pairs .*, got FunctionEnergy; Gibbs takes any"):
         kernel(eb.as_energy(lambda x: x.sum(-1), (3,), eb.energies.spin))
+
+
+# Bonds by tables of pairs.
+
+
+def _of_bonds(bonds: Bonds, level: Tensor) -> Tensor:
+    """Energies ``(rows,)`` up to a constant of numbers of levels ``(rows, coordinates)``."""
+    i, j = bonds.edges.unbind(1)
+    fields = bonds.fields()[torch.arange(level.shape[1]), level].sum(1)
+    return -fields - (level[:, i] == level[:, j]).to(fields.dtype) @ bonds.strengths()
+
+
+BY_TABLES: dict[str, Callable[[], eb.Energy]] = {
+    "ising": lambda: Ising((3, 3), 0.3, 0.2, periodic=False, dtype=F64),
+    "one edge twice": lambda: (
+        Ising(Graph([(0, 1), (1, 2)], (3,)), torch.tensor([0.5, 0.6], dtype=F64))
+        + Ising(Graph([(2, 1), (0, 2)], (3,)), torch.tensor([-0.2, 0.3], dtype=F64), 0.1)
+    ),
+    "path": lambda: GeometricPath(Ising((4,), 0.2, 0.3, dtype=F64), Ising((4,), 0.7, dtype=F64), 0.6),
+    "product": lambda: ProductOfExperts(
+        [Potts((3,), 3, 0.9, dtype=F64), Potts(Graph([(0, 2)], (3,)), 3, 0.7, torch.linspace(-0.4, 0.5, 3, dtype=F64))],
+        [0.5, 1.5],
+    ),
+    "clamped": lambda: Clamped(
+        Ising((3, 3), 0.4, 0.1, periodic=False, dtype=F64),
+        torch.tensor([[True, False, False], [False, True, False], [False, False, True]]),
+        torch.tensor([[1.0, 0, 0], [0, -1, 0], [0, 0, 1]], dtype=F64),
+    ),
+    "clamped potts": lambda: (
+        0.8
+        * Clamped(
+            Potts((3, 2), 3, 0.6, periodic=False, dtype=F64),
+            torch.tensor([[False, False], [True, False], [False, False]]),
+            torch.tensor(2),
+        )
+    ),
+    "bits": lambda: BoltzmannMachine(3, 2, coupling=0.7, bias=torch.linspace(-1, 0.5, 5, dtype=F64), dtype=F64),
+    "memory": lambda: Hopfield(torch.tensor([[1, -1, 1, 1, -1]]), 0.1, dtype=F64),
+}
+
+
+@pytest.mark.parametrize("name", BY_TABLES)
+def test_bonds_are_the_energy_up_to_a_constant(name: str) -> None:
+    e = BY_TABLES[name]()
+    x, bonds = states_of(e), e.bonds()
+    assert bonds is not None
+    level = (x.flatten(1).unsqueeze(-1) > levels_of(e).table).sum(-1)
+    with torch.no_grad():
+        off = e(x) - _of_bonds(bonds, level)
+    torch.testing.assert_close(off, off[:1].expand_as(off), rtol=0, atol=1e-12)
+    key = bonds.edges.sort(1).values
+    assert len(key.unique(dim=0)) == len(key)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "name"),
+    [*((eb.SwendsenWang, name) for name in BY_TABLES), (eb.Wolff, "clamped potts"), (eb.Wolff, "bits")],
+)
+def test_clusters_of_sums_paths_parts_and_machines_leave_the_law(kernel: Any, name: str) -> None:
+    e = BY_TABLES[name]()
+    chains = Chains(kernel(e), exact_draws(e, 20_000, seed=31), seed=32)
+    chains.advance(3)
+    assert p_value(torch.bincount(number(e, chains.position()), minlength=len(law(e))), law(e)) > LIMIT
+
+
+@pytest.mark.parametrize("name", BY_TABLES)
+def test_tables_of_pairs_are_the_energy(name: str) -> None:
+    """With its constant, that of held sites included."""
+    e = BY_TABLES[name]()
+    form, x = e.pairwise(), states_of(e)
+    assert form is not None
+    level = (x.flatten(1).unsqueeze(-1) > levels_of(e).table).sum(-1)
+    i, j = form.edges.unbind(1)
+    total = form.unary[torch.arange(level.shape[1]), level].sum(1)
+    total = total + form.pairs[torch.arange(len(i)), level[:, i], level[:, j]].sum(1)
+    torch.testing.assert_close(-total, e(x), rtol=0, atol=1e-12)
+
+
+def test_tables_that_are_no_bonds_are_refused() -> None:
+    class Steps(eb.Energy):
+        def __init__(self) -> None:
+            super().__init__((2,), eb.energies.categories(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x[..., 0] - x[..., 1]).double().abs()
+
+        def pairwise(self) -> Pairwise:
+            steps = torch.arange(3, dtype=F64)
+            pairs = -(steps[:, None] - steps).abs()
+            return Pairwise(torch.zeros(2, 3, dtype=F64), torch.tensor([[0, 1]]), pairs[None], torch.Size([2]))
+
+    with pytest.raises(ValueError, match="an energy of pairs that like to be equal"):
+        eb.SwendsenWang(Steps())
+
+
+def test_values_by_row_are_refused() -> None:
+    held = torch.tensor([True, False, False, False])
+    with pytest.raises(ValueError, match="got Clamped; Gibbs takes any"):
+        eb.Wolff(Clamped(Ising((4,), 0.4), held, torch.tensor([[1.0, 1, 1, 1], [-1, 1, 1, 1]])))
 
 
 # Laws beyond the registry's.

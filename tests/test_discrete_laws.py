@@ -221,6 +221,24 @@ def test_a_state_outside_the_support_is_named() -> None:
         eb.MCMC(eb.Gibbs(e), 5, initial_params=x, num_chains=2)
 
 
+def test_values_to_hold_outside_the_support_are_named() -> None:
+    held = torch.tensor([False, True, False, True])
+    values = torch.tensor([7.0, 1.0, 7.0, 0.5])  # free entries don't count
+    with pytest.raises(ValueError, match=r"site 'x' in \{-1, 1\}, got 0.5 \(to hold, at \(3,\)\)"):
+        eb.energies.Clamped(eb.models.Ising((4,)), held, values)
+    with pytest.raises(ValueError, match=r"site 'v' in \{0, 1\}, got 2 \(to hold, at \(1, 0\)\)"):
+        eb.energies.Clamped(eb.models.BernoulliRBM(2, 3).joint, ["v"], {"v": torch.tensor([[0, 1], [2, 0]])})
+
+
+def test_numbers_of_another_kind_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 2 categories, got 2.5"):
+        eb.models.Potts((3, 3), 2.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="record_energy as True or False, got 2"):
+        eb.Gibbs(eb.models.Ising((3, 3)), record_energy=2)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"coupling as a matrix \(sites, sites\), got list "):
+        eb.models.Ising(coupling=[[0, 1], [1, 0]])  # type: ignore[arg-type]
+
+
 def test_chains_begin_anywhere() -> None:
     """The default start is uniform over all states: chi-square over 81 of them."""
     e = eb.as_energy(lambda x: 0 * x.sum(-1), (4,), eb.energies.categories(3))

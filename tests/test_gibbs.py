@@ -33,6 +33,13 @@ def _signs(edges: int) -> Tensor:
     return 0.5 * (2.0 * (normal(edges, seed=1) > 0) - 1.0).to(F64)
 
 
+def _ring_of_signs() -> Tensor:
+    matrix = torch.zeros(6, 6, dtype=F64)
+    for i, sign in enumerate([1, -1, -1, 1, 1, -1]):
+        matrix[i, (i + 1) % 6] = matrix[(i + 1) % 6, i] = 0.7 * sign
+    return matrix
+
+
 STAR = Graph([(0, i) for i in range(1, 10)], (10,))  # of more neighbours than are added one by one
 PAIRS: dict[str, Callable[[], eb.Energy]] = {
     "ring": lambda: Ising((6,), 0.5, 0.2, dtype=F64),
@@ -43,6 +50,8 @@ PAIRS: dict[str, Callable[[], eb.Energy]] = {
     "cylinder, antiferromagnet": lambda: Ising((4, 2), -0.5, 0.3, periodic=(True, False), dtype=F64),
     "cube, open": lambda: Ising((2, 2, 2), 0.3, 0.1, periodic=False, dtype=F64),
     "plus and minus": lambda: Ising((3, 3), _signs(18), dtype=F64),
+    "plus and minus, matrix": lambda: Ising(coupling=_ring_of_signs(), field=torch.full((6,), 0.2, dtype=F64)),
+    "plus and minus, tempered": lambda: 0.6 * Ising((3, 3), _signs(18), 0.1, dtype=F64),
     "one J with signs": lambda: Ising((3, 3), 0.5, 0.1, signs=_signs(18).sign(), dtype=F64),
     "one J with signs, open": lambda: Ising((3, 3), 0.5, 0.1, signs=_signs(12).sign(), periodic=False, dtype=F64),
     "one J with signs, tempered": lambda: 0.6 * Ising((6,), -0.9, 0.3, signs=_signs(6).sign(), dtype=F64),
@@ -167,18 +176,80 @@ def test_a_field_that_all_but_forbids_a_spin_never_freezes_it() -> None:
         assert upper.tolist() == [[True, True, False]] or upper.sum() == 2
 
 
+def _table(kernel: Gibbs, block: int = 0) -> Tensor | None:
+    others = sum(len(members) for b, members in enumerate(kernel._sweep.pairs.blocks) if b != block)
+    return kernel._sweep._local(block, torch.ones(others, 3, dtype=F64)).table
+
+
 def test_one_coupling_up_to_signs_looks_its_thresholds_up() -> None:
-    """The table of one J, and the draws are those of the couplings one by one, from the same words."""
+    """The table of one J, of couplings by edge that are alike, and none give the same draws from the same words."""
     e = PAIRS["one J with signs"]()
-    by_edge = Ising(e.graph, e.couplings, 0.1)  # type: ignore[attr-defined]
+    alike = Ising(e.graph, e.couplings, 0.1)  # type: ignore[attr-defined]
     start, ends = exact_draws(e, 500, seed=28), []
-    for energy, looked_up in ((e, True), (by_edge, False)):
+    for energy, looked_up in ((e, True), (alike, True), (alike, False)):
         kernel = Gibbs(energy)
-        assert (kernel._sweep._local(0, torch.ones(9, 3, dtype=F64)).table is not None) == looked_up
         run = Chains(kernel, start, seed=29)
+        if not looked_up:
+            kernel.prepare = lambda *_, **__: None  # type: ignore[method-assign]
+            kernel._sweep._alike = [None] * len(kernel._sweep._alike)
         run.advance(20)
+        assert (_table(kernel) is not None) == looked_up
         ends.append(run.position())
-    assert torch.equal(*ends)
+    assert torch.equal(ends[0], ends[1])
+    assert torch.equal(ends[0], ends[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("plus and minus", True),
+        ("plus and minus, matrix", True),
+        ("plus and minus, tempered", True),
+        ("fields", False),
+        ("star", False),
+        ("no edges", False),
+    ],
+)
+def test_couplings_that_are_alike_are_found(name: str, found: bool) -> None:
+    kernel = Gibbs(PAIRS[name]())
+    kernel.prepare(torch.zeros(0), values=False, many=False)
+    assert all((_table(kernel, b) is not None) == found for b in range(len(kernel._sweep.pairs.blocks)))
+
+
+@pytest.mark.parametrize("name", ["coupling", "field", "sign", "size"])
+def test_couplings_that_are_no_longer_alike_are_noticed(name: str) -> None:
+    """Between two draws; another size of all of them is no other structure."""
+    e = Ising((3, 3), _signs(18), torch.full((3, 3), 0.1, dtype=F64))
+    kernel = Gibbs(e)
+    run = Chains(kernel, exact_draws(e, 30_000, seed=18), seed=19)
+    assert kernel.holds()
+    before = kernel.identity()
+    with torch.no_grad():
+        {
+            "coupling": lambda: e.coupling[3].mul_(1.5),
+            "field": lambda: e.field[0, 1].add_(0.5),
+            "sign": lambda: e.coupling[3].neg_(),
+            "size": lambda: e.coupling.mul_(-1.2),
+        }[name]()
+    assert kernel.holds() == (name == "size")
+    run.advance(20)
+    assert kernel.holds()
+    assert (kernel.identity() == before) == (name == "size")
+    assert p_value(torch.bincount(number(e, run.position()), minlength=len(law(e))), law(e)) > LIMIT
+
+
+@pytest.mark.long
+def test_compiled_sweeps_follow_couplings_that_are_no_longer_alike() -> None:
+    e = Ising((3, 3), _signs(18), 0.1, dtype=F64)
+    run = Chains(Gibbs(e), exact_draws(e, 30_000, seed=18), seed=19, backend="inductor", record=False)
+    run.advance(2)
+    first = run.compiled
+    with torch.no_grad():
+        e.coupling[3].mul_(-2)
+    run.advance(40)
+    assert run.choice.backend == "inductor"
+    assert run.compiled is not first
+    assert p_value(torch.bincount(number(e, run.position()), minlength=len(law(e))), law(e)) > LIMIT
 
 
 def test_layers_leave_the_enumerated_law_as_it_is() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ebmppl.energies import ClassifierEnergy, ConvEnergy, MLPEnergy
 from ebmppl.energies.activations import ACTIVATIONS, with_derivatives
+from ebmppl.energies.matching import Matching
 
 F64 = torch.float64
 every_activation = pytest.mark.parametrize("name", ACTIVATIONS)
@@ -89,6 +90,61 @@ class Forms(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return self.energy.gradient(x), *self.energy.slopes(x, self.v)
+
+
+def matchings(*shape: int) -> list[Matching]:
+    target, v = normal(*shape, seed=3), normal(3, *shape, seed=4)
+    several = [Matching(v=v[:n], along=along) for n in (1, 3) for along in (False, True)]
+    return [Matching(), Matching(target=target), Matching(target=target, v=v), *several]
+
+
+@every_activation
+@pytest.mark.parametrize("hidden", [(5,), (34, 5)])
+@pytest.mark.parametrize("shape", [(3,), (2, 2)])
+def test_what_score_matching_asks_of_an_mlp(name: str, hidden: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """The fused terms and their gradients are those of autograd through ``forward`` and the formula of ``Matching``."""
+    energy = MLPEnergy(shape, hidden, name, confine=0.3, generator=gen(), dtype=F64)
+    x = normal(4, *shape).requires_grad_()
+    everything = [*list(energy.parameters())[:-1], x]
+    (gradient,) = torch.autograd.grad(energy(x).sum(), x, create_graph=True)
+    for what in matchings(4, *shape):
+        apart = gradient if what.target is None else gradient - what.target
+        square, change = 0.5 * apart.square().flatten(1).sum(1).mean(), torch.zeros((), dtype=F64)
+        if what.v is not None:
+            once = (what.v * gradient).flatten(2).sum(-1)
+            pulled = torch.stack([torch.autograd.grad(row.sum(), x, create_graph=True)[0] for row in once])
+            change = -(pulled * what.v).flatten(2).sum(-1).mean()
+            square = 0.5 * once.square().mean() if what.along else square
+        found = energy.matched(x, what)
+        for a, b in zip((*found, what.square(gradient)), (square, change, square), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
+        grads = [
+            torch.autograd.grad(2 * square - 3 * change, everything, retain_graph=True)
+            for square, change in (found, (square, change))
+        ]
+        for a, b in zip(*grads, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_it_can_be_differentiated_again() -> None:
+    energy = MLPEnergy(2, (3, 2), "tanh", confine=0.2, generator=gen(), dtype=F64)
+    x, names = normal(2, 2).requires_grad_(), [name for name, _ in energy.named_parameters()][:-1]
+    for what in (matchings(2, 2)[2], matchings(2, 2)[-1]):
+
+        def terms(x: Tensor, *values: Tensor, what: Matching = what) -> tuple[Tensor, ...]:
+            named = {f"energy.{name}": value for name, value in zip(names, values, strict=True)}
+            return torch.func.functional_call(Terms(energy, what), named, (x,))
+
+        assert torch.autograd.gradgradcheck(terms, (x, *list(energy.parameters())[:-1]))
+
+
+class Terms(nn.Module):
+    def __init__(self, energy: MLPEnergy, what: Matching) -> None:
+        super().__init__()
+        self.energy, self.what = energy, what
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.energy.matched(x, self.what)
 
 
 def test_mlp_is_the_network_it_says() -> None:

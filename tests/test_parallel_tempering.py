@@ -20,7 +20,7 @@ from ebmppl.energies.discrete import indexed
 from ebmppl.errors import EnergyError, SamplingWarning
 from ebmppl.kernels import Kernel, NoiseSpec
 from ebmppl.kernels.gibbs import NoTuning
-from ebmppl.kernels.replicas import equal_rates, ladder
+from ebmppl.kernels.ladder import equal_rates, ladder
 from ebmppl.sampling.chains import Chains
 from tests.discrete import exact_draws, law, number, p_value, states_of
 from tests.discrete_registry import DISCRETE
@@ -423,14 +423,67 @@ def test_kernels_out_of_step_are_refused(kind: Any) -> None:
 
 def test_what_cant_be_compiled_says_why() -> None:
     e = eb.models.Ising((3, 3), 0.3)
-    made = {
-        "labelling clusters": eb.ParallelTempering(eb.SwendsenWang(e), BETAS),
-        "gradients of discrete replicas": eb.ParallelTempering(eb.GibbsWithGradients(e), BETAS),
-    }
-    for reason, kernel in made.items():
-        mcmc = eb.MCMC(kernel, 5, 5, num_chains=2, seed=0, backend="inductor", disable_progbar=True)
-        with pytest.warns(SamplingWarning, match=f"ticks run eagerly, slower: {reason}"):
-            mcmc.run()
+    kernel = eb.ParallelTempering(eb.SwendsenWang(e), BETAS)
+    mcmc = eb.MCMC(kernel, 5, 5, num_chains=2, seed=0, backend="inductor", disable_progbar=True)
+    with pytest.warns(SamplingWarning, match="ticks run eagerly, slower: labelling clusters"):
+        mcmc.run()
+
+
+GRADIENTS: dict[str, Any] = {
+    "spins": lambda: eb.GibbsWithGradients(eb.models.Ising((3, 3), 0.3, dtype=F64)),
+    "categories": lambda: eb.DiscreteLangevin(eb.models.Potts((3,), 3, 0.6, dtype=F64), adapt_step_size=False),
+}
+
+
+@pytest.mark.parametrize("kind", GRADIENTS)
+def test_gradients_of_discrete_replicas_are_traced(kind: str) -> None:
+    """And the traced ones make the same draws."""
+    ends = []
+    for traced in (False, True):
+        kernel = eb.ParallelTempering(GRADIENTS[kind](), BETAS)
+        shape = kernel.target.event_shape
+        start = torch.ones(5, *shape, dtype=torch.int8)
+        run = Chains(kernel, start, seed=21)
+        kernel.prepare(start, values=True, many=traced)
+        assert (kernel.untraced(start) is None) == traced
+        run.advance(30)
+        ends.append(run.position())
+    assert torch.equal(*ends)
+    assert ends[0].unique(dim=0).shape[0] > 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", GRADIENTS)
+def test_compiled_discrete_replicas_are_the_eager_ones(kind: str) -> None:
+    ends = []
+    for backend in ("eager", "inductor"):
+        kernel = eb.ParallelTempering(GRADIENTS[kind](), BETAS)
+        run = Chains(kernel, torch.ones(5, *kernel.target.event_shape, dtype=torch.int8), seed=22, backend=backend)
+        run.advance(50)
+        assert run.choice.backend == backend, run.choice.reason
+        ends.append(run.position())
+    assert torch.equal(*ends)
+
+
+def test_kernels_made_of_others_are_refused() -> None:
+    e = eb.as_energy(lambda v: v["x"] ** 2 - v["s"], {"s": (), "x": ()}, {"s": eb.energies.spin})
+    with pytest.raises(ValueError, match="made again at other temperatures by its settings, got Blocks without blocks"):
+        eb.ParallelTempering(eb.Blocks(e, {"s": eb.Gibbs, "x": eb.MALA}), BETAS)
+    with pytest.raises(
+        ValueError, match="made again at other temperatures by its settings, got ParallelTempering without kernel, "
+    ):
+        eb.ParallelTempering(eb.ParallelTempering(eb.MALA(Gaussian(torch.zeros(2), torch.eye(2))), BETAS), BETAS)
+
+
+def test_energies_that_differ_by_row_are_refused() -> None:
+    ising = eb.models.Ising((4,), 0.4)
+    held = torch.tensor([True, False, False, False])
+    clamped = eb.energies.Clamped(ising, held, torch.tensor([[1.0, 1, 1, 1], [-1, 1, 1, 1]]))
+    for e, what in ((torch.tensor([0.5, 1.0]) * ising, "inverse temperatures by row in Tempered"),
+                    (clamped + clamped, "values by row in Clamped")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"expected one energy for all chains, got {what}"):
+            eb.ParallelTempering(eb.Gibbs(e), BETAS)
+    eb.ParallelTempering(eb.Gibbs(0.5 * ising), BETAS)
 
 
 @pytest.mark.parametrize("kind", [eb.GibbsWithGradients, eb.DiscreteLangevin])

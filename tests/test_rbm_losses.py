@@ -41,7 +41,7 @@ class Products(TorchDispatchMode):
 
 @every_rbm
 def test_trained_energies_are_free_energies_with_their_gradients(kind: str) -> None:
-    """A Gaussian's features depend on parameters, too."""
+    """Of two batches in one go; a Gaussian's features depend on parameters, too."""
     model = RBMS[kind]()
     v = visible(model)[:7]
     weights = torch.linspace(-1, 2, len(v), dtype=F64)
@@ -49,7 +49,7 @@ def test_trained_energies_are_free_energies_with_their_gradients(kind: str) -> N
     (wanted * weights).sum().backward()
     by_autograd = flat(model)
     model.zero_grad()
-    found = model.trained_energy(v, model.hidden_logits(v))
+    found = torch.cat(model.trained_energies(*((part, model.hidden_logits(part)) for part in v.split([5, 2]))))
     (found * weights).sum().backward()
     torch.testing.assert_close(found, wanted, **EXACT)
     torch.testing.assert_close(flat(model), by_autograd, **EXACT)
@@ -58,7 +58,7 @@ def test_trained_energies_are_free_energies_with_their_gradients(kind: str) -> N
 def test_trained_energies_of_large_logits_are_finite_and_right() -> None:
     model = BernoulliRBM(1, 4, W=torch.tensor([[900.0, -900.0, 0.0, 30.0]], dtype=F64))
     v = torch.ones(1, 1, dtype=F64)
-    torch.testing.assert_close(model.trained_energy(v, model.hidden_logits(v)), model(v), rtol=1e-15, atol=0)
+    torch.testing.assert_close(model.trained_energies((v, model.hidden_logits(v)))[0], model(v), rtol=1e-15, atol=0)
 
 
 # Sweeps of both layers.

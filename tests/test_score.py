@@ -19,8 +19,10 @@ from ebmppl.score import (
     VP,
     CosineVP,
     DataPrediction,
+    DiscreteVP,
     EnergyGradient,
     GenericSDE,
+    KarrasVE,
     LinearSDE,
     NoisePrediction,
     Parameterisation,
@@ -38,6 +40,8 @@ SDES: dict[str, Callable[[], LinearSDE]] = {
     "vp": lambda: VP(0.1, 10.0),
     "subvp": lambda: SubVP(0.1, 10.0),
     "cosine": lambda: CosineVP(),
+    "karras": lambda: KarrasVE(20.0),
+    "discrete": lambda: DiscreteVP(score.linear_betas(50, 0.1, 10.0)),
 }
 
 
@@ -337,7 +341,7 @@ def test_the_perceptron_takes_any_event_and_tells_times_apart(event: tuple[int, 
     assert found.shape == (4, *event)
     assert torch.equal(found[1], found[2])
     assert not torch.allclose(found[0], found[1], rtol=1e-3)
-    assert torch.equal(network.features.frequencies, TimeMLP(event, (8,)).features.frequencies)  # fixed
+    assert torch.equal(network.features.times.frequencies, TimeMLP(event, (8,)).features.times.frequencies)  # fixed
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 4, 12)])
@@ -371,3 +375,28 @@ def test_the_mixture_of_the_tests_is_its_own_at_time_zero() -> None:
     mixture = DiffusedMixture(VP(), *MIXTURE)
     x = normal(5, 2)
     close(mixture.log_prob(x, torch.zeros(5, dtype=F64)), mixture.data().log_prob(x), 1e-10)
+
+
+def test_ddpms_rates_as_an_sde() -> None:
+    n = 40
+    betas = score.linear_betas(n, 0.1, 10.0)
+    sde = DiscreteVP(betas)
+    steps = torch.arange(1, n + 1, dtype=F64)
+    mean, std = sde.marginal(steps / n)
+    close(mean.square(), (1 - betas).cumprod(0), 1e-12)
+    close(mean.square() + std.square(), torch.ones(n, dtype=F64), 1e-12)
+    close(sde.beta(steps / n), -n * torch.log1p(-betas), 1e-12)
+    single = sde.marginal((steps / n).float())[0]  # times in float32 are steps all the same
+    torch.testing.assert_close(single, mean.float(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("network", [TimeMLP((1, 4, 4), (16,), num_classes=3), UNet((1, 4, 4), 8, 1, num_classes=3)])
+def test_networks_take_labels(network: nn.Module) -> None:
+    x, t = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0)).expand(5, 1, 4, 4), torch.full((5,), 0.3)
+    found = network(x, t, torch.tensor([0, 1, 2, -1, 0]))
+    assert torch.equal(found[0], found[4])
+    apart = (found[:4].unsqueeze(0) - found[:4].unsqueeze(1)).abs().flatten(2).amax(2)
+    assert bool((apart + torch.eye(4) > 1e-4).all())
+    torch.testing.assert_close(network(x[:1], t[:1]), found[3:4])  # no label
+    with pytest.raises(IndexError, match="out of bounds"):
+        network(x[:1], t[:1], torch.tensor([3]))

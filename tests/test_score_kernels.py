@@ -13,7 +13,6 @@ import pyro
 import pytest
 import torch
 from pyro.infer import MCMC as PyroMCMC
-from scipy import stats
 from torch import Tensor, nn
 
 import ebmppl as eb
@@ -21,7 +20,7 @@ from ebmppl.errors import EnergyError, SamplingWarning
 from ebmppl.kernels.score import SteppedKernel
 from ebmppl.sampling.chains import Chains
 from ebmppl.score import VE, VP, GenericSDE, LinearSDE, SubVP, geometric_sigmas, log_snr_times, uniform_times
-from tests.score_targets import MIXTURE, PARAMETERS, DiffusedMixture, sdes
+from tests.score_targets import MIXTURE, PARAMETERS, DiffusedMixture, mixture_z_scores, sdes, z_limit
 
 F64 = torch.float64
 SDES = sdes(PARAMETERS)
@@ -278,20 +277,7 @@ KERNELS: dict[str, Callable[[Any, LinearSDE], SteppedKernel]] = {
 }
 
 
-def functions(x: Tensor) -> Tensor:
-    """Coordinates, their products, and on which side of the modes' border a point lies."""
-    return torch.stack([x[:, 0], x[:, 1], x[:, 0] ** 2, x[:, 0] * x[:, 1], x[:, 1] ** 2, (x[:, 0] > 0.5).double()], 1)
-
-
-def z_scores(found: Tensor) -> Tensor:
-    """Of the functions' means, against ten times as many exact draws."""
-    torch.manual_seed(11)
-    exact = functions(DiffusedMixture(VP(), *MIXTURE).data().sample((10 * N,)))
-    f = functions(found)
-    return (f.mean(0) - exact.mean(0)) / (f.var(0) / len(f) + exact.var(0) / len(exact)).sqrt()
-
-
-LIMIT = float(stats.norm.isf(FALSE_ALARM / 2 / (6 * len(KERNELS) * len(SDES) + 20)))
+LIMIT = z_limit(FALSE_ALARM, len(KERNELS) * len(SDES) + 20 // 6)
 
 
 # each kernel with one SDE; all pairs where time allows
@@ -307,7 +293,7 @@ def test_a_mixtures_moments(kernel: str, sde: str) -> None:
     """The steps' own bias (under 1 % of each moment) is under the standard errors at these numbers of steps."""
     with torch.random.fork_rng():
         made = KERNELS[kernel](DiffusedMixture(SDES[sde], *MIXTURE), SDES[sde])
-        assert float(z_scores(eb.generate(made, N, seed=3)).abs().max()) < LIMIT
+        assert float(mixture_z_scores(eb.generate(made, N, seed=3)).abs().max()) < LIMIT
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -315,7 +301,7 @@ def test_a_score_a_fifth_too_small_is_noticed(kernel: str) -> None:
     exact = DiffusedMixture(SDES["vp"], *MIXTURE)
     with torch.random.fork_rng():
         made = KERNELS[kernel](lambda x, t: 0.8 * exact(x, t), SDES["vp"])
-        assert float(z_scores(eb.generate(made, 1500, seed=3)).abs().max()) > LIMIT
+        assert float(mixture_z_scores(eb.generate(made, 1500, seed=3)).abs().max()) > LIMIT
 
 
 @pytest.mark.data
@@ -330,6 +316,26 @@ def test_the_adaptive_flow_reaches_the_exact_ends(shared_data: Path, sde: str) -
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
     back = eb.transport(eb.AdaptiveFlow(score, SDES[sde], (2,), **options), found)
     torch.testing.assert_close(back, x, rtol=1e-5, atol=1e-6)
+
+
+def test_a_chain_that_has_arrived_costs_nothing_more() -> None:
+    """Rows that the score is asked for are those that each chain needs alone, and draws are the same."""
+    rows = 0
+    mixture = DiffusedMixture(SDES["vp"], *MIXTURE)
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        nonlocal rows
+        rows += len(x)
+        return mixture(x, t)
+
+    kernel = eb.AdaptiveFlow(score, SDES["vp"], (2,), rtol=1e-3)
+    x = torch.cat([normal(5, 2), 30 * normal(1, 2, seed=4)])
+    looks = len(x) + 1  # at the beginning
+    together = eb.transport(kernel, x, seed=0)
+    needed, rows = rows - looks, 0
+    alone = torch.cat([eb.transport(kernel, point.unsqueeze(0), seed=0) for point in x])
+    assert needed == rows - 2 * len(x)
+    torch.testing.assert_close(together, alone)
 
 
 def test_a_tighter_tolerance_is_met_with_more_steps() -> None:
@@ -408,6 +414,7 @@ MADE: dict[str, Callable[[Any], eb.kernels.Kernel]] = {
     "user's": lambda s: eb.ReverseSDE(s, generic(VP()), (1, 3, 2), 4),
     "flow": lambda s: eb.ProbabilityFlow(s, VP(), (1, 3, 2), 4, "dpm_solver_3m"),
     "adaptive": lambda s: eb.AdaptiveFlow(s, VP(), (1, 3, 2)),
+    "adaptive reverse": lambda s: eb.AdaptiveReverseSDE(s, VP(), (1, 3, 2), rtol=0.1, atol=0.1, denoise=True),
     "annealed": lambda s: eb.AnnealedLangevin(s, [2.0, 1.0], (1, 3, 2), 2, 0.01),
 }
 
@@ -462,7 +469,7 @@ def test_under_our_mcmc_and_pyros(name: str) -> None:
         assert theirs.get_samples()["x"].shape == (4, 1, 3, 2)
 
 
-@pytest.mark.parametrize("name", ["reverse", "reverse, heun", "adaptive"])
+@pytest.mark.parametrize("name", ["reverse", "reverse, heun", "adaptive", "adaptive reverse"])
 def test_a_continued_run_equals_an_uninterrupted_one(name: str, tmp_path: Path) -> None:
     network = Small()
 

@@ -13,6 +13,9 @@ import pytest
 import torch
 from scipy.signal import lfilter
 
+from ebmppl.diagnostics.distances import two_sample_test
+from ebmppl.score import linear_betas
+
 TUTORIALS = Path(__file__).parents[1] / "tutorials"
 
 
@@ -98,3 +101,129 @@ def test_an_rbm_of_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     for name in ("likelihood", "filters", "samples"):
         assert (tmp_path / f"out/rbm_digits_{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "Held-out digits" in capsys.readouterr().out
+
+
+def test_annealed_langevin_weighs_modes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = tutorial("annealed_langevin")
+    x = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    (grad,) = torch.autograd.grad(module.energy(x).sum(), x)
+    torch.testing.assert_close(module.score(x.detach(), torch.zeros(5)), -grad)
+    assert module.main(n=300, steps=40, levels=61) == 0
+    for name in ("methods", "levels"):
+        assert (tmp_path / f"out/annealed_langevin_{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "plain Langevin" in capsys.readouterr().out
+
+
+def test_score_sde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = tutorial("score_sde")
+    x = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
+    (grad,) = torch.autograd.grad(module.log_density(x, 0.3).sum(), x)
+    torch.testing.assert_close(module.score(x.detach(), torch.full((5,), 0.3, dtype=torch.float64)), grad)
+    assert module.main(n=300, points=5, walkers=3, every=200) == 0
+    for name in ("paths", "density"):
+        assert (tmp_path / f"out/score_sde_{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "standard errors away" in capsys.readouterr().out
+
+
+def quietly_written(tmp_path: Path, *names: str) -> bool:
+    return all((tmp_path / f"out/{name}.png").read_bytes().startswith(b"\x89PNG") for name in names)
+
+
+def test_from_denoising_to_ddpm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = tutorial("denoising_to_ddpm")
+    monkeypatch.setattr(module, "N", 50)
+    assert module.main(steps=40, n=200) in (0, 1)  # too short for a good model
+    assert quietly_written(tmp_path, "denoising_to_ddpm")
+    assert "in the left bump" in capsys.readouterr().out
+    # 1: the exact E[eps | x] is minus sigma times the gradient of the blurred log density
+    x, kept = torch.linspace(-3, 3, 7).unsqueeze(1).requires_grad_(), torch.linspace(0.1, 0.9, 7)
+    variance = kept * module.STD**2 + 1 - kept
+    log = module.WEIGHTS.log() - 0.5 * (x - kept.sqrt().unsqueeze(1) * module.MEANS).square() / variance.unsqueeze(1)
+    (score,) = torch.autograd.grad(log.logsumexp(1).sum(), x)
+    found = module.exact_noise(x.detach(), kept)
+    torch.testing.assert_close(found, -(1 - kept).sqrt().unsqueeze(1) * score, rtol=1e-4, atol=1e-5)
+    # 3: of the exact noise DDPM's sampler draws the data, up to the weights' Monte Carlo error, 4 of them
+    betas = linear_betas(module.N).float()
+    abar = (1 - betas).cumprod(0)
+    exact = lambda x, t: module.exact_noise(x, abar[(t * module.N).round().long() - 1])
+    draws = module.sample_by_hand(exact, 2000, betas, torch.Generator().manual_seed(0))
+    assert abs(float((draws < -0.5).float().mean()) - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 2000)
+    assert float(draws[draws > -0.5].std()) == pytest.approx(module.STD, rel=0.1)
+
+
+def test_score_models_in_the_plane(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = tutorial("score_2d")
+    monkeypatch.setattr(module, "SETS", {"moons": module.moons})
+    assert module.main(steps=5, points=50) in (0, 1)  # too short for a good model
+    assert quietly_written(tmp_path, "score_2d")
+    assert "DPM-Solver++(2M), 20 network calls" in capsys.readouterr().out
+    generator = torch.Generator().manual_seed(0)
+    x, z, y = (module.rings(200, generator) for _ in range(3))
+    assert 0.01 < module.farther(x, z, y)[1] < 0.99
+    assert module.farther(x + 0.5, z, y)[1] == 0.001
+    assert module.farther(z, x + 0.5, y)[1] == 1.0
+    # it is the difference of the squared distances
+    first, second = (two_sample_test(part, y, bandwidth=0.3, permutations=1).distance for part in (x, z))
+    assert module.farther(x, z, y, 1)[0] == pytest.approx(first - second, abs=1e-10)
+
+
+@pytest.mark.long
+def test_twenty_calls_of_dpm_solver_are_no_worse_than_five_hundred_of_euler_maruyama(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three sets at a level of 0.01 each, and samples that held-out data are not told from."""
+    monkeypatch.chdir(tmp_path)
+    module = tutorial("score_2d")
+    for name in module.SETS:
+        result = module.learn(name, 4000, 2000)
+        assert result.worse > 0.01
+        assert result.p_values["Euler-Maruyama, 500"] > 0.01
+        assert result.p_values["DPM-Solver++(2M), 20"] > 0.01
+
+
+def test_a_score_model_of_digits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = tutorial("score_digits")
+    generator = torch.Generator().manual_seed(0)
+    target = torch.arange(60) % 10
+    images = (target / 9 * 15).round().view(60, 1, 1).expand(60, 8, 8).reshape(60, 64)  # each class a grey level
+    data, linear = ModuleType("sklearn.datasets"), ModuleType("sklearn.linear_model")
+    data.load_digits = lambda: SimpleNamespace(data=images.double().numpy(), target=target.numpy())
+    linear.LogisticRegression = Nearest
+    for fake in (data, linear):
+        monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    monkeypatch.setattr(module, "TRAINED_ON", 50)
+    assert module.main(epochs=3, hidden=8, each=3, scored=2) in (0, 1)
+    assert quietly_written(tmp_path, "score_digits")
+    assert "bits per dimension" in capsys.readouterr().out
+    levels = torch.arange(17.0)
+    assert torch.equal(module.levels_of(module.dequantised(levels, generator)), levels)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(SystemExit, match="pip install scikit-learn"):
+        module.digits()
+
+
+class Nearest:
+    """In the place of scikit-learn's classifier: the class of the nearest mean."""
+
+    def __init__(self, **settings: object) -> None: ...
+
+    def fit(self, x: np.ndarray, y: np.ndarray) -> Nearest:
+        self.means = np.stack([x[y == k].mean(0) for k in range(10)])
+        return self
+
+    def score(self, x: np.ndarray, y: np.ndarray) -> float:
+        apart = ((x[:, None] - self.means) ** 2).sum(-1)
+        return float((apart.argmin(1) == y).mean())

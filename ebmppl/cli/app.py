@@ -13,16 +13,21 @@ import torch
 import typer
 
 from ebmppl.cli import options as o
-from ebmppl.cli.errors import INTERRUPTED, UserError, in_one_line, say
-from ebmppl.cli.kernels import fitting, kernel_class
+from ebmppl.cli.errors import INTERRUPTED, UserError, describe, in_one_line, say
+from ebmppl.cli.kernels import Wanted
 from ebmppl.cli.loading import find, find_statistics, folder_on_path, import_file, split_spec, to_energy
 from ebmppl.cli.models import make
 from ebmppl.cli.outputs import Outputs
+from ebmppl.cli.parsing import parse_betas, parse_kernels
 from ebmppl.energies import Energy
 from ebmppl.energies.discrete import discrete
-from ebmppl.interop.derived import Statistic, Statistics
+from ebmppl.interop.derived import Statistic, Statistics, derived
+from ebmppl.kernels import ParallelTempering
 from ebmppl.sampling import MCMC
 from ebmppl.sampling.choice import require_backend
+
+# a Pyro model's predictive draws are of use on disk only
+_NO_PREDICTIONS = {"log_likelihood": False, "prior_draws": 0, "posterior_predictive": False}
 
 app = typer.Typer(
     name="ebmppl",
@@ -69,6 +74,7 @@ def sample(
     full_mass: o.FullMass = False,
     target_accept: o.TargetAccept = None,
     max_tree_depth: o.MaxTreeDepth = None,
+    betas: o.Betas = None,
     chains: o.Chains = 64,
     draws: o.Draws = 500,
     warmup: o.Warmup = None,
@@ -97,8 +103,8 @@ def sample(
     settings = {name: value for name, value in settings.items() if value is not None}
     options: dict[str, Any] = {"thinning": thinning, "seed": seed, "backend": backend, "disable_progbar": quiet}
     with in_one_line(debug=debug):
-        if kernel is not None:
-            kernel_class(kernel, settings)
+        wanted = Wanted(parse_kernels(kernel), settings, parse_betas(betas))
+        wanted.check()
         outputs = Outputs(save, out, plot, rank_plot, lattice_plot)
         outputs.check()
         require_backend(backend)
@@ -109,11 +115,10 @@ def sample(
             pyro.set_rng_seed(seed % 2**32)
         energy, statistics = _load(file, name, event_shape, support or (), statistic or (), is_pyro=is_pyro)
         energy = energy if dtype is None else energy.to(getattr(torch, dtype))
-        kind = kernel_class(fitting(kernel, energy), settings)
         outputs.check_for(energy)
-        mcmc = MCMC(kind(energy, **settings), draws, warmup, num_chains=chains, **options)
+        mcmc = MCMC(wanted.make(energy), draws, warmup, num_chains=chains, **options)
         _run(mcmc)
-        _report(mcmc, outputs, prob, statistics)
+        _report(mcmc, outputs, prob, statistics, file)
     if mcmc.kept < draws:
         raise typer.Exit(INTERRUPTED)
 
@@ -138,35 +143,65 @@ def _run(mcmc: MCMC) -> None:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _report(mcmc: MCMC, outputs: Outputs, prob: float, statistics: Statistics) -> None:
-    """Write the files, print the summary and what the run took; an error of writing comes last."""
+def _report(mcmc: MCMC, outputs: Outputs, prob: float, statistics: Statistics, file: Path | None) -> None:
+    """Write the files, print the summary and what the run took; errors of statistics and of writing come last."""
     from ebmppl.diagnostics.summary import summarize
 
-    # a Pyro model's predictive draws are of use on disk only
-    predictive = {} if outputs.out else {"log_likelihood": False, "prior_draws": 0, "posterior_predictive": False}
-    idata = cache(partial(mcmc.to_arviz, statistics=statistics, **predictive))
-    lines, failures = [], []
+    lines, failures = list[str](), dict[str, Exception]()
+    options = {} if outputs.out else _NO_PREDICTIONS
+    idata = cache(partial(_for_arviz, mcmc, statistics, options, file, failures))
     for what, error in outputs.write(mcmc, idata):
         if error is None:
             lines.append(f"Wrote {what}.")
         else:
-            failures.append(f"could not write {what}: {' '.join(str(error).split())}")
+            failures[f"could not write {what}: {' '.join(str(error).split())}"] = error
     typer.echo(str(summarize(idata(), prob)))
     typer.echo(_facts(mcmc))
     typer.echo("\n".join(lines), nl=bool(lines))
     if mcmc.kept < mcmc.num_samples:
         say(f"Interrupted: every chain has {mcmc.kept} of {mcmc.num_samples} draws; the results are of these.")
     if failures:
-        raise UserError("; ".join(failures))
+        raise UserError("; ".join(failures)) from next(iter(failures.values()))
+
+
+def _for_arviz(
+    mcmc: MCMC, statistics: Statistics, options: dict[str, Any], file: Path | None, failures: dict[str, Exception]
+) -> Any:
+    """The run as ArviZ sees it, with those statistics that don't fail; a failure must not take the draws along."""
+    try:
+        return mcmc.to_arviz(statistics=statistics, **options)
+    except Exception as error:
+        samples, working = mcmc.get_samples(group_by_chain=True), dict(statistics)
+        for name, statistic in statistics.items():
+            try:
+                derived(samples, {name: statistic})
+            except Exception as own:  # the user's code may raise anything
+                failures[f"without statistic {name!r}: {describe(own, file)}"] = own
+                del working[name]
+        if len(working) == len(statistics):
+            raise error
+    return mcmc.to_arviz(statistics=working, **options)
 
 
 def _facts(mcmc: MCMC) -> str:
     seconds = mcmc.sampling_time
     calls = "energies" if discrete(mcmc.kernel.target) else "gradients"
-    return (
+    facts = (
         f"{type(mcmc.kernel).__name__}: {mcmc.num_chains} chains x {mcmc.kept} draws after {mcmc.warmup_steps} of "
         f"warm-up in {seconds:.1f} s; {mcmc.gradients:,} {calls}, {mcmc.gradients / max(seconds, 1e-9):,.0f} a second; "
         f"seed {mcmc.seed}, backend {mcmc.backend}."
+    )
+    return f"{facts}\n{_swaps(mcmc)}" if isinstance(mcmc.kernel, ParallelTempering) else facts
+
+
+def _swaps(mcmc: MCMC) -> str:
+    from ebmppl.diagnostics.tempering import tempering
+
+    found = tempering(mcmc)
+    return (
+        f"{len(found.betas)} replicas from beta {found.betas[0]:.3g}: swap rates {found.swap_rates.min():.2f} to "
+        f"{found.swap_rates.max():.2f}, {found.round_trip_rate.mean():.3g} round trips a transition (with ideal kernels "
+        f"{found.ideal_rate:.3g})."
     )
 
 

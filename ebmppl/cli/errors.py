@@ -47,6 +47,7 @@ def describe(error: BaseException, file: Path | None) -> str:
     """One line for an error: where in the user's file, its type unless the library speaks, its message."""
     where = _line_in(error, file)
     message = " ".join(str(error).split())
+    where = "" if isinstance(error, UserError) and where in message else where  # it is said already
     ours = isinstance(error, (UserError, EnergyError, SamplingError)) or (type(error) is ValueError and not where)
     words = message if ours else f"{type(error).__name__}: {message}" if message else type(error).__name__
     return f"{where}: {words}" if where else words

@@ -15,7 +15,8 @@ Spec = Annotated[
         metavar="FILE.py:NAME",
         help=(
             "A Python file and the name in it of an energy, a function or a Pyro model; or a model of ebmppl.models, as "
-            '"Ising(lattice=(8, 8), coupling=0.4)" (lists become tensors).'
+            '"Ising(lattice=(8, 8), coupling=0.4)" or "ProductOfExperts([StudentTExperts(8, 4), GaussianExperts(4, 4)])" '
+            "(lists of numbers become tensors)."
         ),
         show_default=False,
     ),
@@ -72,13 +73,27 @@ KernelName = Annotated[
     Option(
         "--kernel",
         "-k",
-        metavar="NAME",
+        metavar="[SITE=]NAME",
         rich_help_panel=_KERNEL,
         show_default=False,
         help=(
             "nuts (tunes itself; what a continuous energy gets), hmc, mala, or langevin (no accept step: biased by its step "
             "size). For discrete energies: gibbs (what these get), metropolis (single flips), gwg (Gibbs with gradients, one "
-            "flip a draw), dmala (discrete Langevin), and of ferromagnets swendsen-wang and wolff (clusters)."
+            "flip a draw), dmala (discrete Langevin), and of ferromagnets swendsen-wang and wolff (clusters). For mixed "
+            "energies one by site, as s=gibbs,x+y=nuts (what these get)."
+        ),
+    ),
+]
+Betas = Annotated[
+    str | None,
+    Option(
+        "--betas",
+        metavar="BETAS",
+        rich_help_panel=_KERNEL,
+        show_default=False,
+        help=(
+            "Parallel tempering around the kernel (mala or a discrete one): how many replicas, as 8, or their inverse "
+            "temperatures, as 0.2,0.5,1."
         ),
     ),
 ]
@@ -243,9 +258,15 @@ SAMPLE_EXAMPLES = """
 
     ebmppl sample model.py:posterior --chains 512 --draws 100 --seed 0
 
-  Spins on a lattice, by Gibbs sampling:
+  Spins on a lattice, by Gibbs sampling; with replicas at higher temperatures:
 
     ebmppl sample "Ising(lattice=(32, 32), coupling=0.4)" --statistic magnetisation --lattice-plot spins.png
+
+    ebmppl sample "Ising(lattice=(32, 32), coupling=0.5)" --betas 8
+
+  Spins s and numbers x and y of one energy, with a kernel for each:
+
+    ebmppl sample model.py:energy --kernel s=gibbs,x+y=hmc --num-steps 8
 
   HMC of at most 20 leapfrog steps, in double precision:
 

@@ -1,4 +1,4 @@
-"""Event shapes and supports from the command line's strings."""
+"""Event shapes, supports, kernels by site and temperatures from the command line's strings."""
 
 from __future__ import annotations
 
@@ -138,3 +138,44 @@ def _bounds(text: str) -> Constraint:
     if not low < high:
         raise UserError(f"expected bounds LOW:HIGH with LOW < HIGH, got {text!r}")
     return constraints.interval(low, high)
+
+
+def parse_kernels(text: str | None) -> str | dict[tuple[str, ...], str] | None:
+    """The kernel that ``--kernel`` says, or one by site or by several sites.
+
+    Raises:
+        UserError: for a kernel without its sites among some by site, or a site that comes twice.
+
+    Example:
+        >>> parse_kernels("gibbs"), parse_kernels("s=gibbs,x+y=nuts")
+        ('gibbs', {('s',): 'gibbs', ('x', 'y'): 'nuts'})
+    """
+    if text is None or "=" not in text:
+        return text
+    kernels: dict[tuple[str, ...], str] = {}
+    for word in text.split(","):
+        sites, _, name = (part.strip() for part in word.rpartition("="))
+        block = tuple(site.strip() for site in sites.split("+"))
+        seen = {site for other in kernels for site in other}
+        if not all(block) or not name or seen & set(block) or len(set(block)) < len(block):
+            raise UserError(f"expected --kernel as SITE=KERNEL for every site once, as s=gibbs,x+y=nuts, got {text!r}")
+        kernels[block] = name
+    return kernels
+
+
+def parse_betas(text: str | None) -> int | list[float] | None:
+    """The inverse temperatures that ``--betas`` says, or how many.
+
+    Raises:
+        UserError: for anything but a whole number or several numbers. Whether they are temperatures is for the kernel to say.
+
+    Example:
+        >>> parse_betas("8"), parse_betas("0.2,0.5,1")
+        (8, [0.2, 0.5, 1.0])
+    """
+    if text is None:
+        return None
+    try:
+        return [float(word) for word in text.split(",")] if "," in text else int(text)
+    except ValueError:
+        raise UserError(f"expected --betas as how many or as numbers such as 0.2,0.5,1, got {text!r}") from None

@@ -14,16 +14,15 @@ _ROOT_2PI = math.sqrt(2 * math.pi)
 
 
 def _silu(h: Tensor, order: int) -> tuple[Tensor, ...]:
-    s = torch.sigmoid(h)
-    a, c = h * s, 1 - s
-    rest = a * c
-    found: tuple[Tensor, ...] = (a, s + rest)
+    s = torch.sigmoid(h)  # f = h s, f1 = s + f (1 - s), f2 = (1 - s) (2 f1 - f), f3 = (1 - s) (f + 3 (f2 - f1))
+    a, less = h * s, s - 1
+    slope = torch.addcmul(s, a, less, value=-1)
+    found: tuple[Tensor, ...] = (a, slope)
     if order > 1:
-        u = c - s
-        found += ((rest * u).addcmul_(s, c, value=2),)
+        bend = torch.sub(a, slope, alpha=2).mul_(less)
+        found += (bend,)
         if order > 2:
-            t = s * c
-            found += ((u * u).sub_(t, alpha=2).mul_(rest).addcmul_(t, u, value=3),)
+            found += (torch.sub(slope, bend).mul_(3).sub_(a).mul_(less),)
     return found
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ebmppl.energies.analytic import AnalyticEnergy
 from ebmppl.energies.base import Energy, like, register
-from ebmppl.energies.bonds import Bonds, TemperedBonds
+from ebmppl.energies.bonds import Bonds, ScaledBonds
 from ebmppl.energies.combined import WeightedConditionals, WeightedPairs, present
 from ebmppl.energies.discrete import Conditionals, Pairs
 from ebmppl.energies.gaussian import Quadratic
@@ -119,7 +119,12 @@ class Tempered(Energy):
     def bonds(self) -> Bonds | None:
         """Those of the energy, their strengths and fields times beta."""
         inside = self.energy.bonds()
-        return None if inside is None else TemperedBonds(inside, self)
+        return None if inside is None else ScaledBonds(inside, self._times)
+
+    def _times(self, value: Tensor, axes: int) -> Tensor:
+        """Beta times a value that has so many axes without rows."""
+        beta = self.beta.to(value.dtype)
+        return value * (beta.reshape(*beta.shape, *[1] * axes) if beta.dim() else beta)
 
     def pairs(self) -> Pairs | None:
         """Those of the energy times beta, for one beta."""
@@ -186,6 +191,15 @@ class GeometricPath(Energy):
         """The same combination of the ends' logits, where both have conditionals."""
         parts = present([self.start.conditionals(), self.end.conditionals()])
         return None if parts is None else WeightedConditionals(parts, lambda: [1 - self.beta, self.beta])
+
+    def pairwise(self) -> Pairwise | None:
+        """The same combination of the ends' tables, for one beta."""
+        parts = present([self.start.pairwise(), self.end.pairwise()])
+        return (
+            None
+            if parts is None or self.beta.dim()
+            else parts[0].tempered(1 - self.beta).plus(parts[1].tempered(self.beta))
+        )
 
     def relaxed(self) -> Energy | None:
         """The path between the ends' extensions, where both have one."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ebmppl.energies.bonds import Bonds
     from ebmppl.energies.discrete import Conditionals, Layers, Pairs, RealLayers
     from ebmppl.energies.gaussian import Quadratic
+    from ebmppl.energies.matching import Matching
     from ebmppl.energies.structure import Pairwise
 
 Shape = Sequence[int]
@@ -92,12 +93,8 @@ class Energy(nn.Module):
             (grad,) = torch.autograd.grad(energy, x, torch.ones_like(energy))
         return energy.detach(), grad
 
-    def gradient(self, x: Tensor) -> Tensor | None:
-        """The gradient ``(rows, *event)`` at x by a closed form that is differentiable in parameters, else None."""
-        return None
-
-    def slopes(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
-        """v'dE/dx and v'(d2E/dx2)v ``(n, rows)`` along directions v ``(n, rows, *event)``, as ``gradient``, else None."""
+    def matched(self, x: Tensor, what: Matching) -> tuple[Tensor, Tensor] | None:
+        """The terms of ``Matching`` at x ``(rows, *event)`` by a closed form, differentiable in parameters, else None."""
         return None
 
     @property
@@ -115,8 +112,13 @@ class Energy(nn.Module):
         return None
 
     def bonds(self) -> Bonds | None:
-        """For an energy of pairs that like to be equal: the edges and their strengths; None for any other."""
-        return None
+        """For an energy of pairs that like to be equal: the edges and their strengths; None for any other.
+
+        The default is by ``pairwise``.
+        """
+        from ebmppl.energies.bonds import bonds_of
+
+        return bonds_of(self)
 
     def pairs(self) -> Pairs | None:
         """For spins that interact in pairs alone: the couplings and fields of each block."""

@@ -11,7 +11,9 @@ from torch.distributions.constraints import Constraint
 
 from ebmppl.energies.base import ONE_SITE, Energy, like, require_energy
 from ebmppl.energies.combined import FreeConditionals
-from ebmppl.energies.discrete import Conditionals, one_hot
+from ebmppl.energies.discrete import Conditionals, levels_of, one_hot
+from ebmppl.energies.structure import Pairwise
+from ebmppl.energies.supports import describe, elementwise, levels
 
 
 class Clamped(Energy):
@@ -26,7 +28,8 @@ class Clamped(Energy):
             the batch. Kept as buffers, so they may change in place.
 
     Raises:
-        ValueError: for a mask of another shape, nothing or everything clamped, or unknown sites.
+        ValueError: for a mask of another shape, nothing or everything clamped, unknown sites, or a value outside a
+            discrete support.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Clamped(Energy):
         flat_mask, full = _clamped_sites(energy, mask, values) if energy.packed else _clamped(energy, mask, values)
         if bool(flat_mask.all()) or not bool(flat_mask.any()):
             raise ValueError(f"expected some but not all coordinates clamped, got {int(flat_mask.sum())}")
+        _require_inside(energy, flat_mask, full)
         support = energy.support
         if energy.packed:
             free_sites = {n: s for n, s in energy.sites.items() if n not in set(mask)}
@@ -75,6 +79,15 @@ class Clamped(Energy):
         inside = self.energy.conditionals()
         return None if inside is None else FreeConditionals(inside, self.free, lambda x: self.fill(x).flatten(1))
 
+    def pairwise(self) -> Pairwise | None:
+        """The energy's tables of free coordinates and their pairs, for one set of values."""
+        form = self.energy.pairwise() if self.values.dim() == 1 else None
+        if form is None:
+            return None
+        table = levels_of(self.energy).table.to(self.values.device)
+        level = (self.values.unsqueeze(-1) > table).sum(-1)  # values increase
+        return form.held(self.free, level.clamp_max(table.shape[1] - 1))
+
     def relaxed(self) -> Energy | None:
         """The energy's extension, the clamped coordinates held at their one-hot vectors."""
         inside = self.energy.relaxed()
@@ -110,6 +123,21 @@ def _clamped(energy: Energy, mask: object, values: object) -> tuple[Tensor, Tens
         got = f"{tuple(mask.shape)} {mask.dtype}" if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"expected a bool mask of shape {tuple(energy.event_shape)}, got {got}")
     return mask.flatten(), _flat(_value(energy, ONE_SITE, values), energy.event_shape).clone()
+
+
+def _require_inside(energy: Energy, mask: Tensor, full: Tensor) -> None:
+    """Raise ``ValueError`` that names the first held value outside a discrete support."""
+    masks, values = (energy.unpack(x) for x in (mask, full))
+    for name, value in values.items():
+        support = energy.site_support(name)
+        if levels(support) is None:
+            continue
+        wrong = (masks[name] & ~elementwise(support).check(value)).nonzero()
+        if len(wrong):
+            at = tuple(wrong[0].tolist())
+            raise ValueError(
+                f"expected values of site {name!r} in {describe(support)}, got {value[at].item():g} (to hold, at {at})"
+            )
 
 
 def _flat(value: Tensor, shape: torch.Size) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ebmppl.energies import mlp_forms
 from ebmppl.energies.activations import ACTIVATIONS, smooth
 from ebmppl.energies.base import Energy, Shape, flatten_batch, like
+from ebmppl.energies.matching import Matching
 
 
 def confined(confine: float, beside: nn.Module) -> Tensor:
@@ -118,19 +119,25 @@ class MLPEnergy(Energy):
     def gradient(self, x: Tensor) -> Tensor:
         """Of the energy in x, ``(*batch, *event)``, differentiable."""
         flat = self._flat(x).reshape(-1, self.event_shape.numel())
-        found = mlp_forms.gradient(flat, self.activation, self._parameters_in_order())
+        found, _ = mlp_forms.derivatives(flat, None, self.activation, self._parameters_in_order())
         return torch.addcmul(found, self.confine, flat).reshape(x.shape)
 
     def slopes(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Value, first and second derivative are carried from layer to layer together (Taylor mode)."""
+        """The gradient once, and what each layer's bend adds to the second derivative: see ``mlp_forms``."""
         flat, along = self._flat(x), self._flat(v)
-        once, twice = mlp_forms.slopes(flat, along, self.activation, self._parameters_in_order())
-        pull = self.confine * along
-        return once + (flat * pull).sum(-1), twice + (along * pull).sum(-1)
+        grad, twice = mlp_forms.derivatives(flat, along, self.activation, self._parameters_in_order())
+        once = (along * torch.addcmul(grad, self.confine, flat)).sum(-1)
+        return once, torch.addcmul(twice, self.confine, along.square().sum(-1))
+
+    def matched(self, x: Tensor, what: Matching) -> tuple[Tensor, Tensor]:
+        """In one piece."""
+        if len(self.event_shape) != 1:
+            x, what = self._flat(x), what.flat()
+        return mlp_forms.matched(x, what, self.confine, self.activation, self._parameters_in_order())
 
     def _parameters_in_order(self) -> list[Tensor]:
         *inner, last = self.net
-        return [*(part for layer in inner for part in (layer.weight, layer.bias)), last.weight[0]]
+        return [*(part for layer in inner for part in (layer.weight, layer.bias)), last.weight]
 
     def _flat(self, x: Tensor) -> Tensor:
         return x if len(self.event_shape) == 1 else x.flatten(x.dim() - len(self.event_shape))

@@ -28,10 +28,10 @@ def categories(number: int) -> Constraint:
     """The values 0, 1, ..., number - 1.
 
     Raises:
-        ValueError: for fewer than two.
+        ValueError: for fewer than two, or no whole number.
     """
-    if number < 2:
-        raise ValueError(f"expected at least 2 categories, got {number}")
+    if not isinstance(number, int) or number < 2:
+        raise ValueError(f"expected at least 2 categories, got {number!r}")
     return constraints.integer_interval(0, number - 1)
 
 

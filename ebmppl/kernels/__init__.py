@@ -6,6 +6,7 @@ adaptation are shared parts: ``accept.py``, ``integrators.py``, ``adaptation.py`
 """
 
 from ebmppl.kernels.adaptive_flow import AdaptiveFlow
+from ebmppl.kernels.adaptive_reverse_sde import AdaptiveReverseSDE
 from ebmppl.kernels.annealed_langevin import AnnealedLangevin
 from ebmppl.kernels.base import GradientKernel, Kernel, NoiseSpec
 from ebmppl.kernels.blocks import Blocks
@@ -29,6 +30,7 @@ __all__ = [
     "MALA",
     "NUTS",
     "AdaptiveFlow",
+    "AdaptiveReverseSDE",
     "AnnealedLangevin",
     "Blocks",
     "DiscreteKernel",

@@ -120,6 +120,10 @@ class Kernel(MCMCKernel):
             many: there are so many ticks that getting ready for them pays.
         """
 
+    def holds(self) -> bool:
+        """Whether what ``prepare`` found of the energy's values is still so; if not, compiled ticks are made anew."""
+        return True
+
     @property
     def ticks_per_draw(self) -> int:
         """About how many, to decide whether compiling pays; nothing else depends on it."""

@@ -80,7 +80,8 @@ class Blocks(Kernel):
         super().__init__(energy)
         sites = _sites(energy, blocks)
         self.target = energy if discrete(energy) else Unconstrained(energy, keep_discrete=True)
-        self._gradient = Gradient(self.target)
+        # a trace is tried at points of the support, too, where that is one of integers
+        self._gradient = Gradient(self.target, (lambda x: x.flip(0)) if discrete(energy) else None)
         made = []
         for names, factory in zip(sites, blocks.values(), strict=True):
             require(callable(factory), f"a function from an energy to a kernel for {list(names)}", repr(factory))
@@ -117,23 +118,24 @@ class Blocks(Kernel):
 
     @property
     def _by_gradients(self) -> bool:
-        return any(isinstance(block.kernel, GradientKernel) for block in self._blocks)
+        return any(isinstance(block.kernel, (GradientKernel, DiscreteGradientKernel)) for block in self._blocks)
+
+    def _real(self, x: Tensor) -> Tensor:
+        """Points as those at which the gradient is taken."""
+        return x if x.is_floating_point() else x.to(self.random_dtype(x))
 
     def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
-        """Trace the gradient in all continuous sites, check those in discrete ones."""
-        if self._by_gradients:
-            self._gradient.prepare(x, values=values, trace=many)
+        """Check the gradients in discrete sites, trace that in all sites."""
         for block in self._blocks:
             if isinstance(block.kernel, DiscreteGradientKernel):
                 with block.energy.at(x):
                     block.kernel.check(block.energy.own(x), self.random_dtype(x))
+        if self._by_gradients:
+            self._gradient.prepare(self._real(x), values=values, trace=many)
 
     def untraced(self, x: Tensor) -> str | None:
         """The reason why the gradient isn't traced."""
-        if self._by_gradients:
-            return self._gradient.untraced(x)
-        discrete_gradient = any(isinstance(block.kernel, DiscreteGradientKernel) for block in self._blocks)
-        return "gradients in discrete sites alone aren't traced" if discrete_gradient else None
+        return self._gradient.untraced(self._real(x)) if self._by_gradients else None
 
     def init(self, x: Tensor) -> Any:
         """State at points ``(chains, *event)``, before the first block."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ebmppl.energies.base import Energy
-from ebmppl.energies.bonds import Lattice
+from ebmppl.energies.structure import Lattice
 from ebmppl.kernels.base import NoiseSpec, require
 from ebmppl.kernels.components import components, lattice_components
 from ebmppl.kernels.discrete import DiscreteKernel
@@ -47,7 +47,8 @@ class ClusterKernel(DiscreteKernel):
     def __init__(self, energy: Energy) -> None:
         super().__init__(energy)
         bonds = self.target.bonds()
-        require(bonds is not None, "an energy that knows its bonds (Ising, Potts)", type(self.target).__name__)
+        told = "an energy of pairs that like to be equal (Ising, Potts, a Boltzmann machine, sums and parts of such)"
+        require(bonds is not None, told, f"{type(self.target).__name__}; Gibbs takes any discrete energy")
         assert bonds is not None
         self._bonds = bonds
         table = self._levels.table
@@ -55,7 +56,8 @@ class ClusterKernel(DiscreteKernel):
         self._values = table[0]
         self._gauge: Tensor | None = None
         self._negative: Tensor | None = None
-        self._find_gauge()
+        self._alone = True  # whether there are no fields
+        self._look()
 
     @property
     def num_levels(self) -> int:
@@ -71,12 +73,12 @@ class ClusterKernel(DiscreteKernel):
         return NoTuning()
 
     def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
-        """Look at the signs again: parameters change in training.
+        """Look again at the signs, and whether there are fields: parameters change in training.
 
         Raises:
             ValueError: for negative strengths without a gauge.
         """
-        self._find_gauge()
+        self._look()
 
     def untraced(self, x: Tensor) -> str | None:
         """How many rounds the clusters take depends on them."""
@@ -85,6 +87,12 @@ class ClusterKernel(DiscreteKernel):
     def bond_noise(self) -> NoiseSpec:
         """A uniform for every edge."""
         return NoiseSpec("uniform", (len(self._bonds.edges),))
+
+    def _look(self) -> None:
+        """Here, not in a tick, which then has no number to read but those of the clusters' rounds."""
+        fields = self._bonds.fields().detach()
+        self._alone = bool((fields == fields[..., :1]).all())
+        self._find_gauge()
 
     def _find_gauge(self) -> None:
         strengths = self._bonds.strengths().detach()
@@ -141,10 +149,10 @@ class ClusterKernel(DiscreteKernel):
         return level.to(x.dtype) + int(self._values[0])
 
     def fields(self) -> Tensor | None:
-        """``(coordinates, levels)`` or ``(chains, coordinates, levels)`` of the levels after the gauge; None where all are 0."""
-        fields = self._bonds.fields().detach()
-        if not bool(fields.any()):
+        """``(coordinates, levels)`` or ``(chains, coordinates, levels)`` of the levels after the gauge; None without any."""
+        if self._alone:
             return None
+        fields = self._bonds.fields().detach()
         if self._gauge is None:
             return fields
         return torch.where(self._gauge.to(fields.device).unsqueeze(-1), fields.flip(-1), fields)

@@ -183,6 +183,15 @@ class DiscreteGradientKernel(DiscreteKernel):
         """Check the gradient at points as numbers of a dtype, the first time."""
         self._differences.check(self.flat(x), dtype)
 
+    @property
+    def differentiated(self) -> Energy:
+        """The energy whose gradient is taken."""
+        return self._differences.energy
+
+    def real_points(self, x: Tensor) -> Tensor:
+        """Points ``(chains, *event)`` as the real ones at which it is taken."""
+        return self._differences.points(self.flat(x), self.random_dtype(x))
+
     def untraced(self, x: Tensor) -> str | None:
         """The reason why the gradient isn't traced."""
         return self._differences.untraced(self.flat(x), self.random_dtype(x))

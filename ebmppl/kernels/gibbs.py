@@ -11,7 +11,7 @@ from torch import Tensor
 from ebmppl.energies.base import Energy, dtype_and_device
 from ebmppl.energies.discrete import BothLayers, Layers, Levels
 from ebmppl.kernels.accept import not_finite
-from ebmppl.kernels.base import Noise, NoiseSpec
+from ebmppl.kernels.base import Noise, NoiseSpec, require
 from ebmppl.kernels.discrete import DiscreteKernel, draw_level, draw_upper
 from ebmppl.kernels.layer_sweep import JointSweep, LayerSweep, TwoLayers
 from ebmppl.kernels.pair_sweep import PairSweep
@@ -53,6 +53,11 @@ class Gibbs(DiscreteKernel):
     an energy call for every level. An energy with hidden bits summed out has them drawn, too, and forgotten. A sweep
     in a fixed order leaves exp(-E) invariant, but is not reversible.
 
+    Spins of ``Ising`` are swept with chains innermost and random words from a counter-based generator. Couplings +J and
+    -J with equal fields have their probabilities looked up, whether the model says so (one number, ``signs``) or a tensor
+    of couplings is found to be so at the start of a run: on a CPU this is the fast path for them, faster than packing the
+    spins of 64 chains into the bits of a word was.
+
     References:
         Geman and Geman 1984, "Stochastic relaxation, Gibbs distributions, and the Bayesian restoration of images";
         Gonzalez et al. 2011, "Parallel Gibbs sampling: from colored fields to thin junction trees".
@@ -67,6 +72,7 @@ class Gibbs(DiscreteKernel):
 
     def __init__(self, energy: Energy, *, record_energy: bool = True) -> None:
         super().__init__(energy)
+        require(isinstance(record_energy, bool), "record_energy as True or False", repr(record_energy))
         self.record_energy = record_energy
         pairs, layers = self.target.pairs(), self.target.bipartite()
         self._conditionals = self.target.conditionals() or ByEnergies(self.target, self._levels)
@@ -86,6 +92,20 @@ class Gibbs(DiscreteKernel):
     def init_tuning(self, x: Tensor) -> NoTuning:
         """None."""
         return NoTuning()
+
+    def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
+        """Look which couplings are alike: parameters change in training."""
+        if isinstance(self._sweep, PairSweep):
+            self._sweep.look()
+
+    def holds(self) -> bool:
+        """Whether couplings that were alike still are."""
+        return not isinstance(self._sweep, PairSweep) or self._sweep.holds()
+
+    def identity(self) -> tuple[Any, ...]:
+        """Also which couplings are alike."""
+        own = super().identity()
+        return (*own, self._sweep.identity()) if isinstance(self._sweep, PairSweep) else own
 
     def noise(self) -> dict[str, NoiseSpec]:
         """One uniform for every coordinate, or two keys of a generator."""
@@ -109,7 +129,7 @@ class Gibbs(DiscreteKernel):
         return x.reshape(len(x), *self.target.event_shape)
 
     def known(self, state: Any) -> dict[str, Tensor]:
-        """Of both layers of a model, after a sweep, ``hidden_logits`` of the visible units."""
+        """Of both layers of a model, after a sweep, the ``visible`` units and their ``hidden_logits``."""
         return self._sweep.known(state) if isinstance(self._sweep, JointSweep) else {}
 
 

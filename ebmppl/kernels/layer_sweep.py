@@ -105,9 +105,8 @@ class JointSweep(TwoLayers):
 
     def init(self, x: Tensor) -> JointState:
         """Of flat points ``(chains, coordinates)``."""
-        v, h = (
-            part.contiguous() for part in x.to(self.dtype).split([len(self.levels.table), self.layers.num_hidden], 1)
-        )
+        parts = x.split([len(self.levels.table), self.layers.num_hidden], 1)
+        v, h = (part.to(self.dtype).contiguous() for part in parts)
         return JointState(v, h, torch.zeros_like(h))
 
     def points(self, state: JointState, dtype: torch.dtype) -> Tensor:
@@ -127,5 +126,5 @@ class JointSweep(TwoLayers):
         return free + (softplus(state.logits, threshold=40.0) - state.logits * state.hidden).sum(1)
 
     def known(self, state: JointState) -> dict[str, Tensor]:
-        """Log-odds of the hidden bits given the visible units."""
-        return {"hidden_logits": state.logits}
+        """The visible units at the energy's dtype, and the hidden bits' log-odds given these."""
+        return {"visible": state.visible, "hidden_logits": state.logits}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,17 @@ class _Tables(NamedTuple):
     near: list[Tensor]  # by block, (size, degree) places of neighbours among the sites of all other blocks
     labels: list[Tensor]  # by block, (size, 1)
     signs: list[Tensor | None]  # by block, (size, degree)
+
+
+class _Alike(NamedTuple):
+    """That a block's couplings are one number up to their signs, and its fields one number, at the time of looking."""
+
+    signs: Tensor | None  # relative to the first coupling, (size, degree); None: all are +1
+
+    def same(self, other: _Alike) -> bool:
+        """Whether both say the same."""
+        a, b = self.signs, other.signs
+        return (a is None and b is None) or (a is not None and b is not None and torch.equal(a, b))
 
 
 class _Local:
@@ -95,7 +107,7 @@ class PairSweep:
 
     Probabilities are exact to 2^-32 and never 0. Where all couplings are one number up to their signs and all fields are
     one number, a site's probability is looked up by the sum of its neighbours (the heat bath of Creutz, Jacobs and Rebbi
-    1979).
+    1979): where a model says so, or ``look`` finds it of couplings that are a number for every edge.
 
     Args:
         pairs: blocks of sites and what they interact with.
@@ -103,11 +115,39 @@ class PairSweep:
 
     def __init__(self, pairs: Pairs) -> None:
         self.pairs = pairs
+        self._alike: list[_Alike | None] = [None] * len(pairs.blocks)
         self._of_device: dict[torch.device, _Tables] = {}
 
     def noise(self) -> dict[str, NoiseSpec]:
         """Two keys."""
         return {"keys": KEYS}
+
+    def look(self) -> None:
+        """Find blocks whose couplings, a number for every edge, are alike at the present parameters."""
+        self._alike = [self._found(block) for block in range(len(self._alike))]
+
+    def holds(self) -> bool:
+        """Whether what ``look`` found is still so."""
+        return all(
+            known is None or ((now := self._found(block)) is not None and known.same(now))
+            for block, known in enumerate(self._alike)
+        )
+
+    def identity(self) -> tuple[bytes | None, ...]:
+        """What sweeps by what ``look`` found share."""
+        found = [None if a is None else b"" if a.signs is None else _digest(a.signs) for a in self._alike]
+        return tuple(found)
+
+    def _found(self, block: int) -> _Alike | None:
+        couplings, fields = self.pairs.couplings(block).detach(), self.pairs.fields(block).detach()
+        if couplings.dim() == 0 or couplings.numel() == 0 or couplings.shape[1] > _TABLE:
+            return None
+        first = couplings[0, 0]
+        # 0 to missing neighbours is another number, unless all are 0, and NaN is no number
+        if not bool((couplings.abs() == first.abs()).all() & (first != 0) & (fields == fields.flatten()[0]).all()):
+            return None
+        signs = couplings.sign() * first.sign()
+        return _Alike(None if bool((signs > 0).all()) else signs)
 
     def init(self, x: Tensor) -> PairState:
         """Of flat points ``(chains, sites)``."""
@@ -145,7 +185,10 @@ class PairSweep:
     def _local(self, block: int, others: Tensor) -> _Local:
         tables = self._tables(others.device)
         couplings, fields = self.pairs.couplings(block), self.pairs.fields(block)
-        return _Local(couplings, tables.signs[block], fields, tables.near[block], tables.labels[block], others)
+        signs, alike = tables.signs[block], self._alike[block]
+        if alike is not None:
+            couplings, signs, fields = couplings[0, 0], alike.signs, fields.flatten()[0]
+        return _Local(couplings, signs, fields, tables.near[block], tables.labels[block], others)
 
     @property
     def _sizes(self) -> list[int]:
@@ -177,6 +220,10 @@ def _chunks(part: Tensor) -> Iterator[slice]:
     """Rows of an eager operation; a compiler fuses them all."""
     rows = len(part) if in_trace() or not part.is_cpu else max(1, _NUMBERS // part.shape[1])
     return (slice(first, min(first + rows, len(part))) for first in range(0, len(part), rows))
+
+
+def _digest(signs: Tensor) -> bytes:
+    return sha256((signs > 0).cpu().numpy().tobytes()).digest()
 
 
 def _whole(parts: Sequence[Tensor]) -> Tensor:

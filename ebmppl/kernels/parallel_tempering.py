@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,15 @@ from ebmppl.kernels.accept import metropolis
 from ebmppl.kernels.base import GradientKernel, Kernel, Noise, NoiseSpec, require
 from ebmppl.kernels.differences import DiscreteGradientKernel
 from ebmppl.kernels.gradients import Gradient
-from ebmppl.kernels.replicas import FROM_COLD, Replicas, TemperingAdaptation, exchanged, labelled, ladder, record
+from ebmppl.kernels.ladder import FROM_COLD, exchanged, labelled, ladder
+from ebmppl.kernels.replicas import (
+    Replicas,
+    TemperingAdaptation,
+    rebuilt,
+    record,
+    require_one_energy_for_all,
+    require_synchronous,
+)
 
 _OWN_STATE = ("energy", "parity", "label", "round_trips")
 _OWN_INFO = ("swap_rate", "swap_rates", "round_trips")
@@ -58,7 +65,8 @@ class ParallelTempering(Kernel):
             evenly spaced from there.
 
     Raises:
-        ValueError: for betas that are not so, or a kernel whose ticks don't finish a draw of every chain (HMC, NUTS).
+        ValueError: for betas that are not so, a kernel whose ticks don't finish a draw of every chain (HMC, NUTS), one
+            made of other kernels, or an energy with another temperature or other values for every row.
 
     Example:
         >>> import ebmppl as eb
@@ -78,13 +86,14 @@ class ParallelTempering(Kernel):
         adapt_betas: bool = True,
         base: Energy | None = None,
     ) -> None:
-        _require_synchronous(kernel)
+        require_synchronous(kernel)
         super().__init__(kernel.energy)
         require(isinstance(adapt_betas, bool), "adapt_betas as True or False", repr(adapt_betas))
+        require_one_energy_for_all(kernel.target)
         self.target, self.adapt_betas = kernel.target, adapt_betas
         self._betas = ladder(betas, beta_min, base=base is not None)
         self._replicas = Replicas(kernel.target, None if base is None else _seen_alike(base, kernel))
-        self._inner = _rebuilt(kernel, self._replicas)
+        self._inner = rebuilt(kernel, self._replicas)
         self._state_type: Any = None  # of the inner kernel, as its tuning; known from init on
         self._tuning_type: Any = None
         self.calls_per_tick = kernel.calls_per_tick * self.num_replicas  # type: ignore[misc]
@@ -112,29 +121,36 @@ class ParallelTempering(Kernel):
 
     @property
     def _gradients(self) -> list[Gradient]:
-        """Of the energy at beta = 1, and of the base, where the inner kernel goes by gradients."""
+        """Of the energy at beta = 1, and of the base, where the inner kernel goes by gradients.
+
+        Those that are traced: a trace of the replicas' own would keep its temperatures.
+        """
+        if isinstance(self._inner, DiscreteGradientKernel):
+            at_betas: Any = self._inner.differentiated  # the replicas, or their extensions
+            return at_betas.gradients
         return self._replicas.gradients if isinstance(self._inner, GradientKernel) else []
 
+    def _points(self, rows: Tensor) -> Tensor:
+        """Where these gradients are taken."""
+        return self._inner.real_points(rows) if isinstance(self._inner, DiscreteGradientKernel) else rows
+
     def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
-        """Trace the gradient at beta = 1 of all replicas; of discrete energies check it; or look what the inner kernel must."""
+        """Trace the gradient at beta = 1 of all replicas, of discrete energies after a check; or what the inner kernel must."""
         rows = self._rows(x)
-        for gradient in self._gradients:
-            gradient.prepare(rows, values=values, trace=many)
         if isinstance(self._inner, DiscreteGradientKernel):
-            # not traced: a trace would keep these temperatures
             with self._replicas.at(torch.ones(len(rows), dtype=self.random_dtype(x), device=x.device)):
                 self._inner.check(rows, self.random_dtype(x))
-        elif not self._gradients:
+        for gradient in self._gradients:
+            gradient.prepare(self._points(rows), values=values, trace=many)
+        if not self._gradients:
             self._inner.prepare(rows, values=values, many=many)
 
     def untraced(self, x: Tensor) -> str | None:
         """The reason why the gradient isn't traced."""
+        rows = self._rows(x)
         if not self._gradients:
-            by_gradients = isinstance(self._inner, DiscreteGradientKernel)
-            return (
-                "gradients of discrete replicas aren't traced" if by_gradients else self._inner.untraced(self._rows(x))
-            )
-        return next((why for g in self._gradients if (why := g.untraced(self._rows(x))) is not None), None)
+            return self._inner.untraced(rows)
+        return next((why for g in self._gradients if (why := g.untraced(self._points(rows))) is not None), None)
 
     def _rows(self, x: Tensor) -> Tensor:
         return x.repeat_interleave(self.num_replicas, 0)
@@ -273,26 +289,8 @@ class ParallelTempering(Kernel):
         return record("TemperingInfo", (*values, *_OWN_INFO))(*values.values(), rates.mean(1), rates, trips)
 
 
-def _require_synchronous(kernel: object) -> None:
-    if not isinstance(kernel, Kernel):
-        raise ValueError(f"expected a kernel of ebmppl.kernels, got {type(kernel).__name__}")
-    if not kernel.synchronous:
-        name = type(kernel).__name__
-        told = "replicas can be swapped only where all have finished a draw; take MALA or Gibbs"
-        raise ValueError(f"expected a kernel whose every tick finishes a draw of every chain, got {name}: {told}")
-
-
 def _seen_alike(base: Energy, kernel: Kernel) -> Energy:
     """A base in the coordinates in which a kernel moves."""
     GeometricPath(base, kernel.energy)  # refuses another space
     seen: Any = type(kernel.target)
     return base if kernel.target is kernel.energy else seen(base)
-
-
-def _rebuilt(kernel: Kernel, energy: Replicas) -> Kernel:
-    """A kernel of the same kind and settings on another energy."""
-    names = [name for name in inspect.signature(type(kernel)).parameters if name != "energy"]
-    missing = [name for name in names if not hasattr(kernel, name)]
-    require(not missing, f"a {type(kernel).__name__} that keeps its settings as attributes", f"none of {missing}")
-    options: dict[str, Any] = {name: getattr(kernel, name) for name in names}
-    return type(kernel)(energy, **options)

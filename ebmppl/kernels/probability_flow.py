@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from ebmppl.kernels.base import require, whole
+from ebmppl.kernels.base import positive, require, whole
 from ebmppl.kernels.score import Score, ScoreTarget, SteppedKernel, steps
-from ebmppl.kernels.solvers import Rows, ddim, ddim_heun, denoised, dpm_solver_2m, dpm_solver_3m, euler, grid, heun
+from ebmppl.kernels.solvers import (
+    Churn,
+    Rows,
+    ddim,
+    ddim_heun,
+    denoised,
+    dpm_solver_2m,
+    dpm_solver_3m,
+    euler,
+    grid,
+    heun,
+)
 from ebmppl.score.base import SDE, LinearSDE
 from ebmppl.score.schedules import karras_times, uniform_times
 
@@ -36,8 +48,14 @@ class ProbabilityFlow(SteppedKernel):
     or, the first, from the points given; forward they are the noise that points at t_min are carried to.
     ``transport(kernel, x)`` carries given points either way. Steps that adapt to each chain: ``AdaptiveFlow``.
 
+    With ``churn`` (EDM's stochastic sampler) each step of "heun" first raises the noise over signal r to
+    :math:`\hat r = (1 + \gamma) r` by fresh noise :math:`S_{noise} \sqrt{\hat r^2 - r^2}\,z` in x / a, where r is within
+    ``churn_range``, and goes down from there; :math:`\gamma = \min(churn / num\_steps, \sqrt2 - 1)`. Levels above that of T,
+    which the score need not know, are not reached: they are cut off there, so that the first step raises nothing.
+
     References:
-        Song et al. 2021, section 4.3; Lu et al. 2022, "DPM-Solver++: fast solver for guided sampling of diffusion models".
+        Song et al. 2021, section 4.3; Lu et al. 2022, "DPM-Solver++: fast solver for guided sampling of diffusion models";
+        Karras et al. 2022, "Elucidating the design space of diffusion-based generative models", algorithm 2.
 
     Args:
         score: ``(x, t) -> score``, ``(chains, *event)`` from such points and times ``(chains,)``.
@@ -50,6 +68,9 @@ class ProbabilityFlow(SteppedKernel):
             ``uniform_times``.
         forward: from t_min to T.
         denoise: one more network call for the mean of x(0) given x(t_min) (Tweedie); backward only.
+        churn: S_churn >= 0; of "heun" with a linear SDE, backward.
+        churn_range: S_tmin and S_tmax, in noise over signal, 0 <= S_tmin < S_tmax.
+        churn_noise: S_noise > 0, the standard deviation of the noise; over 1 against too smooth a network.
 
     Raises:
         ValueError: for arguments outside these ranges.
@@ -73,11 +94,15 @@ class ProbabilityFlow(SteppedKernel):
         times: Callable[[SDE, int, float], Tensor] | None = None,
         forward: bool = False,
         denoise: bool = False,
+        churn: float = 0.0,
+        churn_range: tuple[float, float] = (0.0, math.inf),
+        churn_noise: float = 1.0,
     ) -> None:
         require(method in METHODS, f"a method of {', '.join(map(repr, METHODS))}", repr(method))
         require(not (forward and denoise), "denoise=False where forward", denoise)
         self.num_steps, self.method = whole("num_steps", num_steps, 1), method
         self.t_min, self.forward, self.denoise = t_min, forward, denoise
+        self._set_churn(sde, churn, churn_range, churn_noise)
         times = times or (karras_times if isinstance(sde, LinearSDE) else uniform_times)
         at = grid(sde, times, self.num_steps, t_min)
         if forward:
@@ -88,8 +113,18 @@ class ProbabilityFlow(SteppedKernel):
         built = steps(rows, kept, drift="drift" in rows[0])
         super().__init__(ScoreTarget(score, event_shape, sde.prior_std, sde), built, renew=not forward)
 
+    def _set_churn(self, sde: SDE, churn: float, within: tuple[float, float], noise: float) -> None:
+        self.churn = positive("churn", churn) if churn != 0 else 0.0
+        fits = self.method == "heun" and isinstance(sde, LinearSDE) and not self.forward
+        require(fits or not churn, 'the method "heun" with a linear SDE, backward, for churn', self.method)
+        pair = isinstance(within, (tuple, list)) and len(within) == 2
+        require(pair and 0 <= within[0] < within[1], "churn_range as two levels 0 <= S_tmin < S_tmax", within)
+        self._churn = Churn(self.churn, float(within[0]), float(within[1]), positive("churn_noise", noise))
+
     def _rows(self, sde: SDE, at: list[float]) -> tuple[Rows, int]:
         if isinstance(sde, LinearSDE):
+            if self.churn:
+                return ddim_heun(sde, at, self._churn), 1
             solver, kept = _LINEAR[self.method]
             return solver(sde, at), kept
         wanted = 'a linear SDE, or the method "euler" or "heun"'

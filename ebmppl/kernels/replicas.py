@@ -1,7 +1,8 @@
-"""What parallel tempering is made of: an energy with one inverse temperature a row, ladders, and their adaptation."""
+"""What parallel tempering is made of: an energy with one inverse temperature a row, and the adaptation."""
 
 from __future__ import annotations
 
+import inspect
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,28 +10,23 @@ from functools import cache
 from typing import Any
 
 import torch
-from scipy.interpolate import PchipInterpolator
 from torch import Tensor, nn
 
 from ebmppl.energies.base import Energy
-from ebmppl.energies.bonds import Bonds, Lattice
+from ebmppl.energies.bonds import Bonds, ScaledBonds
+from ebmppl.energies.clamped import Clamped
 from ebmppl.energies.discrete import Conditionals, discrete, levels_of
 from ebmppl.kernels.adaptation import Adaptation, AdaptationState, pooled_sum
-from ebmppl.kernels.base import require
+from ebmppl.kernels.base import Kernel, require
 from ebmppl.kernels.gibbs import ByEnergies
 from ebmppl.kernels.gradients import Gradient
-from ebmppl.kernels.integrators import ValueAndGrad
-
-_LEAST = 1e-6  # rejection rate between neighbours that still keeps them apart
+from ebmppl.kernels.ladder import equal_rates
 
 
 @cache
 def record(name: str, fields: tuple[str, ...]) -> Callable[..., Any]:
     """A NamedTuple type that is known only when the inner kernel is."""
     return namedtuple(name, fields)
-
-
-FROM_COLD, FROM_HOT = 1, 2  # where points of a replica have been last
 
 
 class Replicas(Energy):
@@ -45,7 +41,7 @@ class Replicas(Energy):
         super().__init__(energy.sites if energy.packed else energy.event_shape, energy.support)
         self.energy, self.base = energy, base
         self.ends = [energy] if base is None else [energy, base]
-        self.gradients = [] if discrete(energy) else [Gradient(end) for end in self.ends]
+        self.gradients = [Gradient(end) for end in self.ends]
         self._beta: Tensor | None = None
 
     @contextmanager
@@ -74,8 +70,7 @@ class Replicas(Energy):
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Value and gradient, beta included."""
-        calls: Sequence[ValueAndGrad] = self.gradients or [end.value_and_grad for end in self.ends]
-        values, grads = zip(*(call(x) for call in calls), strict=True)
+        values, grads = zip(*(gradient(x) for gradient in self.gradients), strict=True)
         return self.between(*values), self.between(*grads)
 
     def conditionals(self) -> Conditionals | None:
@@ -91,7 +86,12 @@ class Replicas(Energy):
     def bonds(self) -> Bonds | None:
         """Those of the energy, weighted; none with a base."""
         inside = self.energy.bonds() if self.base is None else None
-        return None if inside is None else _Bonds(inside, self)
+        return None if inside is None else ScaledBonds(inside, self._by_row)
+
+    def _by_row(self, value: Tensor, axes: int) -> Tensor:
+        """A value that has so many axes without rows, weighted; outside of ``at`` that of beta = 1, of the same sign."""
+        beta = self._beta
+        return value if beta is None else self.between(value.expand(len(beta), *value.shape[-axes:]))
 
     def relaxed(self) -> Energy | None:
         """The extensions of the ends, weighted."""
@@ -106,9 +106,14 @@ class _Relaxed(Energy):
     def __init__(self, ends: Sequence[Energy], replicas: Replicas) -> None:
         super().__init__(ends[0].sites if ends[0].packed else ends[0].event_shape, ends[0].support)
         self.ends, self._replicas = nn.ModuleList(ends), (replicas,)  # in a tuple: no module of ours
+        self.gradients = [Gradient(end) for end in ends]
 
     def forward(self, x: Tensor) -> Tensor:
         return self._replicas[0].between(*(end(x) for end in self.ends))
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        values, grads = zip(*(gradient(x) for gradient in self.gradients), strict=True)
+        return self._replicas[0].between(*values), self._replicas[0].between(*grads)
 
 
 class _Conditionals:
@@ -125,76 +130,38 @@ class _Conditionals:
         return self.replicas.between(*(end.logits(block, x) for end in self.ends))
 
 
-class _Bonds:
-    """Bonds at the temperatures of ``Replicas``; outside of ``at`` those of beta = 1, of the same signs."""
-
-    def __init__(self, inside: Bonds, replicas: Replicas) -> None:
-        self.inside, self.replicas = inside, replicas
-
-    @property
-    def edges(self) -> Tensor:
-        return self.inside.edges
-
-    @property
-    def lattice(self) -> Lattice | None:
-        return self.inside.lattice
-
-    def strengths(self) -> Tensor:
-        return self._by_row(self.inside.strengths(), 1)
-
-    def fields(self) -> Tensor:
-        return self._by_row(self.inside.fields(), 2)
-
-    def _by_row(self, value: Tensor, axes: int) -> Tensor:
-        beta = self.replicas._beta
-        if beta is None:
-            return value
-        return self.replicas.between(value.expand(len(beta), *value.shape[-axes:]))
+def require_synchronous(kernel: object) -> None:
+    """Raise ``ValueError`` for anything but a kernel whose every tick finishes a draw of every chain."""
+    if not isinstance(kernel, Kernel):
+        raise ValueError(f"expected a kernel of ebmppl.kernels, got {type(kernel).__name__}")
+    if not kernel.synchronous:
+        name = type(kernel).__name__
+        told = "replicas can be swapped only where all have finished a draw; take MALA or Gibbs"
+        raise ValueError(f"expected a kernel whose every tick finishes a draw of every chain, got {name}: {told}")
 
 
-def ladder(betas: int | Sequence[float] | Tensor, beta_min: float, *, base: bool = False) -> list[float]:
-    """Inverse temperatures, increasing to 1: as given, or so many from ``beta_min`` in geometric progression.
+def require_one_energy_for_all(energy: Energy) -> None:
+    """Raise ``ValueError`` for an energy that has something for every row: replicas are other rows than chains."""
+    for part in energy.modules():
+        beta = getattr(part, "beta", None)
+        by_row = isinstance(beta, Tensor) and beta.dim() > 0
+        if by_row or (isinstance(part, Clamped) and part.values.dim() > 1):
+            what = "inverse temperatures" if by_row else "values"
+            raise ValueError(f"expected one energy for all chains, got {what} by row in {type(part).__name__}")
 
-    With a base they may begin at 0, and so many are evenly spaced from 0.
+
+def rebuilt(kernel: Kernel, energy: Replicas) -> Kernel:
+    """A kernel of the same kind and settings on another energy.
 
     Raises:
-        ValueError: for fewer than two, or values that are not positive, increasing and ending at 1.
+        ValueError: for a kernel made of others, or that does not keep its settings as attributes.
     """
-    if isinstance(betas, int) and not isinstance(betas, bool):
-        require(betas >= 2, "at least 2 replicas", betas)
-        require(0 < beta_min < 1, "beta_min in (0, 1)", beta_min)
-        parts = [i / (betas - 1) for i in range(betas)]
-        return parts if base else [float(beta_min ** (1 - part)) for part in parts]
-    try:
-        values = [float(b) for b in betas]  # type: ignore[union-attr]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"expected betas as numbers or their count, got {betas!r}") from error
-    require(len(values) >= 2, "at least 2 betas", values)
-    positive = all(b > 0 for b in values)  # NaN is not
-    require(positive or (base and values[0] >= 0), f"betas {'>= 0' if base else '> 0'}", values)
-    require(all(a < b for a, b in zip(values, values[1:], strict=False)), "betas in increasing order", values)
-    require(values[-1] == 1, "betas that end at 1", values)
-    return values
-
-
-def equal_rates(betas: Tensor, rejections: Tensor, *, logarithmic: bool = True) -> Tensor:
-    r"""Inverse temperatures of equal swap rates (Syed et al. 2022, algorithm 4).
-
-    The communication barrier :math:`\Lambda(\beta_k) = \sum_{i \le k} r_i` is interpolated by a monotone cubic (Fritsch
-    and Carlson 1980) against log beta, or beta itself, and cut into equal parts.
-
-    Args:
-        betas: ``(replicas,)``, increasing; the ends stay.
-        rejections: ``(replicas - 1,)``, of swaps between neighbours, in [0, 1].
-        logarithmic: in log beta, where all are positive.
-    """
-    barrier = torch.cat([betas.new_zeros(1), rejections.clamp_min(_LEAST).cumsum(0)]).double().cpu()
-    places = (betas.log() if logarithmic else betas).double().cpu()
-    parts = torch.linspace(0, float(barrier[-1]), len(betas), dtype=torch.float64)
-    inside = PchipInterpolator(barrier.numpy(), places.numpy())(parts.numpy()[1:-1])
-    new = torch.as_tensor(inside)
-    new = (new.exp() if logarithmic else new).to(betas)
-    return torch.cat([betas[:1], new, betas[-1:]])
+    name, names = type(kernel).__name__, [n for n in inspect.signature(type(kernel)).parameters if n != "energy"]
+    missing = [n for n in names if not hasattr(kernel, n)]
+    told = f"{name} without {', '.join(missing)}; take one kernel for all sites, such as MALA or Gibbs"
+    require(not missing, "a kernel that can be made again at other temperatures by its settings", told)
+    options: dict[str, Any] = {n: getattr(kernel, n) for n in names}
+    return type(kernel)(energy, **options)
 
 
 class TemperingAdaptation:
@@ -279,19 +246,3 @@ class TemperingAdaptation:
 
     def _outside(self, own: AdaptationState, inside: AdaptationState) -> AdaptationState:
         return AdaptationState(own.averaging._replace(**inside.averaging._asdict()), inside.draws)
-
-
-def exchanged(accept: Tensor) -> Tensor:
-    """From which replica ``(chains, replicas)`` each takes its state, by accepted swaps ``(chains, replicas - 1)``."""
-    none = accept.new_zeros(len(accept), 1).long()
-    up = accept.long()
-    here = torch.arange(accept.shape[1] + 1, device=accept.device)
-    return here + torch.cat([up, none], 1) - torch.cat([none, up], 1)
-
-
-def labelled(label: Tensor) -> tuple[Tensor, Tensor]:
-    """Points learn at the ends where they have been; and how many ``(chains,)`` completed a round trip."""
-    hot, cold = label[:, :1], label[:, -1:]
-    turned = torch.where(hot == FROM_COLD, torch.full_like(hot, FROM_HOT), hot)
-    new = torch.cat([turned, label[:, 1:-1], torch.full_like(cold, FROM_COLD)], 1)
-    return new, (cold.squeeze(1) == FROM_HOT).long()

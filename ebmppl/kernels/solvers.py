@@ -127,21 +127,48 @@ def denoised(sde: SDE, time: float) -> Row:
 
 def ddim(sde: LinearSDE, at: list[float]) -> Rows:
     """Euler in x / a over noise-to-signal r: x' = a' (x / a + (r - r') std s), which is DDIM."""
-    rows = []
-    for t, end in zip(at[:-1], at[1:], strict=True):
-        old, new = _level(sde, t), _level(sde, end)
-        by_score = new.mean * old.std * (old.ratio - new.ratio)
-        rows.append({"time": t, "point": new.mean / old.mean, "score": by_score, "kept_score": -old.std})
-    return rows
+    levels = [_level(sde, t) for t in at]
+    return [_ddim(old, new) for old, new in zip(levels[:-1], levels[1:], strict=True)]
 
 
-def ddim_heun(sde: LinearSDE, at: list[float]) -> Rows:
-    """Heun in x / a over noise-to-signal r (Karras et al. 2022), two rows a step; the first keeps -std s."""
+def _ddim(old: _Level, new: _Level) -> Row:
+    """One step; it keeps -std s, the slope of x / a."""
+    by_score = new.mean * old.std * (old.ratio - new.ratio)
+    return {"time": old.time, "point": new.mean / old.mean, "score": by_score, "kept_score": -old.std}
+
+
+class Churn(NamedTuple):
+    """Of Karras et al. 2022, algorithm 2: S_churn, S_tmin, S_tmax and S_noise, levels in noise over signal."""
+
+    churn: float = 0.0
+    least: float = 0.0
+    most: float = math.inf
+    noise: float = 1.0
+
+    def raised(self, sde: LinearSDE, levels: list[_Level], num_steps: int) -> list[_Level]:
+        """Levels r (1 + min(S_churn / N, sqrt(2) - 1)), of which T's is the highest."""
+        factor = 1 + min(self.churn / num_steps, math.sqrt(2) - 1)
+        within = [i for i, level in enumerate(levels) if self.churn and self.least <= level.ratio <= self.most]
+        ratios = torch.tensor([levels[i].ratio for i in within], dtype=torch.float64)
+        times = sde.time_of((factor * ratios).clamp_max(_level(sde, sde.t_max).ratio)) if within else ratios
+        higher = {i: _level(sde, t) for i, t in zip(within, times.tolist(), strict=True)}
+        return [higher.get(i, level) for i, level in enumerate(levels)]
+
+
+def ddim_heun(sde: LinearSDE, at: list[float], churn: Churn | None = None) -> Rows:
+    """Heun in x / a over noise-to-signal r (Karras et al. 2022), two rows a step; the first keeps -std s.
+
+    The noise that raises a step's level is added at the end of the step before; T's level is not raised.
+    """
+    levels = [_level(sde, t) for t in at]
+    churn = churn or Churn()
+    raised = [levels[0], *churn.raised(sde, levels[1:-1], len(at) - 1), levels[-1]]
     rows = []
-    for row, t, end in zip(ddim(sde, at), at[:-1], at[1:], strict=True):
-        old, new = _level(sde, t), _level(sde, end)
-        half = 0.5 * new.mean * (new.ratio - old.ratio)
-        rows += [row, {"time": end, "point": 1.0, "score": -half * new.std, "q1": -half}]
+    for old, new, end in zip(raised[:-1], levels[1:], raised[1:], strict=True):
+        half, scale = 0.5 * new.mean * (new.ratio - old.ratio), end.mean / new.mean
+        noise = churn.noise * end.mean * math.sqrt(max(end.ratio**2 - new.ratio**2, 0.0)) if end is not new else 0.0
+        second = {"point": scale, "score": -half * new.std * scale, "q1": -half * scale, "noise": noise}
+        rows += [_ddim(old, new), {"time": new.time, **second}]
     return rows
 
 

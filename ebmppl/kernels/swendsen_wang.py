@@ -45,10 +45,11 @@ class SwendsenWang(ClusterKernel):
         Edwards and Sokal 1988, "Generalization of the Fortuin-Kasteleyn-Swendsen-Wang representation".
 
     Args:
-        energy: one with ``bonds()``, such as ``Ising``, ``Potts`` or a multiple of them.
+        energy: one with ``bonds()``: ``Ising``, ``Potts``, ``BoltzmannMachine``, ``Hopfield``, their sums and multiples,
+            and such with some sites held (``Clamped``).
 
     Raises:
-        ValueError: for an energy that knows no bonds, or frustrated couplings (an edge is named).
+        ValueError: for an energy without bonds, or frustrated couplings (an edge is named).
 
     Example:
         >>> from ebmppl import MCMC, models

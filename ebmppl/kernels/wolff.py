@@ -41,10 +41,11 @@ class Wolff(ClusterKernel):
         Wolff 1989, "Collective Monte Carlo updating for spin systems".
 
     Args:
-        energy: one with ``bonds()``, such as ``Ising``, ``Potts`` or a multiple of them.
+        energy: one with ``bonds()``: ``Ising``, ``Potts``, ``BoltzmannMachine``, ``Hopfield``, their sums and multiples,
+            and such with some sites held (``Clamped``).
 
     Raises:
-        ValueError: for an energy that knows no bonds, or frustrated couplings (an edge is named).
+        ValueError: for an energy without bonds, or frustrated couplings (an edge is named).
 
     Example:
         >>> from ebmppl import MCMC, models

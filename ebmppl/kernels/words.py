@@ -26,14 +26,15 @@ def labels(number: int, first: int = 0, device: torch.device | None = None) -> T
 
 def words(label: Tensor, keys: Tensor, other: Tensor) -> Tensor:
     """Uniform words, int32 of any sign, for labels and two keys that broadcast."""
-    return _scattered(label + keys) + other
+    return _scattered(label + keys).add_(other)
 
 
 def _scattered(x: Tensor) -> Tensor:
-    """A bijection of 32 bits, by Wellons 2018, "Prospecting for hash functions" (its lowbias32)."""
-    x = (x ^ (x >> 16 & 0xFFFF)) * _FACTORS[0]
-    x = (x ^ (x >> 15 & 0x1FFFF)) * _FACTORS[1]
-    return x ^ (x >> 16 & 0xFFFF)
+    """A bijection of 32 bits, by Wellons 2018, "Prospecting for hash functions" (its lowbias32); x is written over."""
+    for shift, factor in ((16, _FACTORS[0]), (15, _FACTORS[1]), (16, 1)):
+        x = x.bitwise_xor_((x >> shift).bitwise_and_((1 << (32 - shift)) - 1))  # new memory would cost the most
+        x = x if factor == 1 else x.mul_(factor)
+    return x
 
 
 def upper_by_word(log_odds: Tensor, word: Tensor) -> Tensor:
@@ -43,8 +44,8 @@ def upper_by_word(log_odds: Tensor, word: Tensor) -> Tensor:
     dtype, floored to a multiple of 2^-32 and never less than 2^-32: no level is ever impossible.
     """
     most = 2147483520.0 if log_odds.dtype == torch.float32 else 2147483647.0  # the last one below 2^31
-    least = (torch.sigmoid(-log_odds.abs()) * 4294967296.0).clamp(1.0, most)
-    below = least.copysign(-log_odds).to(torch.int32) + LEAST  # which wraps
+    least = log_odds.abs().neg_().sigmoid_().mul_(4294967296.0).clamp_(1.0, most)
+    below = least.copysign_(-log_odds).to(torch.int32).add_(LEAST)  # which wraps
     return word < below
 
 

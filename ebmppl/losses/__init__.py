@@ -7,6 +7,11 @@ To add a loss: one file with its final ``Loss`` and ``BoundLoss`` (``bind``, ``t
 from ebmppl.losses.base import BoundLoss, Loss
 from ebmppl.losses.contrastive import CD, PCD
 from ebmppl.losses.contrastive_nce import ContrastiveNCE
+from ebmppl.losses.diffusion import (
+    DiffusionScoreMatching,
+    NoiseConditionalScoreMatching,
+    SlicedDiffusionScoreMatching,
+)
 from ebmppl.losses.likelihood import MLE
 from ebmppl.losses.nce import NCE
 from ebmppl.losses.pseudo_likelihood import PseudoLikelihood, RatioMatching
@@ -26,11 +31,14 @@ __all__ = [
     "BoundLoss",
     "ContrastiveNCE",
     "DenoisingScoreMatching",
+    "DiffusionScoreMatching",
     "ExplicitScoreMatching",
     "Loss",
+    "NoiseConditionalScoreMatching",
     "PseudoLikelihood",
     "RatioMatching",
     "ScoreMatching",
     "ScoreNetwork",
+    "SlicedDiffusionScoreMatching",
     "SlicedScoreMatching",
 ]

@@ -55,8 +55,8 @@ class BoundLoss(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     @abstractmethod
-    def terms(self, x: Tensor) -> dict[str, Tensor]:
-        """Scalars that add up to the loss, in nats where the loss has a unit, for checked data ``(rows, *event)``."""
+    def terms(self, x: Any) -> dict[str, Tensor]:
+        """Scalars that add up to the loss, in nats where the loss has a unit, for what ``data`` gives."""
 
     def forward(self, x: Data) -> Tensor:
         """The loss of a batch ``(rows, *event)`` or by site ``(rows, *site)``; its gradient is the method's.
@@ -71,21 +71,21 @@ class BoundLoss(nn.Module):
         except EnergyError as error:  # of chains that begin
             if not int(self.step):
                 raise
-            self._not_finite({"energy": points.new_tensor(math.nan)}, f" ({error})")
+            self._not_finite({"energy": torch.tensor(math.nan)}, f" ({error})")
         self.values = {name: term.detach() for name, term in terms.items()}
-        total = reduce(torch.add, (term.reshape(()) for term in terms.values()))
+        total = reduce(torch.add, (term.reshape(()) if term.dim() else term for term in terms.values()))
         if not math.isfinite(total.detach()):
             self._not_finite(terms)
         if self.training:
             self.keep()
-            self.step += 1
+            self.step.add_(1)
         return total
 
     def keep(self) -> None:
         """Take what the last ``terms`` moved (chains, counts) for the state: in training, once the loss is finite."""
 
-    def data(self, x: Data) -> Tensor:
-        """Checked points ``(rows, *event)``, floating point ones at the dtype of the energy's parameters."""
+    def data(self, x: Data) -> Any:
+        """What ``terms`` takes: checked points ``(rows, *event)``, floating point ones at the dtype of the parameters."""
         return checked_data(self.energy, x)
 
     def _not_finite(self, terms: Mapping[str, Tensor], why: str = "") -> NoReturn:

@@ -54,7 +54,7 @@ class EnergyGap(BoundLoss):
         self._logits: tuple[Tensor, Tensor] | None = None  # points of an RBM's joint, and their hidden units' log-odds
 
     def data(self, x: Data) -> Tensor:
-        """Checked points ``(rows, *event)``, hidden sites filled in."""
+        """Checked points ``(rows, *event)``, hidden sites filled in; of an RBM's joint v alone where h is not looked at."""
         energy = self.energy
         if isinstance(energy, RBMJoint):
             v = x if not isinstance(x, Mapping) else x["v"] if set(x) == {"v"} else None
@@ -62,7 +62,7 @@ class EnergyGap(BoundLoss):
                 v = checked_data(energy.rbm, v)
                 used = self.begins_at_data or self.hidden == "sample"
                 if not used:
-                    return energy.pack({"v": v, "h": v.new_zeros(len(v), energy.rbm.num_hidden)})
+                    return v
                 h, logits = self._posterior(energy, v)
                 points = energy.pack({"v": v, "h": h})
                 self._logits = points, logits
@@ -103,26 +103,28 @@ class EnergyGap(BoundLoss):
         """
         rows, energy = len(x), self.energy
         if isinstance(energy, RBMJoint) and self.hidden == "mean":
-            both = self._free_energies(energy, x, model.detach(), (known or {}).get("hidden_logits"))
+            data, samples = self._free_energies(energy, x, model.detach(), known or {})
         else:
             both = energy(torch.cat([x, model.detach()]))  # one call for both
-        data, samples = both[:rows], both[rows:]
+            data, samples = both[:rows], both[rows:]
         self._energies = data.detach(), samples.detach()
         return {"data": data.mean(), "model": -samples.mean()}
 
-    def _free_energies(self, energy: RBMJoint, x: Tensor, model: Tensor, of_model: Tensor | None) -> Tensor:
+    def _free_energies(
+        self, energy: RBMJoint, x: Tensor, model: Tensor, known: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Of data and samples, by the hidden log-odds where these are at hand: a product each that needn't be made."""
-        rbm, (at, of_data) = energy.rbm, self._logits or (None, None)
+        rbm, (at, logits) = energy.rbm, self._logits or (None, None)
         self._logits = None
-        v = torch.cat([energy.unpack(points)["v"].to(rbm.W.dtype) for points in (x, model)])
+        found = known.get("visible")
+        v = x if x.shape[1:] == rbm.event_shape else energy.unpack(x)["v"]
+        of_model = energy.unpack(model)["v"] if found is None else found
+        v, of_model = v.to(rbm.W.dtype), of_model.to(rbm.W.dtype)
         with torch.no_grad():
-            if of_model is None:
-                logits = rbm.hidden_logits(v)
-            else:
-                logits = torch.cat(
-                    [of_data if at is x and of_data is not None else rbm.hidden_logits(v[: len(x)]), of_model]
-                )
-        return rbm.trained_energy(v, logits)
+            of_data = logits if at is x and logits is not None else rbm.hidden_logits(v)
+            of_samples = known["hidden_logits"] if found is not None else rbm.hidden_logits(of_model)
+        data, samples = rbm.trained_energies((v, of_data), (of_model, of_samples))
+        return data, samples
 
     def diagnostics(self) -> dict[str, Any]:
         """Of the last call: ``gap`` in nats and its standard error ``gap_error`` (for independent rows), ``acceptance``."""

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor
 
-from ebmppl.energies.base import Energy, dtype_and_device
+from ebmppl.energies.base import Energy
 from ebmppl.losses.base import BoundLoss, Data, Loss, at_dtype_of, checked_data, require_finite, require_numbers, shaped
 from ebmppl.losses.scores import Scored, ScoreNetwork, differentiated, require_scored
-from ebmppl.sampling.noise import block_seeds, seed_of
+from ebmppl.losses.seeded import SeededLoss, normals
 
 
 class ScoreLoss(Loss):
@@ -37,21 +37,12 @@ class ScoreLoss(Loss):
         )
 
 
-class BoundScoreLoss(BoundLoss):
-    """Abstract: final classes implement ``of_points``.
-
-    Attributes:
-        seed: of the random numbers, which are a function of the seed and the step.
-    """
-
-    seed: Tensor
+class BoundScoreLoss(SeededLoss):
+    """Abstract: final classes implement ``of_points``."""
 
     def __init__(self, energy: Scored, guide: Any, seed: int | None = None, *, constrained: bool = False) -> None:
-        super().__init__(cast(Energy, energy), guide)
-        device = dtype_and_device(energy)[1]
-        self.register_buffer("seed", torch.tensor(seed_of(seed)))
+        super().__init__(cast(Energy, energy), guide, seed)
         self._target = (energy if constrained else differentiated(energy),)  # not a module of its own
-        self._generator = torch.Generator(device)
 
     @property
     def target(self) -> Scored:
@@ -87,24 +78,9 @@ class BoundScoreLoss(BoundLoss):
 
     def normals(self, x: Tensor, *lead: int) -> Tensor:
         """Standard normal numbers ``(*lead, *x.shape)`` of this step."""
-        return torch.randn((*lead, *x.shape), dtype=x.dtype, device=x.device, generator=self._seeded(x.device))
+        return normals((*lead, *x.shape), x, self.seeded(x.device))
 
     def signs(self, x: Tensor, *lead: int) -> Tensor:
         """Random signs ``(*lead, *x.shape)`` of this step."""
-        bits = torch.randint(2, (*lead, *x.shape), dtype=x.dtype, device=x.device, generator=self._seeded(x.device))
+        bits = torch.randint(2, (*lead, *x.shape), dtype=x.dtype, device=x.device, generator=self.seeded(x.device))
         return bits.mul_(2).sub_(1)
-
-    def _seeded(self, device: torch.device) -> torch.Generator:
-        if self._generator.device != device:
-            self._generator = torch.Generator(device)
-        start = block_seeds(int(self.seed), 0, 1)[0]
-        return self._generator.manual_seed(block_seeds(start, int(self.step), 1)[0])
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Generators don't travel, and this one is seeded anew at each step."""
-        return {**self.__dict__, "_generator": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """See ``__getstate__``."""
-        super().__setstate__(state)
-        self._generator = torch.Generator(self.seed.device)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ebmppl.energies.base import Energy
+from ebmppl.energies.matching import Matching
 from ebmppl.energies.supports import elementwise
 from ebmppl.kernels.base import require, whole
 from ebmppl.losses.base import BoundLoss
 from ebmppl.losses.score_base import BoundScoreLoss, ScoreLoss
-from ebmppl.losses.scores import Scored, half_square, score_of, slopes
+from ebmppl.losses.scores import Scored, matched
 
 
 class ExplicitScoreMatching(ScoreLoss):
@@ -61,8 +62,8 @@ class BoundExplicit(BoundScoreLoss):
             wanted = self.of_data(x)
         if wanted.shape != x.shape:
             raise ValueError(f"expected the data's score of shape {tuple(x.shape)}, got {tuple(wanted.shape)}")
-        apart = score_of(self.target, x, graph=graph) - wanted
-        return {"distance": half_square(apart)}
+        distance, _ = matched(self.target, x, Matching(target=-wanted), graph=graph)
+        return {"distance": distance}
 
 
 class ScoreMatching(ScoreLoss):
@@ -113,9 +114,8 @@ class BoundScoreMatching(BoundScoreLoss):
             v = torch.eye(size, dtype=x.dtype, device=x.device).view(size, 1, *x.shape[1:]).expand(size, *x.shape)
         else:
             v = self.signs(x, self.probes)
-        score, change = slopes(self.target, x, v, graph=graph, full=True)
-        trace = change.sum(0) if self.probes is None else change.mean(0)
-        return {"trace": trace.mean(), "square": half_square(score)}
+        square, change = matched(self.target, x, Matching(v=v), graph=graph)
+        return {"trace": change * size if self.probes is None else change, "square": square}
 
 
 class SlicedScoreMatching(ScoreLoss):
@@ -156,9 +156,8 @@ class BoundSliced(BoundScoreLoss):
     def of_points(self, x: Tensor, *, graph: bool) -> dict[str, Tensor]:
         """The score's change along the slices, and half its square."""
         v = self.normals(x, self.num_slices)
-        score, change = slopes(self.target, x, v, graph=graph, full=self.reduced_variance)
-        square = half_square(score) if self.reduced_variance else 0.5 * score.square().mean()
-        return {"change": change.mean(), "square": square}
+        square, change = matched(self.target, x, Matching(v=v, along=not self.reduced_variance), graph=graph)
+        return {"change": change, "square": square}
 
 
 class DenoisingScoreMatching(ScoreLoss):
@@ -199,5 +198,5 @@ class BoundDenoising(BoundScoreLoss):
         """Half the squared distance of the score to that of the noise."""
         noise = self.normals(x)
         y = torch.add(x, noise, alpha=self.sigma)
-        apart = torch.add(score_of(self.target, y, graph=graph), noise, alpha=1 / self.sigma)
-        return {"distance": half_square(apart)}
+        distance, _ = matched(self.target, y, Matching(target=noise.div_(self.sigma)), graph=graph)
+        return {"distance": distance}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmppl.energies.base import Energy, Shape, flatten_batch, require_energy
+from ebmppl.energies.matching import Matching
 from ebmppl.energies.unconstrained import unconstrained
 
 
@@ -71,45 +72,36 @@ def differentiated(model: Scored) -> Scored:
     return model if isinstance(model, ScoreNetwork) else unconstrained(model)
 
 
-def score_of(model: Scored, x: Tensor, *, graph: bool) -> Tensor:
-    """Scores ``(rows, *event)`` at x; ``graph``: differentiable in the parameters, and in x where that requires gradients.
-
-    An energy's ``value_and_grad`` is detached, so this goes through ``forward`` where it has no differentiable ``gradient``.
-    """
-    if isinstance(model, ScoreNetwork):
-        with _uncompiled():
-            return cast(Tensor, model(x))
-    gradient = model.gradient(x)
-    if gradient is not None:
-        return -gradient
-    x = x if x.requires_grad else x.detach().requires_grad_()
-    with _uncompiled():
-        energy = model(x)
-    (gradient,) = torch.autograd.grad(energy, x, torch.ones_like(energy), create_graph=graph)
-    return -gradient
-
-
-def slopes(model: Scored, x: Tensor, v: Tensor, *, graph: bool, full: bool) -> tuple[Tensor, Tensor]:
-    """The scores s and their changes v' (ds/dx) v ``(n, rows)`` along directions v ``(n, rows, *event)``.
+def matched(model: Scored, x: Tensor, what: Matching, *, graph: bool) -> tuple[Tensor, Tensor]:
+    """The two terms of ``Matching`` at x ``(rows, *event)``; where there is no energy its gradient is minus the score.
 
     Args:
         model: what has scores.
-        x: points ``(rows, *event)``.
-        v: directions.
+        x: points.
+        what: is matched.
         graph: differentiable in the parameters.
-        full: s itself ``(rows, *event)``, else v's ``(n, rows)``.
     """
-    closed = None if isinstance(model, ScoreNetwork) else model.slopes(x, v)
+    closed = None if isinstance(model, ScoreNetwork) else model.matched(x, what)
     if closed is not None:
-        return score_of(model, x, graph=graph) if full else -closed[0], -closed[1]
+        return closed
     x = x.detach().requires_grad_()
-    score = score_of(model, x, graph=True)
-    change = _changes(score, x, v, graph=graph)
-    return score if full else dot(score, v), change
+    grad = _gradient(model, x, graph=graph or what.v is not None)
+    change = x.new_zeros(()) if what.v is None else -changes(grad, x, what.v, graph=graph).mean()
+    return what.square(grad), change
 
 
-def _changes(score: Tensor, x: Tensor, v: Tensor, *, graph: bool) -> Tensor:
-    """One backward pass through the scores for each direction."""
+def _gradient(model: Scored, x: Tensor, *, graph: bool) -> Tensor:
+    """Of an energy; its ``value_and_grad`` is detached, so this goes through ``forward``. Of a network, minus the score."""
+    with uncompiled():
+        value = model(x)
+    if isinstance(model, ScoreNetwork):
+        return -cast(Tensor, value)
+    (gradient,) = torch.autograd.grad(value, x, torch.ones_like(value), create_graph=graph)
+    return gradient
+
+
+def changes(score: Tensor, x: Tensor, v: Tensor, *, graph: bool) -> Tensor:
+    """V' (ds/dx) v ``(n, rows)`` of scores s ``(rows, *event)`` of x, by one backward pass for each direction."""
     if not score.requires_grad:  # a score that doesn't depend on x
         return v.new_zeros(v.shape[:2])
     found = []
@@ -122,12 +114,7 @@ def _changes(score: Tensor, x: Tensor, v: Tensor, *, graph: bool) -> Tensor:
     return torch.stack(found)
 
 
-def half_square(a: Tensor) -> Tensor:
-    """The mean over rows of half the squared norm: a scalar of ``(rows, *event)``."""
-    return a.square().sum() * (0.5 / len(a))
-
-
-def _uncompiled() -> AbstractContextManager[object]:
+def uncompiled() -> AbstractContextManager[object]:
     """What ``torch.compile`` made has no second derivatives; inside this it runs as it was written."""
     if "torch._dynamo" not in sys.modules:
         return nullcontext()

@@ -9,6 +9,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ebmppl.energies.structure import Lattice
+
 
 class Graph:
     """Sites and the pairs among them that interact.
@@ -93,6 +95,11 @@ class Graph:
     def num_sites(self) -> int:
         """How many sites."""
         return self.shape.numel()
+
+    @property
+    def as_lattice(self) -> Lattice | None:
+        """Its shape and borders, where it is one."""
+        return None if self.periodic is None else Lattice(tuple(self.shape), self.periodic)
 
     def classes(self) -> list[Tensor]:
         """The sites of each colour."""

@@ -8,12 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ebmppl.energies.base import Energy, flatten_batch
-from ebmppl.energies.bonds import Bonds
 from ebmppl.energies.structure import Pairwise
 from ebmppl.energies.supports import spin
 from ebmppl.models.graph import Graph
 from ebmppl.models.pairwise import (
-    GraphBonds,
     NeighbourTables,
     as_parameter,
     couplings_of_matrix,
@@ -27,13 +25,17 @@ class Ising(Energy):
 
     Positive couplings are ferromagnetic. The temperature is part of J and h; ``beta * ising`` tempers.
 
+    ``Gibbs`` looks probabilities up by the sum of a site's neighbours where the couplings are +J or -J and the fields are
+    equal: given as one number (with ``signs``), or found so in a tensor or matrix when a run begins.
+
     Args:
         lattice: sites along each axis, ``(L,)``, ``(L, L)``, ``(L, L, L)``, ...: nearest neighbours interact. Or a
             ``Graph`` of your own. None with a matrix of couplings.
         coupling: J: a number for all edges, or ``(edges,)`` in the order of ``graph.edges``; or without a lattice a
             symmetric matrix ``(sites, sites)`` with a zero diagonal.
         signs: +1 or -1 of every edge, ``(edges,)`` in the order of ``graph.edges``: couplings are J or -J (the +-J
-            spin glass of Toulouse 1977). J is one number then. Signs are structure as the graph is, not parameters.
+            spin glass of Toulouse 1977). J is one number then, and learned as one. Signs are structure as the graph is, not
+            parameters.
         field: h: a number for all sites, or a tensor of the lattice's shape.
         periodic: of a lattice, whether its axes close (or each of them).
         symmetrise: take the mean of a matrix and its transpose.
@@ -101,15 +103,7 @@ class Ising(Energy):
         """Tables h x and J x x'."""
         spins = self.coupling.new_tensor([-1.0, 1.0])
         pairs = self.couplings[:, None, None] * torch.outer(spins, spins)
-        return Pairwise(self.fields[:, None] * spins, self.tables.edges, pairs, self.graph.shape)
-
-    def bonds(self) -> Bonds:
-        """Twice the couplings, as two equal spins differ from two others by 2 J."""
-        return GraphBonds(
-            self,
-            lambda: 2 * self.couplings,
-            lambda: torch.stack([-self.fields, self.fields], -1),
-        )
+        return Pairwise(self.fields[:, None] * spins, self.tables.edges, pairs, self.graph.shape, self.graph.as_lattice)
 
     def pairs(self) -> IsingPairs:
         """Couplings and fields by colour."""

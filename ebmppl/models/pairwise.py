@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ebmppl.energies.bonds import Lattice
 from ebmppl.models.graph import Graph
 
 
@@ -51,37 +49,6 @@ class NeighbourTables(nn.Module):
         return (near * self.weights(colour, coupling)).sum(-1)
 
 
-class OnGraph(Protocol):
-    """A model of pairs."""
-
-    graph: Graph
-    tables: NeighbourTables
-
-
-class GraphBonds:
-    """``Bonds`` of a model of pairs.
-
-    Args:
-        model: its graph, and the tables that are where its parameters are.
-        strengths: K of every edge at the present parameters.
-        fields: h of every site and level.
-    """
-
-    def __init__(self, model: OnGraph, strengths: Callable[[], Tensor], fields: Callable[[], Tensor]) -> None:
-        self.model, self.strengths, self.fields = model, strengths, fields
-
-    @property
-    def edges(self) -> Tensor:
-        """The graph's."""
-        return self.model.tables.edges
-
-    @property
-    def lattice(self) -> Lattice | None:
-        """The graph's, where it is one."""
-        graph = self.model.graph
-        return None if graph.periodic is None else Lattice(tuple(graph.shape), graph.periodic)
-
-
 def products(x: Tensor, graph: Graph, edges: Tensor) -> Tensor:
     """Of the values at the two ends of every edge, ``(rows, edges)``, from ``(rows, sites)``."""
     if graph.periodic is not None:
@@ -104,7 +71,7 @@ def couplings_of_matrix(matrix: float | Tensor, *, symmetrise: bool) -> tuple[Gr
         ValueError: for anything but a symmetric square matrix with a zero diagonal.
     """
     if not isinstance(matrix, Tensor) or matrix.dim() != 2 or matrix.shape[0] != matrix.shape[1]:
-        got = tuple(matrix.shape) if isinstance(matrix, Tensor) else repr(matrix)
+        got = tuple(matrix.shape) if isinstance(matrix, Tensor) else f"{type(matrix).__name__} {matrix!r:.20}"
         raise ValueError(f"expected a lattice, or coupling as a matrix (sites, sites), got {got}")
     if symmetrise:
         matrix = (matrix + matrix.mT) / 2

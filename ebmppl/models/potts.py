@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ebmppl.energies.base import Energy, flatten_batch
-from ebmppl.energies.bonds import Bonds
 from ebmppl.energies.discrete import one_hot
 from ebmppl.energies.structure import Pairwise
 from ebmppl.energies.supports import categories
 from ebmppl.models.graph import Graph
-from ebmppl.models.pairwise import GraphBonds, NeighbourTables, as_parameter, couplings_of_matrix, whole_tensor
+from ebmppl.models.pairwise import NeighbourTables, as_parameter, couplings_of_matrix, whole_tensor
 
 
 class Potts(Energy):
@@ -100,11 +99,7 @@ class Potts(Energy):
         """Tables h, and J where the states are equal."""
         couplings = whole_tensor(self.coupling, len(self.graph.edges))[:, None, None]
         equal = torch.eye(self.num_states, dtype=couplings.dtype, device=couplings.device)
-        return Pairwise(self.fields, self.tables.edges, couplings * equal, self.graph.shape)
-
-    def bonds(self) -> Bonds:
-        """The couplings and fields themselves."""
-        return GraphBonds(self, lambda: whole_tensor(self.coupling, len(self.graph.edges)), lambda: self.fields)
+        return Pairwise(self.fields, self.tables.edges, couplings * equal, self.graph.shape, self.graph.as_lattice)
 
     def relaxed(self) -> Energy:
         """Over one-hot vectors ``(*lattice, q)``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from ebmppl.energies.base import Energy, like, register
 from ebmppl.energies.combined import WeightedConditionals, present
 from ebmppl.energies.discrete import Conditionals
 from ebmppl.energies.gaussian import Quadratic
+from ebmppl.energies.structure import Pairwise
 
 
 class ProductOfExperts(Energy):
@@ -60,6 +62,14 @@ class ProductOfExperts(Energy):
         """The experts' logits, weighted and added, where every expert has conditionals."""
         parts = present([expert.conditionals() for expert in self._experts()])
         return None if parts is None else WeightedConditionals(parts, lambda: self.weights.unbind())
+
+    def pairwise(self) -> Pairwise | None:
+        """The weighted sum of the experts' tables, where every expert has them."""
+        forms = present([expert.pairwise() for expert in self._experts()])
+        if forms is None:
+            return None
+        weighted = [form.tempered(w) for form, w in zip(forms, self.weights.unbind(), strict=True)]
+        return reduce(Pairwise.plus, weighted)
 
     def relaxed(self) -> Energy | None:
         """The product of the experts' extensions, where every expert has one."""

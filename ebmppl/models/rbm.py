@@ -13,7 +13,7 @@ from torch.distributions.constraints import Constraint
 from ebmppl.energies.base import Energy, flatten_batch
 from ebmppl.energies.discrete import Layers, RealLayers
 from ebmppl.models.pairwise import as_parameter
-from ebmppl.models.rbm_views import HiddenEnergy, HiddenPart, RBMJoint, TemperedRBM, log1p_exp
+from ebmppl.models.rbm_views import HiddenEnergy, HiddenPart, RBMJoint, TemperedRBM, affine, log1p_exp
 
 INITIAL_SCALE = 0.01  # standard deviation of initial weights (Hinton 2012, section 8)
 
@@ -80,7 +80,8 @@ class RBM(Energy):
 
     def visible_fields(self, h: Tensor) -> Tensor:
         """Natural parameters ``(*batch, *features)`` of the visible units given hidden ones ``(*batch, H)``."""
-        return self.b + (h.to(self.W.dtype) @ self.weights.mT).reshape(*h.shape[:-1], *self.b.shape)
+        fields = affine(self.b.reshape(-1), h.to(self.W.dtype), self.weights.mT)
+        return fields.reshape(*h.shape[:-1], *self.b.shape)
 
     def log_visible(self, h: Tensor) -> Tensor:
         """Log of the sum (integral) over v of exp(-E(v, h) - c'h), ``(*batch)`` in nats."""
@@ -104,13 +105,14 @@ class RBM(Energy):
         logits = self.hidden_logits(v) if hidden_logits is None else hidden_logits
         return self.visible_energy(v) - log1p_exp(logits).sum(-1)
 
-    def trained_energy(self, v: Tensor, hidden_logits: Tensor) -> Tensor:
-        """F ``(rows,)`` of ``(rows, V)`` whose hidden logits are at hand, as a function of the parameters alone.
+    def trained_energies(self, *batches: tuple[Tensor, Tensor]) -> list[Tensor]:
+        """F ``(rows,)`` of each pair v ``(rows, V)`` and its hidden logits, as functions of the parameters alone.
 
-        One product for the gradient in W, no other; there is no second derivative.
+        One product of each for the gradient in W, no other; there is no second derivative.
         """
-        hidden = HiddenPart.apply(self.features(v), self.weights, self.c, hidden_logits.detach())
-        return self.visible_energy(v) + hidden
+        pairs = (part for v, logits in batches for part in (self.features(v), logits.detach()))
+        hidden = HiddenPart.apply(self.weights, self.c, *pairs)
+        return [self.visible_energy(v) + part for (v, _), part in zip(batches, hidden, strict=True)]
 
     def joint_energy(self, v: Tensor, h: Tensor) -> Tensor:
         """E(v, h) ``(*batch)`` in nats of ``(*batch, V)`` and ``(*batch, H)``."""
@@ -119,7 +121,7 @@ class RBM(Energy):
     def hidden_logits(self, v: Tensor) -> Tensor:
         """Log-odds ``(*batch, H)`` of h = 1 given v: c + x(v)'W."""
         flatten_batch(v, self.event_shape)
-        return self.c + self.features(v) @ self.weights
+        return affine(self.c, self.features(v), self.weights)
 
     def p_hidden(self, v: Tensor) -> Tensor:
         """p(h = 1 | v), ``(*batch, H)``."""

@@ -137,20 +137,21 @@ class Compiled:
 
     @property
     def holds(self) -> bool:
-        """Whether the energy has the tensors, modes and attributes that were traced."""
-        return self._fingerprint == fingerprint(self.program.kernel.target)
+        """Whether the energy has the tensors, modes and attributes that were traced, and what the kernel found of it."""
+        kernel = self.program.kernel
+        return self._fingerprint == fingerprint(kernel.target) and kernel.holds()
 
     # Finding the engine.
 
     def _engine(self) -> tuple[Engine, Traced]:
         kernel, energy = self.program.kernel, self.program.kernel.target
+        x = kernel.position(self.first.state)
+        kernel.prepare(x, values=True, many=False)  # what this kernel has traced is tried against the energy itself
         inputs = [*flatten(self.first), *self.chunks, *self.log.buffers]
         shapes = tuple((t.shape, t.stride(), t.dtype, t.device) for t in inputs)
         key = (kernel.identity(), shapes, tuple(self.noise.held.items()), threads())
         known = _get(_known, key)
         now = fingerprint(energy)
-        x = kernel.position(self.first.state)
-        kernel.prepare(x, values=True, many=False)  # what this kernel has traced is tried against the energy itself
         if known is not None and known.fingerprint == now and self._wrong(known.engine, known.traced) is None:
             self._require_worth(known.engine.nodes)
             return known.engine, known.traced

@@ -15,6 +15,7 @@ from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.accept import choose
 from ebmppl.kernels.adaptation import AdaptationState
 from ebmppl.kernels.base import Kernel, NoiseSpec, require
+from ebmppl.sampling.apart import advance_apart
 from ebmppl.sampling.backends import Compiled
 from ebmppl.sampling.choice import Choice, choose_backend
 from ebmppl.sampling.draws import Counts, Draws, Now, Ticks, finished, unlink
@@ -223,6 +224,9 @@ class Chains:
             for first in range(0, ticks, self._most_ticks):
                 with uninterrupted():
                     self._run_compiled(self.compiled, min(self._most_ticks, ticks - first), adapt=False)
+            return
+        if ticks is None and observe is None and not adapt and self.kernel.independent:
+            self.now = advance_apart(self.kernel, self.noise, self.now, n)
             return
         left = torch.full((self.num_chains,), n, device=self.device)
         while ticks is None or ticks > 0:

@@ -21,7 +21,15 @@ from ebmppl.score.schedules import (
     log_snr_times,
     uniform_times,
 )
-from ebmppl.score.sde import VE, VP, CosineVP, PreservingSDE, SubVP
+from ebmppl.score.sde import VE, VP, CosineVP, DiscreteVP, KarrasVE, PreservingSDE, SubVP
+from ebmppl.score.weightings import (
+    DiscreteTimes,
+    EDMWeighting,
+    LikelihoodWeighting,
+    NoiseLevels,
+    UniformTimes,
+    Weighting,
+)
 
 __all__ = [
     "EDM",
@@ -30,11 +38,17 @@ __all__ = [
     "VP",
     "CosineVP",
     "DataPrediction",
+    "DiscreteTimes",
+    "DiscreteVP",
+    "EDMWeighting",
     "EnergyGradient",
     "FourierFeatures",
     "GenericSDE",
+    "KarrasVE",
+    "LikelihoodWeighting",
     "LinearSDE",
     "LogLikelihood",
+    "NoiseLevels",
     "NoisePrediction",
     "Parameterisation",
     "PreservingSDE",
@@ -42,7 +56,9 @@ __all__ = [
     "SubVP",
     "TimeMLP",
     "UNet",
+    "UniformTimes",
     "VelocityPrediction",
+    "Weighting",
     "cosine_betas",
     "geometric_sigmas",
     "karras_sigmas",

@@ -97,23 +97,27 @@ class LinearSDE(SDE):
         return std / mean
 
     def time_of(self, ratio: Tensor) -> Tensor:
-        """The time at which noise over signal is ``ratio``, by bisection; ratio(t) increases.
+        """The time at which noise over signal is ``ratio``.
 
         Raises:
             ValueError: for ratios that no time in [0, T] has.
         """
         wanted = ratio.double()
-        low, high = torch.zeros_like(wanted), torch.full_like(wanted, self.t_max)
-        ends = self.ratio(low), self.ratio(high)
-        outside = (wanted < ends[0] * (1 - 1e-9)) | (wanted > ends[1] * (1 + 1e-9)) | wanted.isnan()
+        least, most = self.ratio(wanted.new_tensor([0.0, self.t_max]))
+        outside = ~((wanted >= least * (1 - 1e-9)) & (wanted <= most * (1 + 1e-9)))
         if bool(outside.any()):
-            least, most = (float(end.flatten()[0]) for end in ends)
-            raise ValueError(f"expected ratios in [{least:g}, {most:g}], got {float(wanted[outside].flatten()[0]):g}")
+            got = float(wanted[outside].flatten()[0])
+            raise ValueError(f"expected ratios in [{float(least):g}, {float(most):g}], got {got:g}")
+        return self.solve(wanted).clamp(0, self.t_max).to(ratio.dtype)
+
+    def solve(self, ratio: Tensor) -> Tensor:
+        """The time, in float64, of ratios that were looked at; by bisection where there is no closed form: ratio(t) increases."""
+        low, high = torch.zeros_like(ratio), torch.full_like(ratio, self.t_max)
         for _ in range(_HALVINGS):
             middle = 0.5 * (low + high)
-            below = self.ratio(middle) < wanted
+            below = self.ratio(middle) < ratio
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return (0.5 * (low + high)).to(ratio.dtype)
+        return 0.5 * (low + high)
 
 
 class GenericSDE(SDE):

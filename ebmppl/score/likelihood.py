@@ -60,13 +60,14 @@ def log_likelihood(
     *,
     log_prior: Callable[[Tensor], Tensor] | None = None,
     seed: int = 0,
+    same_probes: bool = False,
 ) -> LogLikelihood:
     r"""Log-likelihoods by the probability flow :math:`v(x, t) = f(x, t) - \tfrac12 g(t)^2 s(x, t)`.
 
     .. math:: \log p_{t_{min}}(x) = \log p_T(x(T)) + \int_{t_{min}}^T \nabla \cdot v(x(t), t)\,dt
 
-    The integral joins the ODE, by Dormand and Prince's pair with a step size for each point; a point that has arrived costs
-    nothing more. A step is six calls of the score; the exact divergence takes as many gradients of each as an event has
+    The integral joins the ODE, by Dormand and Prince's pair with a step size for each point; one that has arrived costs no
+    more. A step is six calls of the score; the exact divergence takes as many gradients of each as an event has
     numbers, with ``probes`` K of them: :math:`\epsilon^\top \tfrac{\partial v}{\partial x} \epsilon` with random signs, the same
     along a point's whole path (Hutchinson 1990), and the standard error of their mean.
 
@@ -84,6 +85,7 @@ def log_likelihood(
         probes: K >= 1; None for the exact divergence.
         log_prior: log density of points at T, ``(batch,)``; that of the SDE's prior when None.
         seed: of the probes.
+        same_probes: the same signs for all points: the value is then a function of the point, but errors don't average out.
 
     Returns:
         Values with their errors; no gradient flows through them.
@@ -96,19 +98,17 @@ def log_likelihood(
 
     Example:
         >>> from ebmppl.score import VP
-        >>> found = log_likelihood(lambda x, t: -x, VP(), torch.zeros(1, 2))  # of N(0, I)
-        >>> found.value
+        >>> log_likelihood(lambda x, t: -x, VP(), torch.zeros(1, 2)).value  # of N(0, I)
         tensor([-1.8379])
     """
     _check(score, sde, x, (rtol, atol), t_min, probes)
     with _evaluating(score), torch.no_grad():
-        same_shape(score(x, x.new_full((len(x),), t_min)), x)
-        end, integrals, failed_at, rows = _flow(score, sde, x.detach(), (rtol, atol), t_min, probes, seed)
-    prior = sde.prior(x.shape[1:], like=x).log_prob(end) if log_prior is None else log_prior(end)
+        x, signs = x.detach(), _signs(probes, x.reshape(len(x), -1), seed, same=same_probes)
+        end, integrals, failed_at, rows = _flow(score, sde, x, (rtol, atol), t_min, signs)
     _report(failed_at)
-    divergence, error = integrals.mean(1), _standard_error(integrals, probes)
-    value = torch.where(failed_at == 0, prior + divergence, math.nan)
-    return LogLikelihood(value, error, end, divergence, failed_at, rows)
+    prior = sde.prior(x.shape[1:], like=x).log_prob(end) if log_prior is None else log_prior(end)
+    value = torch.where(failed_at == 0, prior + integrals.mean(1), math.nan)
+    return LogLikelihood(value, _standard_error(integrals, probes), end, integrals.mean(1), failed_at, rows)
 
 
 def _standard_error(estimates: Tensor, probes: int | None) -> Tensor:
@@ -132,10 +132,13 @@ def _check(
     require(probes is None or probes >= 1, "at least 1 probe, or None", probes)
 
 
-def _signs(probes: int, flat: Tensor, seed: int) -> Tensor:
+def _signs(probes: int | None, flat: Tensor, seed: int, *, same: bool) -> Tensor | None:
+    if probes is None:
+        return None
     generator = torch.Generator(flat.device).manual_seed(seed)
-    bits = torch.randint(2, (probes, *flat.shape), generator=generator, device=flat.device)
-    return bits.to(flat.dtype) * 2 - 1
+    rows = 1 if same else len(flat)
+    bits = torch.randint(2, (probes, rows, flat.shape[1]), generator=generator, device=flat.device)
+    return (bits.to(flat.dtype) * 2 - 1).expand(probes, *flat.shape)
 
 
 def _flow(
@@ -144,18 +147,17 @@ def _flow(
     x: Tensor,
     tolerances: tuple[float, float],
     t_min: float,
-    probes: int | None,
-    seed: int,
+    signs: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """Ends, integrals of the divergence ``(batch, 1)`` or of its estimates ``(batch, probes)``, failures and rows."""
+    same_shape(score(x, x.new_full((len(x),), t_min)), x)
     flat, event = x.reshape(len(x), -1), x.shape[1:]
-    signs = None if probes is None else _signs(probes, flat, seed)
 
     def field(rows: Tensor) -> Field:
         own = None if signs is None else signs[:, rows]
         return lambda y, t: _augmented(score, sde, y, t, event, own)
 
-    start = torch.cat([flat, flat.new_zeros(len(x), 1 if probes is None else probes)], 1)
+    start = torch.cat([flat, flat.new_zeros(len(x), 1 if signs is None else len(signs))], 1)
     y, failed_at, rows = _solve(field, start, t_min, sde.t_max, *tolerances)
     return y[:, : flat.shape[1]].reshape(x.shape), y[:, flat.shape[1] :], failed_at, rows
 

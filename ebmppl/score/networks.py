@@ -1,4 +1,4 @@
-"""Networks of a point and a time; any callable ``(x, t) -> tensor`` does as well."""
+"""Networks of a point, a time and perhaps a label; any callable ``(x, t) -> tensor`` does as well."""
 
 from __future__ import annotations
 
@@ -41,8 +41,37 @@ class FourierFeatures(nn.Module):
         return torch.cat([angle.sin(), angle.cos()], -1)
 
 
+class Condition(nn.Module):
+    """Fourier features of times, plus a learned vector for each label; one more vector stands for no label.
+
+    Args:
+        num_features: an even number of features.
+        scale: of the frequencies, see ``FourierFeatures``.
+        num_classes: labels are 0 to num_classes - 1, or -1 for none; None where there are no labels.
+        log_time: take features of log t: for times that are noise levels.
+
+    Raises:
+        ValueError: for numbers outside these ranges; when called, for labels of a network that has no classes.
+    """
+
+    def __init__(self, num_features: int, scale: float, num_classes: int | None, *, log_time: bool = False) -> None:
+        super().__init__()
+        require(num_classes is None or num_classes >= 1, "num_classes >= 1", num_classes)
+        self.times, self.num_classes, self.log_time = FourierFeatures(num_features, scale), num_classes, log_time
+        shape = (0 if num_classes is None else num_classes + 1), num_features
+        self.classes = None if num_classes is None else nn.Parameter(torch.randn(shape))
+
+    def forward(self, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Features ``(batch, num_features)`` of times ``(batch,)`` and labels ``(batch,)``."""
+        features: Tensor = self.times(t.log() if self.log_time else t)
+        if self.classes is None:
+            require(labels is None, "no labels for a network without num_classes", "labels")
+            return features
+        return features + self.classes[0 if labels is None else labels + 1]  # the first row is that of no label
+
+
 class TimeMLP(nn.Module):
-    """A multi-layer perceptron of a point and the Fourier features of a time.
+    """A multi-layer perceptron of a point and the Fourier features of a time, and of a label where there are classes.
 
     Each hidden layer adds a linear map of the features to its inputs, before SiLU.
 
@@ -52,6 +81,8 @@ class TimeMLP(nn.Module):
         out_shape: of the output; that of a point when None, ``()`` for an energy.
         num_features: of the time, even.
         scale: of the frequencies, see ``FourierFeatures``.
+        num_classes: labels are 0 to num_classes - 1, or -1 for none; None for a network without labels.
+        log_time: take features of log t: for times that are noise levels, as those of ``KarrasVE``.
 
     Raises:
         ValueError: without hidden layers, or for sizes < 1.
@@ -70,20 +101,22 @@ class TimeMLP(nn.Module):
         out_shape: Sequence[int] | None = None,
         num_features: int = 64,
         scale: float = 4.0,
+        num_classes: int | None = None,
+        log_time: bool = False,
     ) -> None:
         super().__init__()
         require(len(hidden) > 0 and all(n >= 1 for n in hidden), "hidden layers of sizes >= 1", list(hidden))
         self.event_shape = torch.Size(event_shape)
         self.out_shape = torch.Size(event_shape if out_shape is None else out_shape)
-        self.features = FourierFeatures(num_features, scale)
+        self.features = Condition(num_features, scale, num_classes, log_time=log_time)
         sizes = [self.event_shape.numel(), *hidden]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
         self.times = nn.ModuleList(nn.Linear(num_features, size, bias=False) for size in hidden)
         self.last = nn.Linear(sizes[-1], self.out_shape.numel())
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Outputs ``(batch, *out_shape)`` at points ``(batch, *event_shape)`` and times ``(batch,)``."""
-        h, features = x.reshape(len(x), -1), self.features(t)
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Outputs ``(batch, *out_shape)`` at points ``(batch, *event_shape)``, times and labels ``(batch,)``."""
+        h, features = x.reshape(len(x), -1), self.features(t, labels)
         for layer, time in zip(self.layers, self.times, strict=True):
             h = nn.functional.silu(layer(h) + time(features))
         return self.last(h).reshape(len(x), *self.out_shape)
@@ -119,6 +152,8 @@ class UNet(nn.Module):
         depth: how many halvings, >= 0.
         num_features: of the time, even.
         scale: of the frequencies, see ``FourierFeatures``.
+        num_classes: labels are 0 to num_classes - 1, or -1 for none; None for a network without labels.
+        log_time: take features of log t: for times that are noise levels, as those of ``KarrasVE``.
 
     Raises:
         ValueError: for an image that can't be halved so often, or numbers outside these ranges.
@@ -132,6 +167,8 @@ class UNet(nn.Module):
         *,
         num_features: int = 64,
         scale: float = 4.0,
+        num_classes: int | None = None,
+        log_time: bool = False,
     ) -> None:
         super().__init__()
         require(len(image_shape) == 3, "an image shape (channels, height, width)", tuple(image_shape))
@@ -139,9 +176,9 @@ class UNet(nn.Module):
         channels, height, length = image_shape
         fits = height % 2**depth == 0 and length % 2**depth == 0
         require(fits, f"height and width that are multiples of {2**depth}", (height, length))
-        self.features = nn.Sequential(
-            FourierFeatures(num_features, scale), nn.Linear(num_features, num_features), nn.SiLU()
-        )
+        self.event_shape = torch.Size(image_shape)
+        self.features = Condition(num_features, scale, num_classes, log_time=log_time)
+        self.embedding = nn.Sequential(nn.Linear(num_features, num_features), nn.SiLU())
         sizes = [width * 2**level for level in range(depth + 1)]
         pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
         self.first = nn.Conv2d(channels, width, 3, padding=1)
@@ -152,9 +189,9 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(_Block(2 * a, a, num_features) for a, _ in pairs[::-1])
         self.last = nn.Conv2d(width, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Outputs ``(batch, channels, height, width)`` at images of that shape and times ``(batch,)``."""
-        features, h, skips = self.features(t), self.first(x), []
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Outputs ``(batch, channels, height, width)`` at images of that shape, times and labels ``(batch,)``."""
+        features, h, skips = self.embedding(self.features(t, labels)), self.first(x), []
         for block, coarser in zip(self.down, self.coarser, strict=True):
             h = block(h, features)
             skips.append(h)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ebmppl.score.base import SDE, over, require
 
-Network = Callable[[Tensor, Tensor], Tensor]
+Network = Callable[..., Tensor]  # of points and times, and of labels where there are some
 
 
 class Parameterisation(nn.Module):
@@ -21,8 +21,11 @@ class Parameterisation(nn.Module):
     :math:`x_t = a x_0 + \sigma \epsilon`; with :math:`w` = ``weight(t)`` that is :math:`\sigma^2 \|s - s^*\|^2`
     with the score :math:`s^* = -\epsilon / \sigma` of x_t given x_0, whatever the parameterisation.
 
+    A conditional model is called as ``model(x, t, labels)`` and calls its network so; labels ``(batch,)`` are whole numbers,
+    -1 for none. Without labels the network is called as ``network(x, t)``, and gives the unconditional score.
+
     Args:
-        network: any callable ``(x, t) -> tensor``; one that is a module is trained.
+        network: any callable ``(x, t) -> tensor``, or ``(x, t, labels)``; one that is a module is trained.
         sde: with known marginals.
 
     Raises:
@@ -35,9 +38,13 @@ class Parameterisation(nn.Module):
         require(isinstance(sde, SDE), "an SDE", type(sde).__name__)
         self.network, self.sde = network, sde
 
-    def output(self, x: Tensor, t: Tensor) -> Tensor:
+    def output(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """What is trained, ``(batch, *event)``: the network's output."""
-        return same_shape(self.network(x, t), x)
+        return same_shape(self.called(x, t, labels), x)
+
+    def called(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        """The network at its own inputs, with labels where there are some."""
+        return self.network(x, t) if labels is None else self.network(x, t, labels)
 
     def target(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the output is trained to be, from data x and standard normal noise at times t."""
@@ -47,7 +54,7 @@ class Parameterisation(nn.Module):
         """W(t), with which the squared error of the output is sigma^2 times that of the score."""
         raise NotImplementedError(f"{type(self).__name__} must implement weight")
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Scores ``(batch, *event)``."""
         raise NotImplementedError(f"{type(self).__name__} must implement forward")
 
@@ -67,9 +74,9 @@ class ScorePrediction(Parameterisation):
         """Sigma^2."""
         return self.sde.marginal(t)[1].square()
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """The output."""
-        return self.output(x, t)
+        return self.output(x, t, labels)
 
 
 class NoisePrediction(Parameterisation):
@@ -83,9 +90,9 @@ class NoisePrediction(Parameterisation):
         """1: DDPM's simple loss."""
         return torch.ones_like(t)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """-output / sigma."""
-        return -self.output(x, t) / over(self.sde.marginal(t)[1], x)
+        return -self.output(x, t, labels) / over(self.sde.marginal(t)[1], x)
 
 
 class DataPrediction(Parameterisation):
@@ -100,10 +107,10 @@ class DataPrediction(Parameterisation):
         mean, std = self.sde.marginal(t)
         return (mean / std).square()
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """(a output - x) / sigma^2."""
         mean, std = self.sde.marginal(t)
-        return (over(mean, x) * self.output(x, t) - x) / over(std.square(), x)
+        return (over(mean, x) * self.output(x, t, labels) - x) / over(std.square(), x)
 
 
 class VelocityPrediction(Parameterisation):
@@ -123,11 +130,11 @@ class VelocityPrediction(Parameterisation):
         mean, std = self.sde.marginal(t)
         return (mean / (mean.square() + std.square())).square()
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """-(sigma x + a output) / (sigma (a^2 + sigma^2))."""
         mean, std = self.sde.marginal(t)
         both = std * (mean.square() + std.square())
-        return -(over(std, x) * x + over(mean, x) * self.output(x, t)) / over(both, x)
+        return -(over(std, x) * x + over(mean, x) * self.output(x, t, labels)) / over(both, x)
 
 
 class EDM(Parameterisation):
@@ -162,10 +169,10 @@ class EDM(Parameterisation):
         ratio = std / mean
         return mean, ratio, (ratio.square() + self.data_std**2).sqrt()
 
-    def output(self, x: Tensor, t: Tensor) -> Tensor:
+    def output(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """F(c_in y, c_noise)."""
         mean, ratio, root = self._ratio(t)
-        return same_shape(self.network(x / over(mean * root, x), 0.25 * ratio.log()), x)
+        return same_shape(self.called(x / over(mean * root, x), 0.25 * ratio.log(), labels), x)
 
     def target(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """(x - c_skip y) / c_out = (r x / s - s noise) / root."""
@@ -176,11 +183,11 @@ class EDM(Parameterisation):
         """C_out^2 / r^2; 1 gives EDM's own weighting."""
         return (self.data_std / self._ratio(t)[2]).square()
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """(a D - x) / sigma^2 = -x / (a^2 root^2) + s output / (a r root)."""
         mean, ratio, root = self._ratio(t)
         gain = self.data_std / (mean * ratio * root)
-        return over(gain, x) * self.output(x, t) - x / over((mean * root).square(), x)
+        return over(gain, x) * self.output(x, t, labels) - x / over((mean * root).square(), x)
 
 
 class EnergyGradient(Parameterisation):
@@ -193,20 +200,20 @@ class EnergyGradient(Parameterisation):
         Salimans and Ho 2021, "Should EBMs model the energy or the score?"; Du et al. 2023, "Reduce, reuse, recycle".
     """
 
-    def energy(self, x: Tensor, t: Tensor) -> Tensor:
+    def energy(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Energies ``(batch,)`` in nats."""
-        energy = self.network(x, t)
+        energy = self.called(x, t, labels)
         if energy.shape != x.shape[:1]:
             raise ValueError(f"expected energies of shape ({len(x)},), got {tuple(energy.shape)}")
         return energy
 
-    def output(self, x: Tensor, t: Tensor) -> Tensor:
+    def output(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Minus the gradient of the energy in x."""
         track = torch.is_grad_enabled()
         with torch.enable_grad():
             if not x.requires_grad:
                 x = x.detach().requires_grad_()
-            energy = self.energy(x, t)
+            energy = self.energy(x, t, labels)
             (grad,) = torch.autograd.grad(energy, x, torch.ones_like(energy), create_graph=track)
         return -grad
 
@@ -218,9 +225,9 @@ class EnergyGradient(Parameterisation):
         """Sigma^2."""
         return self.sde.marginal(t)[1].square()
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """The output."""
-        return self.output(x, t)
+        return self.output(x, t, labels)
 
 
 def same_shape(output: Tensor, x: Tensor) -> Tensor:

@@ -49,8 +49,54 @@ class VE(LinearSDE):
         self.require_times(t)
         return torch.ones_like(t), self._sigma(t)
 
+    def solve(self, ratio: Tensor) -> Tensor:
+        """Log(ratio / sigma_min) over its range."""
+        return (ratio / self.sigma_min).log() / math.log(self.sigma_max / self.sigma_min)
+
     def _sigma(self, t: Tensor) -> Tensor:
         return self.sigma_min * torch.exp(t * math.log(self.sigma_max / self.sigma_min))
+
+
+class KarrasVE(LinearSDE):
+    r"""Variance exploding with the noise level for a time: :math:`\sigma(t) = t`, so :math:`dx = \sqrt{2t}\,dw`.
+
+    A score model of it is called with noise levels, as NCSN's and EDM's are, and as ``AnnealedLangevin`` calls it.
+
+    References:
+        Karras, Aittala, Aila and Laine 2022, "Elucidating the design space of diffusion-based generative models", section 3.
+
+    Args:
+        sigma_max: the last time and its noise, > 0, in units of x.
+
+    Raises:
+        ValueError: unless sigma_max > 0.
+
+    Example:
+        >>> KarrasVE(80.0).marginal(torch.tensor([0.0, 0.5, 80.0]))[1]
+        tensor([ 0.0000,  0.5000, 80.0000])
+    """
+
+    def __init__(self, sigma_max: float = 80.0) -> None:
+        super().__init__()
+        require(0 < sigma_max < math.inf, "sigma_max > 0", sigma_max)
+        self.t_max = self.prior_std = float(sigma_max)
+
+    def drift_coefficient(self, t: Tensor) -> Tensor:
+        """0."""
+        return torch.zeros_like(t)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        """The root of 2t."""
+        return (2 * t).sqrt()
+
+    def marginal(self, t: Tensor) -> Marginal:
+        """1 and t."""
+        self.require_times(t)
+        return torch.ones_like(t), t
+
+    def solve(self, ratio: Tensor) -> Tensor:
+        """The ratio."""
+        return ratio
 
 
 class PreservingSDE(LinearSDE):
@@ -78,6 +124,10 @@ class PreservingSDE(LinearSDE):
         log_mean = self.log_mean(t)
         return log_mean.exp(), (-torch.expm1(2 * log_mean)).sqrt()
 
+    def log_mean_at(self, ratio: Tensor) -> Tensor:
+        """Log of the mean coefficient where noise over signal is ``ratio``."""
+        return -0.5 * torch.log1p(ratio.square())
+
 
 class _LinearBeta(PreservingSDE):
     """Beta grows linearly from beta_min to beta_max."""
@@ -94,6 +144,12 @@ class _LinearBeta(PreservingSDE):
     def log_mean(self, t: Tensor) -> Tensor:
         """Log of the mean coefficient, of the shape of t."""
         return -0.25 * t * t * (self.beta_max - self.beta_min) - 0.5 * self.beta_min * t
+
+    def solve(self, ratio: Tensor) -> Tensor:
+        """The root of the quadratic (beta_max - beta_min) t^2 / 2 + beta_min t = -2 log a."""
+        exponent = -2 * self.log_mean_at(ratio)
+        slope = 2 * (self.beta_max - self.beta_min)
+        return 2 * exponent / (self.beta_min + (self.beta_min**2 + slope * exponent).sqrt())
 
 
 class VP(_LinearBeta):
@@ -134,6 +190,10 @@ class SubVP(_LinearBeta):
         log_mean = self.log_mean(t)
         return log_mean.exp(), -torch.expm1(2 * log_mean)
 
+    def log_mean_at(self, ratio: Tensor) -> Tensor:
+        """Log of the a > 0 with 1 - a^2 = ratio a."""
+        return -torch.asinh(0.5 * ratio)
+
 
 class CosineVP(PreservingSDE):
     r"""Variance preserving with :math:`a(t) = \cos(\tfrac\pi2 \tfrac{t + s}{1 + s}) / \cos(\tfrac\pi2 \tfrac{s}{1 + s})`.
@@ -163,8 +223,64 @@ class CosineVP(PreservingSDE):
 
     def log_mean(self, t: Tensor) -> Tensor:
         """Log of the mean coefficient, of the shape of t."""
-        first = 0.5 * math.pi * self.offset / (1 + self.offset)
-        return torch.cos(self._angle(t)).log() - math.log(math.cos(first))
+        return (torch.cos(self._angle(t)).log() - math.log(self._first)).clamp_max(0)  # rounding at t = 0
+
+    def solve(self, ratio: Tensor) -> Tensor:
+        """From the angle whose cosine is a times the first one's."""
+        angle = torch.acos(self._first * self.log_mean_at(ratio).exp())
+        return angle * (1 + self.offset) / (0.5 * math.pi) - self.offset
+
+    @property
+    def _first(self) -> float:
+        return math.cos(0.5 * math.pi * self.offset / (1 + self.offset))
 
     def _angle(self, t: Tensor) -> Tensor:
         return 0.5 * math.pi * (t + self.offset) / (1 + self.offset)
+
+
+class DiscreteVP(PreservingSDE):
+    r"""Variance preserving with DDPM's rates: at the times i / N its marginals are those of DDPM after i steps.
+
+    There :math:`2 \log a(i/N) = \sum_{j \le i} \log(1 - \beta_j)`, and log a is linear between them. DDPM's loss is
+    ``DiffusionScoreMatching`` at ``DiscreteTimes.of(sde)``; its sampler is ``ReverseSDE(..., num_steps=N - 1,
+    method="ancestral", t_min=1 / N, denoise=True)``.
+
+    References:
+        Ho, Jain and Abbeel 2020, "Denoising diffusion probabilistic models".
+
+    Args:
+        betas: rates ``(N,)`` in (0, 1), see ``linear_betas`` and ``cosine_betas``.
+
+    Raises:
+        ValueError: for other rates.
+    """
+
+    def __init__(self, betas: Tensor) -> None:
+        super().__init__()
+        require(isinstance(betas, Tensor) and betas.dim() == 1 and len(betas) > 1, "betas as a vector", repr(betas))
+        betas = betas.detach().double()
+        require(bool(((betas > 0) & (betas < 1)).all()), "betas in (0, 1)", betas.tolist()[:6])
+        log_means = 0.5 * torch.log1p(-betas).cumsum(0)
+        self.log_means = torch.cat([log_means.new_zeros(1), log_means])  # no buffer: a model's dtype is not its
+
+    @property
+    def num_steps(self) -> int:
+        """N."""
+        return len(self.log_means) - 1
+
+    def beta(self, t: Tensor) -> Tensor:
+        """N log 1 / (1 - beta_i) for t in ((i - 1) / N, i / N]."""
+        before, after, _ = self._around(t)
+        return -2 * self.num_steps * (after - before).to(t.dtype)
+
+    def log_mean(self, t: Tensor) -> Tensor:
+        """Log of the mean coefficient, of the shape of t."""
+        before, after, part = self._around(t)
+        return torch.lerp(before.to(t.dtype), after.to(t.dtype), part)
+
+    def _around(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log a at the ends of t's step, and the part of it before t; a time within rounding of a step's end is that end."""
+        at = t * self.num_steps
+        step = (at * (1 - 4 * torch.finfo(t.dtype).eps)).ceil().long().sub(1).clamp(0, self.num_steps - 1)
+        log_means = self.log_means.to(t.device)
+        return log_means[step], log_means[step + 1], at - step

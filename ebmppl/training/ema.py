@@ -60,6 +60,10 @@ class EMA:
         finally:
             self._put(own)
 
+    def put(self) -> None:
+        """The averages become the module's own parameters, for good: after training."""
+        self._put(self.average)
+
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by parameter."""
         return dict(self.average)

@@ -1,6 +1,6 @@
 """Gibbs on lattices, a sparse graph and an RBM, compiled and eager, next to thrml and rbms and to what they cost at least.
 
-    python tests/benchmarks/discrete.py [--quick] [--cases lattice signs sparse rbm] [--rounds 7] [--json FILE]
+    python -m tests.benchmarks.discrete [--quick] [--cases lattice signs sparse rbm] [--rounds 7] [--json FILE]
 
 (lattice) Ising, 256x256, one coupling, 64 replicas. (signs) The same with couplings +J or -J. (sparse) A random graph of
 degree 15, 4000 nodes, normal couplings, 256 chains. (rbm) 784x500, 512 chains: hidden given visible, and back.
@@ -8,8 +8,8 @@ degree 15, 4000 nodes, normal couplings, 256 chains. (rbm) 784x500, 512 chains: 
 A unit of work is one sweep of all chains; nothing is recorded on either side. Times are of the processor (all threads of
 the process), so that what else runs on the machine counts little; the table gives those of the clock, too. The limit of
 a lattice or graph is its numbers alone: one word for every site from the compiled generator; that of the RBM its two
-matrix products. Peers that are not installed are left out, with the reason. They need not live beside the packages of the
-extra ``bench``: ``pip install thrml==0.1.4 rbms==0.5.0`` into an environment of its own with this package does.
+matrix products. Peers are in the extra ``bench``, side by side with those of the other benchmarks; those that are not
+installed are left out, with the reason.
 """
 
 from __future__ import annotations
