@@ -71,7 +71,6 @@ class Chains:
         self._planned = 0  # draws so far
 
     # One tick, and the three ways to ask for many.
-
     def _tick(self, *, adapt: bool, log: bool = False, active: Tensor | None = None) -> Any:
         """Advance everything by one eager tick (only the ``active`` chains where given) and return the info."""
         now = self.now
@@ -110,10 +109,10 @@ class Chains:
     def _choose_backend(self) -> None:
         """Compile where that was asked for or pays, and try what was compiled."""
         now = self.now
-        averaging = None if self.adaptation is None else self.adaptation.init(now.tuning, now.state).averaging
-        run = self.kernel, self.adaptation, self.noise, now.state, now.tuning, averaging
-        much: Any = {"draws": self._planned, "ticks": self._most_ticks, "record": self.record}
-        self.choice, self.compiled = choose_backend(self.choice, *run, **much)
+        own = None if self.adaptation is None else self.adaptation.init(now.tuning, now.state).averaging
+        run = self.kernel, self.adaptation, self.noise, now.state, now.tuning, own
+        options: Any = {"draws": self._planned, "ticks": self._most_ticks, "record": self.record}
+        self.choice, self.compiled = choose_backend(self.choice, *run, **options)
         if self.compiled is not None:
             self.threads = self.compiled.engine.threads
 

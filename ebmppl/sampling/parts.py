@@ -13,6 +13,7 @@ from ebmppl.energies.function import same_energy
 from ebmppl.kernels.adaptation import Adaptation
 from ebmppl.kernels.base import Kernel
 from ebmppl.kernels.gradients import TRACING
+from ebmppl.kernels.hamiltonian import HamiltonianKernel
 from ebmppl.sampling.backends import Compiled, Refused, Share, compile_traced
 from ebmppl.sampling.native import Driver, Team
 from ebmppl.sampling.noise import AtHand, NoiseSource
@@ -33,7 +34,8 @@ class Unsuited(Exception):
 def compiled_ticks(kernel: Kernel, *run: Any, capture: bool, **options: Any) -> Compiled | Parts:
     """The compiled ticks of a run, in parts where that suits it; arguments as of ``Compiled``."""
     noise, state = run[1:3]
-    size = None if capture else part_size(state, noise.chains)
+    rows = isinstance(kernel, HamiltonianKernel)  # whose states are known to be
+    size = part_size(state, noise.chains) if rows and not capture else None
     if size is not None:
         try:
             return Parts(kernel, *run, size=size, **options)
