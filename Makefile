@@ -19,6 +19,10 @@ $(VENV)/.dev: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(INSTALL) --editable '.[dev]'
 	touch $@
 
+$(VENV)/.digits: $(VENV)/.dev
+	$(INSTALL) --editable '.[digits]'
+	touch $@
+
 $(VENV)/.bench: $(VENV)/.dev
 	$(INSTALL) --editable '.[bench]'
 	touch $@
@@ -38,7 +42,7 @@ types: $(VENV)/.dev  ## mypy
 unit: $(VENV)/.dev  ## the default tests
 	$(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal
 
-long: $(VENV)/.dev  ## the longer checks
+long: $(VENV)/.digits  ## the longer checks
 	$(BIN)/python -m pytest -q -m long --numprocesses 2 --dist worksteal
 
 bench: $(VENV)/.bench  ## benchmarks next to their peers

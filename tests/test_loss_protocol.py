@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -13,8 +15,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI
-from pyro.nn import PyroModule
+from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from ebmppl.energies import ClassifierEnergy, MLPEnergy, as_energy
 from ebmppl.errors import NonFiniteLoss, SamplingWarning
@@ -27,6 +30,7 @@ from ebmppl.losses import (
     ContrastiveNCE,
     DenoisingScoreMatching,
     Loss,
+    ScoreMatching,
     SlicedScoreMatching,
 )
 from ebmppl.models import BernoulliRBM, Ising
@@ -101,6 +105,42 @@ def test_pyro_modules_of_the_same_names_are_apart() -> None:
     before = values(energies[0])
     svis[1].step(plane)  # an update by momentum of the first energy would show
     assert all(torch.equal(a, b) for a, b in zip(before, values(energies[0]), strict=True))
+
+
+class Scaled(PyroModule):
+    def __init__(self, scale: float, name: str = "") -> None:
+        super().__init__(name)
+        self.scale = PyroParam(torch.tensor(scale), constraints.positive)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * self.scale * x.square().sum(-1)
+
+
+def test_pyro_params_of_one_name_are_refused() -> None:
+    """Pyro's store makes them one tensor: the second energy would be the first."""
+    loss = ScoreMatching()
+    modules = Scaled(1.0), Scaled(4.0), Scaled(4.0, "other")
+    first, second, other = (loss(as_energy(module, (2,))) for module in modules)
+    first(plane)
+    with pytest.raises(ValueError, match="a name of its own for every PyroParam, got 'scale' of two modules"):
+        second(plane)
+    wanted = 8 * plane.square().sum(1).mean() - 8  # s = -4 x
+    torch.testing.assert_close(other(plane).double(), wanted.double(), rtol=1e-5, atol=1e-5)
+    first(plane)
+    pyro.clear_param_store()
+    torch.testing.assert_close(second(plane).double(), wanted.double(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_loss_lets_energies_go() -> None:
+    loss = CD(kernel=Gibbs, seed=0)
+    energies = [BernoulliRBM(4, 2) for _ in range(20)]
+    for energy in energies:
+        SVI(energy, None, Adam(), loss=loss).step(bits)
+    first, last = (weakref.ref(energy) for energy in (energies[0], energies[-1]))
+    del energy, energies
+    gc.collect()
+    assert first() is None
+    assert last() is not None
 
 
 BY_DTYPE: dict[str, tuple[Callable[[], Loss], Any]] = {

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import ebmppl as eb
 from ebmppl.energies import MLPEnergy
-from ebmppl.errors import SamplingWarning
+from ebmppl.errors import EnergyError, NonFiniteLoss, SamplingWarning
 from ebmppl.interop.arviz import import_arviz
 from ebmppl.training import Fit, Health, Monitor, RaiseK, Reinitialise, RollBack, Warn
 from ebmppl.training.mixing import effective, judged, r_hat
@@ -273,9 +273,11 @@ def test_actions_come_in_turn_and_may_be_ones_own() -> None:
 
 
 def test_actions_that_do_not_fit_are_refused() -> None:
-    flagged = Monitor([Reinitialise()], every=5, acceptance=1e9)
+    """Before the first step, where the loss has nothing for them."""
     with pytest.raises(ValueError, match="a loss with begin_again for Reinitialise, such as PCD, got BoundCD"):
-        quiet(eb.losses.CD(kernel=eb.Gibbs), rbm(), BITS, flagged, steps=5).run()
+        quiet(eb.losses.CD(kernel=eb.Gibbs), rbm(), BITS, Monitor([Warn(), Reinitialise()]), steps=5)
+    with pytest.raises(ValueError, match="a loss with k for RaiseK, such as PCD, got BoundPseudoLikelihood"):
+        quiet(eb.losses.PseudoLikelihood(), rbm(), BITS, Monitor([RaiseK()]), steps=5)
     for wrong, told in [
         (lambda: Monitor(["warn"]), "actions as functions"),
         (lambda: Monitor(r_hat=0.9), "r_hat >= 1"),
@@ -288,3 +290,16 @@ def test_actions_that_do_not_fit_are_refused() -> None:
     run = quiet(pcd(), rbm(), BITS, Monitor(statistics={"m": lambda x: x.sum()}), steps=5)
     with pytest.raises(ValueError, match=r"m of shape \(50,\), got \(\)"):
         run.run()
+
+
+def test_chains_that_cannot_begin_again_are_a_loss_that_is_not_finite() -> None:
+    """After a step that broke the weights: they are back, which is no business of an action alone."""
+    energy, flagged = mlp(), Monitor([Reinitialise()], every=1, acceptance=1e9)
+    before = [p.detach().clone() for p in energy.parameters()]
+    run = quiet(langevin(0.01), energy, REALS, flagged, steps=9, optimizer=partial(torch.optim.SGD, lr=1e30))
+    with pytest.raises(
+        NonFiniteLoss, match="no chains after 1 steps: .*back as they were after 0 of 1 steps"
+    ) as raised:
+        run.run()
+    assert isinstance(raised.value.__cause__, EnergyError)
+    assert all(torch.equal(a, b) for a, b in zip(before, energy.parameters(), strict=True))

@@ -103,6 +103,58 @@ def test_an_rbm_of_digits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert "Held-out digits" in capsys.readouterr().out
 
 
+def bars_file(path: Path) -> Path:
+    """As MNIST's: packed rows of random bars."""
+    x = (
+        (torch.rand((300, 28, 1), generator=torch.Generator().manual_seed(0)) < 0.3)
+        .expand(-1, -1, 28)
+        .reshape(300, 784)
+    )
+    packed = np.packbits(x.numpy().astype(np.uint8), axis=1)
+    np.savez(path / "bars.npz", train=packed[:200], test=packed[200:])
+    return path / "bars.npz"
+
+
+def mnist(path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.chdir(path)
+    monkeypatch.syspath_prepend(str(TUTORIALS))
+    return tutorial("rbm_mnist")
+
+
+def wrote_mnist(path: Path) -> bool:
+    names = ("curves", "filters", "samples")
+    return all((path / f"out/rbm_mnist_{name}.png").read_bytes().startswith(b"\x89PNG") for name in names)
+
+
+def test_a_large_rbm_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = mnist(tmp_path, monkeypatch)
+    assert module.main(bars_file(tmp_path), hidden=8, epochs=10, every=10, sweeps=10) == 0
+    assert wrote_mnist(tmp_path)
+
+
+def test_curves_of_an_rbm_without_weights_are_its_likelihood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixels are independent then, and all three are one number."""
+    module = mnist(tmp_path, monkeypatch)
+    data, _ = module.images(bars_file(tmp_path))
+    rbm = module.eb.models.BernoulliRBM(784, 3).init_from_data(data, scale=0.0)
+    wanted = module.eb.log_partition(rbm).log_likelihood(data).mean().item()
+    assert module.reconstruction(rbm, data) == pytest.approx(wanted, rel=1e-5)
+    monkeypatch.setattr(module, "min", max, raising=False)  # all pixels
+    assert module.pseudo_likelihood(rbm, data) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.data
+@pytest.mark.long
+def test_500_hidden_units_of_mnist(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One epoch, which began at -241 and -247 nats and reached -146 and -148."""
+    module = mnist(tmp_path, monkeypatch)
+    data, test = module.images(shared_data / "binarized_mnist.npz")
+    rbm, curve = module.train(data, test[:500], hidden=500, epochs=1, every=250)
+    assert rbm.num_hidden == 500
+    for before, after in zip(curve[0][1:], curve[-1][1:], strict=True):
+        assert after > before + 80
+
+
 def test_annealed_langevin_weighs_modes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,7 +163,7 @@ def test_annealed_langevin_weighs_modes(
     x = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
     (grad,) = torch.autograd.grad(module.energy(x).sum(), x)
     torch.testing.assert_close(module.score(x.detach(), torch.zeros(5)), -grad)
-    assert module.main(n=300, steps=40, levels=61) == 0
+    assert module.main(n=300, steps=40, levels=201) == 0
     for name in ("methods", "levels"):
         assert (tmp_path / f"out/annealed_langevin_{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "plain Langevin" in capsys.readouterr().out
@@ -150,6 +202,7 @@ def test_from_denoising_to_ddpm(
     found = module.exact_noise(x.detach(), kept)
     torch.testing.assert_close(found, -(1 - kept).sqrt().unsqueeze(1) * score, rtol=1e-4, atol=1e-5)
     # 3: of the exact noise DDPM's sampler draws the data, up to the weights' Monte Carlo error, 4 of them
+    monkeypatch.setattr(module, "N", 200)  # the variance is right with many steps alone
     betas = linear_betas(module.N).float()
     abar = (1 - betas).cumprod(0)
     exact = lambda x, t: module.exact_noise(x, abar[(t * module.N).round().long() - 1])

@@ -42,7 +42,7 @@ import torch
 from torch import Generator, Tensor
 
 import ebmppl as eb
-from ebmppl.score import DiscreteTimes, DiscreteVP, NoisePrediction, TimeMLP, linear_betas
+from ebmppl.score import DiscreteTimes, DiscreteVP, NoisePrediction, TimeMLP, linear_betas, log_snr_times
 
 mpl.use("Agg")
 OUT = Path("out")
@@ -126,7 +126,9 @@ def main(steps: int = 1500, n: int = 4000) -> int:
             eb.ReverseSDE(model, sde, (1,), N - 1, "ancestral", t_min=1 / N, denoise=True), n, seed=1
         ),
         "DDIM, 20 calls": eb.generate(eb.ProbabilityFlow(model, sde, (1,), 20, "euler", t_min=1 / N), n, seed=1),
-        "DPM-Solver++(2M), 20 calls": eb.generate(eb.ProbabilityFlow(model, sde, (1,), 20, t_min=1 / N), n, seed=1),
+        "DPM-Solver++(2M), 20 calls": eb.generate(
+            eb.ProbabilityFlow(model, sde, (1,), 20, t_min=1 / N, times=log_snr_times), n, seed=1
+        ),
     }
     figure, axes = plt.subplots(1, len(ways), figsize=(3 * len(ways), 2.6), sharex=True, sharey=True)
     line = torch.linspace(-4, 3, 400).unsqueeze(1)

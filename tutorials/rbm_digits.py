@@ -82,7 +82,7 @@ def train(data: Tensor, held_out: Tensor, hidden: int, epochs: int) -> tuple[eb.
 
 
 def sample(rbm: eb.models.BernoulliRBM, chains: int, sweeps: int) -> Tensor:
-    """Probabilities of the pixels ``(chains, 64)`` given hidden units of independent chains of Gibbs sampling."""
+    """Probabilities of the pixels ``(chains, pixels)`` given hidden units of independent chains of Gibbs sampling."""
     mcmc = eb.MCMC(eb.Gibbs(rbm), 1, sweeps, num_chains=chains, seed=1, disable_progbar=True)
     mcmc.run()
     with torch.no_grad():
@@ -91,13 +91,13 @@ def sample(rbm: eb.models.BernoulliRBM, chains: int, sweeps: int) -> Tensor:
         )
 
 
-def draw_samples(data: Tensor, samples: Tensor, path: Path) -> None:
+def draw_samples(data: Tensor, samples: Tensor, side: int, path: Path) -> None:
     rows = min(8, int(min(len(data), len(samples)) ** 0.5))
     figure, axes = plt.subplots(1, 2, figsize=(8, 4.3))
     for axis, images, title in ((axes[0], data, "data"), (axes[1], samples, "samples (pixel probabilities)")):
-        tiles = images[: rows * rows].reshape(rows, rows, SIDE, SIDE).numpy()
+        tiles = images[: rows * rows].reshape(rows, rows, side, side).numpy()
         tiles = np.pad(tiles, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=0.35)
-        axis.imshow(tiles.transpose(0, 2, 1, 3).reshape(rows * (SIDE + 2), -1), cmap="gray_r", vmin=0, vmax=1)
+        axis.imshow(tiles.transpose(0, 2, 1, 3).reshape(rows * (side + 2), -1), cmap="gray_r", vmin=0, vmax=1)
         axis.set(xticks=[], yticks=[])
         axis.set_title(title, fontsize=11)
     figure.tight_layout()
@@ -125,7 +125,7 @@ def main(hidden: int = 16, epochs: int = 60, sweeps: int = 500) -> int:
     rbm, curve = train(data, held_out, hidden, epochs)
     draw_curve(curve, OUT / "rbm_digits_likelihood.png")
     plot_filters(rbm.W, (SIDE, SIDE), OUT / "rbm_digits_filters.png")
-    draw_samples(held_out, sample(rbm, 64, sweeps), OUT / "rbm_digits_samples.png")
+    draw_samples(held_out, sample(rbm, 64, sweeps), SIDE, OUT / "rbm_digits_samples.png")
     gained = curve[-1][2] - curve[0][2]
     print(f"\nHeld-out digits: {curve[0][2]:.2f} nats as independent pixels, {curve[-1][2]:.2f} by the RBM.")
     names = ("likelihood", "filters", "samples")

@@ -22,12 +22,13 @@ import torch
 from torch import Generator, Tensor
 
 import ebmppl as eb
-from ebmppl.score import EDM, VP, TimeMLP
+from ebmppl.score import EDM, VP, TimeMLP, log_snr_times
 
 mpl.use("Agg")
 OUT = Path("out")
 LEVELS, TRAINED_ON, BATCH, CLASSES = 17, 1500, 150, 10
 SCALE = 2 / LEVELS  # of a level in x
+SDE = VP(0.1, 14.0)
 T_MIN = 1e-3  # at which the noise is 0.01, a twelfth of a level
 
 
@@ -75,7 +76,7 @@ def train(data: Digits, epochs: int, hidden: int) -> EDM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = TimeMLP((1, 8, 8), (hidden,) * 3, num_classes=CLASSES)
-    model = EDM(network, VP(), data_std=0.7)
+    model = EDM(network, SDE, data_std=0.7)
     loader = Loader(data)
     steps = epochs * len(loader)
     run = eb.fit(
@@ -97,7 +98,8 @@ def sample(model: EDM, label: int, n: int) -> Tensor:
     def score(x: Tensor, t: Tensor) -> Tensor:
         return model(x, t, torch.full((len(x),), label))
 
-    return eb.generate(eb.ProbabilityFlow(score, model.sde, (1, 8, 8), 20, t_min=T_MIN), n, seed=label)
+    kernel = eb.ProbabilityFlow(score, SDE, (1, 8, 8), 20, t_min=T_MIN, times=log_snr_times)
+    return eb.generate(kernel, n, seed=label)
 
 
 def classifier(data: Digits) -> Any:
@@ -162,7 +164,7 @@ def main(epochs: int = 500, hidden: int = 256, each: int = 12, scored: int = 100
     print(f"Nearest training digit, median distance in levels: of samples {least:.2f}, of held-out digits {usual:.2f}.")
     for name, some in (("training", data), ("held-out", held_out)):
         x = dequantised(some.levels[:scored], Generator().manual_seed(2))
-        flow = eb.log_likelihood(model, model.sde, x, rtol=1e-3, atol=1e-3, t_min=T_MIN, probes=4)
+        flow = eb.log_likelihood(model, SDE, x, rtol=1e-3, atol=1e-3, t_min=T_MIN, probes=4)
         bits = flow.bits_per_dimension(SCALE)
         mean, error = float(bits.mean()), float(bits.std()) / math.sqrt(len(bits))
         print(

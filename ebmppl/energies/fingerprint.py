@@ -13,7 +13,8 @@ from torch import Tensor, nn
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _MOST = 5000  # values of one fingerprint
 _LIBRARIES = ("torch", "pyro", "numpy", "math", "builtins", "functools", "typing", "scipy", "ebmppl")
-_OURS = ("fn", "model", "args", "kwargs")  # attributes of our own energies that hold a user's objects
+# attributes of our own energies and scores that hold a user's objects
+_OURS = ("fn", "model", "args", "kwargs", "score", "network", "likelihood")
 
 
 class Same:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ebmppl.kernels.base import positive, require, whole
 from ebmppl.kernels.score import Score, ScoreTarget, SteppedKernel, Steps, steps
-from ebmppl.kernels.solvers import Rows, ancestral, corrected, denoised, euler, grid, heun
+from ebmppl.kernels.solvers import Rows, corrected, denoised, euler, grid, heun, resampled
 from ebmppl.score.base import SDE
 from ebmppl.score.schedules import uniform_times
 
@@ -29,8 +29,12 @@ class ReverseSDE(SteppedKernel):
       with :math:`\epsilon = 2 (r \sigma(t))^2` at the new time. That is the paper's rule for the signal-to-noise ratio r with the
       norms of noise and score at their expectations under noise, so that steps don't depend on the point, nor on other chains.
 
+    Resampling (RePaint) makes every ``jump`` ancestral steps ``resample`` times, and goes back by the forward SDE between; for a
+    score that in-paints by ``score.Replacement``. It takes ``resample`` times as many calls.
+
     References:
-        Anderson 1982, "Reverse-time diffusion equation models"; Song et al. 2021, algorithms 2 to 5.
+        Anderson 1982, "Reverse-time diffusion equation models"; Song et al. 2021, algorithms 2 to 5; Lugmayr et al. 2022,
+        "RePaint: inpainting using denoising diffusion probabilistic models", algorithm 1.
 
     Args:
         score: ``(x, t) -> score``, ``(chains, *event)`` from such points and times ``(chains,)``.
@@ -44,6 +48,8 @@ class ReverseSDE(SteppedKernel):
         denoise: one more network call for the mean of x(0) given x(t_min) (Tweedie).
         snr: r > 0, of the corrector.
         corrector_steps: Langevin steps after each step, >= 1.
+        resample: how often ancestral steps are made, >= 1.
+        jump: how many are made before the forward SDE goes back, >= 1.
 
     Raises:
         ValueError: for arguments outside these ranges.
@@ -71,11 +77,15 @@ class ReverseSDE(SteppedKernel):
         denoise: bool = False,
         snr: float = 0.16,
         corrector_steps: int = 1,
+        resample: int = 1,
+        jump: int = 1,
     ) -> None:
         require(method in METHODS, f"a method of {', '.join(map(repr, METHODS))}", repr(method))
         self.num_steps, self.method = whole("num_steps", num_steps, 1), method
         self.t_min, self.last_noise, self.denoise = t_min, last_noise, denoise
         self.snr, self.corrector_steps = positive("snr", snr), whole("corrector_steps", corrector_steps, 1)
+        self.resample, self.jump = whole("resample", resample, 1), whole("jump", jump, 1)
+        require(resample == 1 or method == "ancestral", 'the method "ancestral" to resample', repr(method))
         at = grid(sde, times, self.num_steps, t_min)
         super().__init__(ScoreTarget(score, event_shape, sde.prior_std, sde), self._rows(sde, at))
 
@@ -86,7 +96,7 @@ class ReverseSDE(SteppedKernel):
         elif self.method == "heun":
             rows = heun(sde, at, share=1.0, noisy=True)
         else:
-            rows = ancestral(sde, at)
+            rows = resampled(sde, at, self.resample, self.jump)
         if not self.last_noise:
             rows[-2 if self.method == "heun" else -1]["noise"] = 0.0
         if self.method == "predictor_corrector":

@@ -15,6 +15,7 @@ from ebmppl.errors import EnergyError
 from ebmppl.kernels.accept import not_finite, select, some
 from ebmppl.kernels.base import Kernel, Noise, NoiseSpec, positive, require
 from ebmppl.score.base import SDE, over
+from ebmppl.score.conditions import check_conditions, choosing_rows
 from ebmppl.score.parameterisations import same_shape
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -44,11 +45,17 @@ class ScoreTarget(Energy):
         raise EnergyError("expected an energy, got a score model: its density is known by log_likelihood alone")
 
     def check(self, x: Tensor, t: Tensor) -> None:
-        """Raise ``ValueError`` where the score has another shape or dtype than its points, or mixes rows of a batch."""
+        """Raise ``ValueError`` where the score has another shape or dtype than its points, or mixes rows of a batch.
+
+        A score with something given for each chain takes as many chains.
+        """
+        check_conditions(self.fn, x, t)
         score = same_shape(self.fn(x, t), x)
         if score.dtype != x.dtype or score.device != x.device:
             raise ValueError(f"expected a score {x.dtype} on {x.device}, got {score.dtype} on {score.device}")
-        if not same_energy(self.fn(x[:1], t[:1]), score[:1]):
+        with choosing_rows(self.fn, 1):
+            alone = self.fn(x[:1], t[:1])
+        if not same_energy(alone, score[:1]):
             raise ValueError(
                 "the score mixes the rows of a batch: that of chain 0 alone differs from the one beside others"
             )

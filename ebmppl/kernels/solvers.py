@@ -107,6 +107,23 @@ def ancestral(sde: SDE, at: list[float]) -> Rows:
     return rows
 
 
+def resampled(sde: SDE, at: list[float], times: int, jump: int) -> Rows:
+    """Ancestral steps of which each ``jump`` are made so many times, after all but the last of these the forward SDE goes back.
+
+    Lugmayr et al. 2022, algorithm 1; the way back joins the row before it, as both add Gaussian noise.
+    """
+    rows = []
+    for first in range(0, len(at) - 1, jump):
+        part = at[first : first + jump + 1]
+        down = ancestral(sde, part)
+        old, new, last = _level(linear(sde), part[0]), _level(sde, part[-1]), down[-1]
+        ratio = old.mean / new.mean
+        noise = math.sqrt((ratio * last["noise"]) ** 2 + old.std**2 - (ratio * new.std) ** 2)
+        back = {**last, "point": ratio * last["point"], "score": ratio * last["score"], "noise": noise}
+        rows += (times - 1) * [*down[:-1], back] + down
+    return [dict(row) for row in rows]
+
+
 def corrected(sde: SDE, rows: Rows, at: list[float], snr: float, corrector_steps: int) -> Rows:
     """Langevin steps after each row, at its end. The last row's noise decides whether the last of them has any."""
     both = []

@@ -38,7 +38,8 @@ class SwendsenWang(ClusterKernel):
     Negative couplings of two levels are taken where flipping some sites makes all of them positive (an antiferromagnet
     on a bipartite graph; Mattis glasses).
 
-    How many rounds it takes to label the clusters depends on them, so ticks run eagerly.
+    How many rounds it takes to label the clusters depends on them (5 or 6 at a critical point), so ticks run eagerly, and on
+    a GPU every round reads a number back.
 
     References:
         Swendsen and Wang 1987, "Nonuniversal critical dynamics in Monte Carlo simulations";

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import reduce
 from typing import Any, ClassVar, NoReturn
-from weakref import WeakKeyDictionary
 
-import pyro
 import torch
-from pyro import poutine
 from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -22,10 +17,10 @@ from torch.distributions import constraints
 from ebmppl.energies.base import ONE_SITE, Energy, dtype_and_device, require_energy
 from ebmppl.energies.discrete import discrete
 from ebmppl.energies.supports import describe, elementwise, is_discrete
-from ebmppl.errors import EnergyError, NonFiniteLoss, SamplingWarning
+from ebmppl.errors import EnergyError, NonFiniteLoss
+from ebmppl.losses.store import hidden_from_pyro, registered, require_own_names, shared_names
 
-_names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # in Pyro's store, one for each module
-_numbers = itertools.count()
+_MOST_BOUND = 16  # energies (and guides) that one loss remembers under SVI
 
 Data = Tensor | Mapping[str, Tensor]
 
@@ -53,6 +48,7 @@ class BoundLoss(nn.Module):
         self.guide = guide
         self.values: dict[str, Tensor] = {}
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self._shared = shared_names(self)
 
     @abstractmethod
     def terms(self, x: Any) -> dict[str, Tensor]:
@@ -62,10 +58,13 @@ class BoundLoss(nn.Module):
         """The loss of a batch ``(rows, *event)`` or by site ``(rows, *site)``; its gradient is the method's.
 
         Raises:
-            ValueError: for data of another shape, outside the support, or with NaN.
+            ValueError: for data of another shape, outside the support, or with NaN; for a ``PyroParam`` whose name in
+                Pyro's store is another energy's.
             NonFiniteLoss: where it is NaN or infinite, or chains find no points of finite energy to begin at any more.
         """
         points = self.data(x)
+        if self._shared:
+            require_own_names(self._shared)
         try:
             terms = self.terms(points)
         except EnergyError as error:  # of chains that begin
@@ -102,7 +101,8 @@ class Loss(ELBO):
     """Abstract: the hyper-parameters of a loss. Calling it with an energy binds it; ``SVI`` takes it as it takes an ELBO.
 
     Under ``SVI(energy, guide, optim, loss=loss)`` it binds once for each energy and guide, so that chains and log Z of
-    several go on side by side; the last one used is ``bound``.
+    several go on side by side; the last one used is ``bound``. It holds the last 16; one that is used again after
+    that begins anew.
     All parameters are registered with Pyro; ``evaluate_loss`` moves nothing.
 
     Class attributes:
@@ -141,8 +141,8 @@ class Loss(ELBO):
     def differentiable_loss(self, energy: Energy, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The loss as a tensor."""
         bound = self._bound_to(energy, guide)
-        _register(bound)
-        with _own_parameters_hidden(bound):
+        registered(bound, {"energy": bound.energy})
+        with hidden_from_pyro(bound):
             return bound(*args, **kwargs)
 
     def loss_and_grads(self, energy: Energy, guide: Any, *args: Any, **kwargs: Any) -> float:
@@ -169,10 +169,8 @@ class Loss(ELBO):
         bound = self.bound
         if bound is None or bound.energy is not energy or bound.guide is not guide:
             known = [b for b in self._all if b.energy is energy and b.guide is guide]
-            if not known:
-                known = [self(energy, guide)]
-                self._all += known
-            bound = self.bound = known[0]
+            bound = self.bound = known[0] if known else self(energy, guide)
+            self._all = [*(b for b in self._all if b is not bound), bound][-_MOST_BOUND:]
         return bound
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
@@ -189,41 +187,6 @@ def _still(bound: BoundLoss) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def _register(bound: BoundLoss) -> None:
-    for path, parameter in bound.named_parameters():
-        if parameter.requires_grad:
-            own = not path.startswith("energy.")  # several losses of one energy have each its own log Z
-            name = f"{_name_of(bound) if own else _name_of(bound.energy)}$$${path}"
-            store = pyro.get_param_store()
-            if name in store and store._params[name] is not parameter:  # would be optimised in its place
-                warnings.warn(
-                    f"Pyro's parameter store has another tensor as {name!r}, of a store that was loaded or of a parameter "
-                    "that was replaced: the module's own takes its place. To load weights use load_state_dict",
-                    SamplingWarning,
-                    stacklevel=5,
-                )
-                del store[name]
-            pyro.param(name, parameter)
-
-
-def _own_parameters_hidden(bound: BoundLoss) -> AbstractContextManager[Any]:
-    """``PyroModule`` registers its parameters under short names, which may be another's there: ours are known already."""
-    own = {id(parameter) for parameter in bound.parameters()}
-
-    def ours(message: dict[str, Any]) -> bool:
-        return message["type"] == "param" and any(id(value) in own for value in message["args"])
-
-    return poutine.block(hide_fn=ours)
-
-
-def _name_of(module: nn.Module) -> str:
-    name = _names.get(module)
-    if name is None:
-        kind = "loss" if isinstance(module, BoundLoss) else "energy"
-        name = _names[module] = f"{kind}{next(_numbers)}"
-    return name
 
 
 def checked_data(energy: Energy, x: Data) -> Tensor:

@@ -14,7 +14,7 @@ from ebmppl.models.graph import Graph
 from ebmppl.models.pairwise import (
     NeighbourTables,
     as_parameter,
-    couplings_of_matrix,
+    on_graph,
     products,
     whole_tensor,
 )
@@ -67,10 +67,7 @@ class Ising(Energy):
         symmetrise: bool = False,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if lattice is None:
-            graph, coupling = couplings_of_matrix(coupling, symmetrise=symmetrise)
-        else:
-            graph = lattice if isinstance(lattice, Graph) else Graph.lattice(lattice, periodic)
+        graph, coupling = on_graph(lattice, coupling, periodic=periodic, symmetrise=symmetrise)
         super().__init__(graph.shape, spin)
         self.graph = graph
         self.coupling = as_parameter("coupling", coupling, (len(graph.edges),), (coupling, field), dtype)

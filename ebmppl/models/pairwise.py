@@ -64,6 +64,23 @@ def _along(sites: Tensor, axis: int, length: int, close: bool) -> Tensor:  # noq
     return (sites if close else sites.narrow(axis, 0, length - 1)) * there
 
 
+def on_graph(
+    lattice: Sequence[int] | Graph | None,
+    coupling: float | Tensor,
+    *,
+    periodic: bool | Sequence[bool],
+    symmetrise: bool,
+) -> tuple[Graph, float | Tensor]:
+    """The graph of a model and its couplings, from a lattice or graph, or from a matrix of couplings without one.
+
+    Raises:
+        ValueError: see ``Graph.lattice`` and ``couplings_of_matrix``.
+    """
+    if lattice is None:
+        return couplings_of_matrix(coupling, symmetrise=symmetrise)
+    return lattice if isinstance(lattice, Graph) else Graph.lattice(lattice, periodic), coupling
+
+
 def couplings_of_matrix(matrix: float | Tensor, *, symmetrise: bool) -> tuple[Graph, Tensor]:
     """The graph of a matrix of couplings, and the coupling of every edge.
 

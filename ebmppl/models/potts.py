@@ -14,7 +14,7 @@ from ebmppl.energies.discrete import one_hot
 from ebmppl.energies.structure import Pairwise
 from ebmppl.energies.supports import categories
 from ebmppl.models.graph import Graph
-from ebmppl.models.pairwise import NeighbourTables, as_parameter, couplings_of_matrix, whole_tensor
+from ebmppl.models.pairwise import NeighbourTables, as_parameter, on_graph, whole_tensor
 
 
 class Potts(Energy):
@@ -62,10 +62,7 @@ class Potts(Energy):
         symmetrise: bool = False,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if lattice is None:
-            graph, coupling = couplings_of_matrix(coupling, symmetrise=symmetrise)
-        else:
-            graph = lattice if isinstance(lattice, Graph) else Graph.lattice(lattice, periodic)
+        graph, coupling = on_graph(lattice, coupling, periodic=periodic, symmetrise=symmetrise)
         super().__init__(graph.shape, categories(num_states))
         self.graph, self.num_states = graph, num_states
         self.coupling = as_parameter("coupling", coupling, (len(graph.edges),), (coupling, field), dtype)

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 from ebmppl.kernels.base import Kernel
 from ebmppl.sampling.draws import Now
 from ebmppl.sampling.noise import NoiseSource
+from ebmppl.score.conditions import chosen_rows
 
 
 class _Rows(Mapping[str, Tensor]):
@@ -39,7 +40,11 @@ def advance_apart(kernel: Kernel, noise: NoiseSource, now: Now, n: int) -> Now:
     left = torch.full_like(rows, n)
     while len(rows):
         row = noise.row(tick)
-        state, info = kernel.tick(state, now.tuning, row if len(rows) == noise.chains else _Rows(row, rows))
+        if len(rows) == noise.chains:
+            state, info = kernel.tick(state, now.tuning, row)
+        else:
+            with chosen_rows(kernel.target.fn, rows):
+                state, info = kernel.tick(state, now.tuning, _Rows(row, rows))
         tick, left = tick + 1, left - info.done.long()
         on = left > 0
         if not bool(on.all()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.choice import require_backend
 from ebmppl.sampling.initial import as_start, given_points, starting_points
 from ebmppl.sampling.noise import fresh_seed
+from ebmppl.score.conditions import choosing_rows, num_conditions
 
 _NUMBERS = 1 << 20  # of the points of a batch; a network makes some hundred times as many
 
@@ -26,7 +28,7 @@ def generate(
 
     Args:
         kernel: the kernel.
-        n: how many draws, >= 1.
+        n: how many draws, >= 1; of a score that is given something by row, as many as there are rows, one for each.
         seed: of the random numbers; a fresh one when None.
         batch_size: most chains at a time, >= 1; about a million numbers when None.
         backend: "auto", "eager", "inductor" or "cudagraph".
@@ -35,7 +37,7 @@ def generate(
         Draws ``(n, *event)`` at the dtype and device of the score's parameters (else torch's defaults).
 
     Raises:
-        ValueError: for a kernel whose draws depend on one another, or numbers outside these ranges.
+        ValueError: for a kernel whose draws depend on one another, numbers outside these ranges, or other than the score's rows.
 
     Warns:
         SamplingWarning: where draws failed, with their chains and the time.
@@ -44,12 +46,17 @@ def generate(
     require(isinstance(kernel, Kernel) and kernel.independent, "a kernel that gives independent draws", got)
     require_backend(backend)
     n, event = whole("n", n, 1), kernel.target.event_shape
+    rows = num_conditions(kernel.target.fn)
+    require(rows is None or rows == n, f"n = {rows}, a draw for each row that the score is given", n)
     most = max(1, _NUMBERS // event.numel()) if batch_size is None else whole("batch_size", batch_size, 1)
     rounds = -(-n // most)
     chains = -(-n // rounds)
     seed = fresh_seed() if seed is None else whole("seed", seed, 0)
     start = starting_points(kernel.target, as_start(kernel.target, None, chains), chains, seed).points
-    return _draw(Chains(kernel, start, seed, backend, record=False), rounds, n)
+    if rows is None or rounds == 1:
+        return _draw(Chains(kernel, start, seed, backend, record=False), rounds, n)
+    with choosing_rows(kernel.target.fn, chains) as choose:
+        return _draw(Chains(kernel, start, seed, backend, record=False), rounds, n, choose)
 
 
 def transport(kernel: Kernel, x: Tensor, *, seed: int | None = None, backend: str = "auto") -> Tensor:
@@ -74,11 +81,14 @@ def transport(kernel: Kernel, x: Tensor, *, seed: int | None = None, backend: st
     return _draw(Chains(kernel, x, seed, backend, record=False), 1, len(x))
 
 
-def _draw(chains: Chains, rounds: int, n: int) -> Tensor:
+def _draw(chains: Chains, rounds: int, n: int, choose: Callable[[Tensor], None] | None = None) -> Tensor:
+    """So many rounds, before each of which the score's rows are chosen."""
     if rounds > 1:
         chains.prepare(rounds - 1, values=False)
     draws, failures = [], []
-    for _ in range(rounds):
+    for k in range(rounds):
+        if choose is not None:
+            choose(torch.arange(k * chains.num_chains, (k + 1) * chains.num_chains))
         chains.advance(1)
         draws.append(chains.position().clone())
         failures.append(chains.now.state.failure.clone())

@@ -1,6 +1,16 @@
 """Score models: diffusions, schedules, what a network predicts and how that becomes a score, and networks."""
 
 from ebmppl.score.base import SDE, GenericSDE, LinearSDE
+from ebmppl.score.conditions import Conditional
+from ebmppl.score.guidance import (
+    ClassConditional,
+    ClassifierFreeGuidance,
+    ClassifierGuidance,
+    Guidance,
+    LikelihoodGuidance,
+)
+from ebmppl.score.inpainting import InPainting, Replacement
+from ebmppl.score.inverse import Denoiser, LinearGuidance
 from ebmppl.score.likelihood import LogLikelihood, log_likelihood
 from ebmppl.score.networks import FourierFeatures, TimeMLP, UNet
 from ebmppl.score.parameterisations import (
@@ -32,6 +42,16 @@ from ebmppl.score.weightings import (
 )
 
 __all__ = [
+    "Conditional",
+    "Replacement",
+    "LinearGuidance",
+    "InPainting",
+    "Denoiser",
+    "LikelihoodGuidance",
+    "Guidance",
+    "ClassifierGuidance",
+    "ClassifierFreeGuidance",
+    "ClassConditional",
     "EDM",
     "SDE",
     "VE",

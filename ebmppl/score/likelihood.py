@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ebmppl.errors import SamplingWarning
 from ebmppl.score.base import SDE, over, require
+from ebmppl.score.conditions import chosen_rows
 from ebmppl.score.ode import CALLS, Field, attempt, error_ratio, factor, first_step
 from ebmppl.score.parameterisations import same_shape
 
@@ -155,7 +156,12 @@ def _flow(
 
     def field(rows: Tensor) -> Field:
         own = None if signs is None else signs[:, rows]
-        return lambda y, t: _augmented(score, sde, y, t, event, own)
+
+        def velocity(y: Tensor, t: Tensor) -> Tensor:
+            with chosen_rows(score, rows):
+                return _augmented(score, sde, y, t, event, own)
+
+        return velocity
 
     start = torch.cat([flat, flat.new_zeros(len(x), 1 if signs is None else len(signs))], 1)
     y, failed_at, rows = _solve(field, start, t_min, sde.t_max, *tolerances)

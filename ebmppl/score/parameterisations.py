@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmppl.score.base import SDE, over, require
+from ebmppl.score.pullback import pullback
 
 Network = Callable[..., Tensor]  # of points and times, and of labels where there are some
 
@@ -209,13 +210,8 @@ class EnergyGradient(Parameterisation):
 
     def output(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Minus the gradient of the energy in x."""
-        track = torch.is_grad_enabled()
-        with torch.enable_grad():
-            if not x.requires_grad:
-                x = x.detach().requires_grad_()
-            energy = self.energy(x, t, labels)
-            (grad,) = torch.autograd.grad(energy, x, torch.ones_like(energy), create_graph=track)
-        return -grad
+        energy, _, pull = pullback(lambda at: (self.energy(at, t, labels), at), x)
+        return -pull(torch.ones_like(energy)) if pull is not None else torch.zeros_like(x)
 
     def target(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """-noise / sigma."""

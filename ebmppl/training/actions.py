@@ -42,9 +42,13 @@ class RaiseK:
         require(self.factor > 1, "factor > 1", self.factor)
         whole("most", self.most, 1)
 
+    def require_fit(self, bound: Any) -> None:
+        """Raise ``ValueError`` for a loss without k."""
+        _of(bound, "k", "RaiseK")
+
     def __call__(self, run: Run, health: Health) -> str:
         """Raise ``bound.k``."""
-        k = _of(run, "k", "RaiseK")
+        k = _of(run.bound, "k", "RaiseK")
         raised = min(self.most, max(k + 1, round(k * self.factor)))
         if raised <= k:
             return ""
@@ -55,9 +59,13 @@ class RaiseK:
 class Reinitialise:
     """All persistent chains begin again."""
 
+    def require_fit(self, bound: Any) -> None:
+        """Raise ``ValueError`` for a loss without persistent chains."""
+        _of(bound, "begin_again", "Reinitialise")
+
     def __call__(self, run: Run, health: Health) -> str:
         """Begin them again at other points each time."""
-        _of(run, "begin_again", "Reinitialise")(run.step)
+        _of(run.bound, "begin_again", "Reinitialise")(run.step)
         return "the chains began again"
 
 
@@ -85,7 +93,7 @@ class RollBack:
         return f"back to the state after {kept} steps, with a learning rate of {rate:.3g}"
 
 
-def _of(run: Run, name: str, action: str) -> Any:
-    found = getattr(run.bound, name, None)
-    require(found is not None, f"a loss with {name} for {action}, such as PCD", type(run.bound).__name__)
+def _of(bound: Any, name: str, action: str) -> Any:
+    found = getattr(bound, name, None)
+    require(found is not None, f"a loss with {name} for {action}, such as PCD", type(bound).__name__)
     return found

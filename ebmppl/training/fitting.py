@@ -49,7 +49,8 @@ class Fit(Run):
 
     Raises:
         ValueError: for both or neither of steps and epochs, an energy without trainable parameters, settings out of
-            range, or data of another shape or dtype, or with NaN (says where).
+            range, a monitor's action that is not for the loss, or data of another shape or dtype, or with NaN (says
+            where).
 
     Example:
         >>> import torch
@@ -112,6 +113,8 @@ class Fit(Run):
             "an energy (or loss) with parameters that require gradients",
             "none: there is nothing to train",
         )
+        if monitor is not None:
+            monitor.require_fit(bound)
         batches = as_batches(energy, data, batch_size, epochs, order)
         held_out = None if validation is None else as_batches(energy, validation, batch_size)
         factory = optimizer is None or callable(optimizer)

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
-from ebmppl.errors import NonFiniteLoss
+from ebmppl.errors import EnergyError, NonFiniteLoss
 from ebmppl.kernels.base import positive, require
 from ebmppl.losses.base import BoundLoss
 from ebmppl.sampling.scopes import evaluating
@@ -157,13 +157,23 @@ class Run:
             self.ema.update()
         terms = {name: float(value) for name, value in self.bound.values.items()}
         self.step += 1
-        health = None if self.monitor is None else self.monitor.look(self)
+        health = self._health(terms)
         validation = self._validation()
         due = self.step % self.settings.keep_every == 0 if self.monitor is None else health is not None and health.good
         if due:
             self.candidate = self.snapshot()
         value, seconds = float(loss.detach()), time.perf_counter() - began
         return Step(self.step - 1, self.batches.epoch, value, terms, norm, rate, seconds, validation, health)
+
+    def _health(self, terms: dict[str, float]) -> Health | None:
+        """What the monitor finds; chains that find no points to begin at again are as a loss that is not finite."""
+        try:
+            return None if self.monitor is None else self.monitor.look(self)
+        except EnergyError as error:
+            what = NonFiniteLoss(
+                f"no chains after {self.step} steps: {error}", self.step, terms, self.snapshot()["bound"]
+            )
+            raise self._went_back(what) from error
 
     def _validation(self) -> float | None:
         """Where it is due; a schedule that waits for it is told."""
@@ -184,10 +194,8 @@ class Run:
         norm = float(total)
         if not math.isfinite(norm):
             terms = {name: float(value) for name, value in self.bound.values.items()}
-            state = copied(self.bound.state_dict())
-            raise NonFiniteLoss(
-                f"the gradient is not finite at step {self.step}: its norm is {norm}", self.step, terms, state
-            )
+            what = f"the gradient is not finite at step {self.step}: its norm is {norm}"
+            raise NonFiniteLoss(what, self.step, terms, copied(self.bound.state_dict()))
         if self.settings.clip is not None:
             clip_grads_with_norm_(parameters, self.settings.clip, total)
         return norm
@@ -256,11 +264,7 @@ class Run:
         self.kept, self.candidate = self.snapshot(), None
 
     def scale_learning_rate(self, factor: float) -> None:
-        """Multiply the learning rates, those to come of the schedule, too.
-
-        Args:
-            factor: > 0.
-        """
+        """Multiply the learning rates, those to come of the schedule, too, by a factor > 0."""
         factor = positive("factor", factor)
         for group in self.optimizer.param_groups:
             for name in ("lr", "initial_lr", "max_lr", "min_lr"):

@@ -1,0 +1,33 @@
+"""Products with transposed Jacobians that ticks can be traced through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Pull = Callable[[Tensor], Tensor]
+
+
+def pullback(fn: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> tuple[Tensor, Tensor, Pull | None]:
+    """A function's values, the other tensor that it gives, and v -> (d values / dx)' v, None where the values don't depend on x.
+
+    Under ``no_grad`` as well; where gradients are asked for outside, what comes is differentiable once more. Inside a trace
+    (a transform of functorch's) it is ``torch.func.vjp``, which can't tell that nothing depends on x, and gives zeros.
+    """
+    track = torch.is_grad_enabled()
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        values, back, rest = torch.func.vjp(fn, x, has_aux=True)  # type: ignore[misc]
+        return values, rest, lambda v: back(v)[0]
+    with torch.enable_grad():
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        values, rest = fn(x)
+    if not isinstance(values, Tensor) or not values.requires_grad:
+        return values, rest, None
+
+    def pull(v: Tensor) -> Tensor:
+        (found,) = torch.autograd.grad(values, x, v, create_graph=track, retain_graph=True, materialize_grads=True)
+        return found
+
+    return (values if track else values.detach()), rest, pull
