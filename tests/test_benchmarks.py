@@ -34,9 +34,9 @@ def test_losses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     effort = losses.Effort(batches=(4,), rounds=2, seconds=1e-4)
     losses.main(["--slices", "2", "--json", str(file)], effort)
     rows = json.loads(file.read_text())["losses"]
-    assert [row["loss"] for row in rows] == ["denoising", "sliced", "sliced, reduced"]
+    assert [row["loss"] for row in rows] == ["denoising", "CD-10", "sliced", "sliced, reduced"]
     assert all(min(row["ours"] + row["limit"] + row["torchebm"]) > 0 for row in rows)
-    assert capsys.readouterr().out.count("| 4 ") == 3
+    assert capsys.readouterr().out.count("| 4 ") == 4
 
 
 @pytest.mark.long
