@@ -24,15 +24,22 @@ def quartic(x: Tensor) -> Tensor:
     return 0.25 * (x**4).sum(-1)
 
 
+HMC = partial(eb.HMC, num_steps=4)
+
+
 @pytest.mark.parametrize(
-    "kernel", [eb.MALA, partial(eb.HMC, num_steps=4), partial(eb.NUTS, max_tree_depth=6)], ids=["mala", "hmc", "nuts"]
+    ("kernel", "backend"),
+    [(eb.MALA, "eager"), (HMC, "eager"), (HMC, "inductor"), (partial(eb.NUTS, max_tree_depth=6), "eager")],
+    ids=["mala", "hmc", "hmc in compiled parts", "nuts"],
 )
-def test_a_chain_in_a_quartic_tail_comes_in(kernel: Callable[[eb.Energy], Kernel]) -> None:
+def test_a_chain_in_a_quartic_tail_comes_in(kernel: Callable[[eb.Energy], Kernel], backend: str) -> None:
     """With one step size for all 64 chains it keeps its first point, or lets the step of all fall to a quarter."""
     start = torch.randn(64, 2, generator=gen(1))
     start[0] = torch.tensor([20.0, -20.0])
-    mcmc = eb.MCMC(kernel(eb.as_energy(quartic, (2,))), 10, 200, start, 64, seed=1, disable_progbar=True)
+    energy = eb.as_energy(quartic, (2,))
+    mcmc = eb.MCMC(kernel(energy), 10, 200, start, 64, seed=1, backend=backend, disable_progbar=True)
     mcmc.run()
+    assert mcmc.backend == backend
     # P(|x| > 4) < exp(-64)
     assert float(mcmc.get_samples()["x"].abs().max()) < 4
     variance = 2 * math.gamma(3 / 4) / math.gamma(1 / 4)

@@ -21,6 +21,7 @@ from ebmppl.sampling.backends import Compiled
 from ebmppl.sampling.choice import Choice, choose_backend
 from ebmppl.sampling.draws import Counts, Draws, Now, Ticks, finished, unlink
 from ebmppl.sampling.noise import NoiseSource
+from ebmppl.sampling.parts import Parts
 from ebmppl.sampling.schedule import ENOUGH, FEW, require_some_good, stan_windows, ticks_to_next_look
 from ebmppl.sampling.scopes import PASSES, evaluating, threads, uninterrupted, using_threads
 
@@ -60,7 +61,7 @@ class Chains:
         self.adaptation = kernel.adaptation()
         self.numbers = x.numel()
         self.choice = Choice(backend, "as asked for")
-        self.compiled: Compiled | None = None
+        self.compiled: Compiled | Parts | None = None
         self.threads = threads(PASSES * self.numbers)
         with torch.no_grad(), using_threads(self.threads), evaluating(kernel.target):
             kernel.prepare(x, values=True, many=False)
@@ -71,7 +72,6 @@ class Chains:
         self._planned = 0  # draws so far
 
     # One tick, and the three ways to ask for many.
-
     def _tick(self, *, adapt: bool, log: bool = False, active: Tensor | None = None) -> Any:
         """Advance everything by one eager tick (only the ``active`` chains where given) and return the info."""
         now, used = self.now, self.now.tuning
@@ -112,10 +112,10 @@ class Chains:
     def _choose_backend(self) -> None:
         """Compile where that was asked for or pays, and try what was compiled."""
         now = self.now
-        averaging = None if self.adaptation is None else self.adaptation.init(now.tuning, now.state).averaging
-        run = self.kernel, self.adaptation, self.noise, now.state, now.tuning, averaging
-        much: Any = {"draws": self._planned, "ticks": self._most_ticks, "record": self.record}
-        self.choice, self.compiled = choose_backend(self.choice, *run, **much)
+        own = None if self.adaptation is None else self.adaptation.init(now.tuning, now.state).averaging
+        run = self.kernel, self.adaptation, self.noise, now.state, now.tuning, own
+        options: Any = {"draws": self._planned, "ticks": self._most_ticks, "record": self.record}
+        self.choice, self.compiled = choose_backend(self.choice, *run, **options)
         if self.compiled is not None:
             self.threads = self.compiled.engine.threads
 
@@ -175,7 +175,7 @@ class Chains:
             self._harvest(draws, adapt=adapt)
             raise
 
-    def _run_compiled(self, compiled: Compiled, n: int, *, adapt: bool) -> Mapping[str, Tensor]:
+    def _run_compiled(self, compiled: Compiled | Parts, n: int, *, adapt: bool) -> Mapping[str, Tensor]:
         """So many ticks; what they gave is overwritten by the next ones."""
         now = self.now
         own = now.adaptation
