@@ -90,7 +90,7 @@ def cost(model: EDM, data: Digits, scored: int) -> dict[str, tuple[float, float]
 
 
 def main(
-    path: Path, steps: int = 4000, width: int = 32, batch: int = 64, device: str = "cpu", each: int = 20, scored: int = 64,
+    path: Path, steps: int = 4000, width: int = 24, batch: int = 32, device: str = "cpu", each: int = 20, scored: int = 64,
     classifier_steps: int = 1500,
 ) -> dict[str, float]:  # fmt: skip
     began = time.perf_counter()
@@ -129,8 +129,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("path", type=Path, nargs="?", default=folder / "mnist.npz", help="MNIST as an npz file")
     parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--width", type=int, default=32, help="channels of the U-Net")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--width", type=int, default=24, help="channels of the U-Net")
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     sys.exit(0 if main(given.path, given.steps, given.width, given.batch, given.device)["no guidance"] > 0.8 else 1)
