@@ -15,6 +15,7 @@ from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.accept import choose
 from ebmppl.kernels.adaptation import AdaptationState
 from ebmppl.kernels.base import Kernel, NoiseSpec, require
+from ebmppl.kernels.dual_averaging import SHARES
 from ebmppl.sampling.apart import advance_apart
 from ebmppl.sampling.backends import Compiled
 from ebmppl.sampling.choice import Choice, choose_backend
@@ -73,8 +74,10 @@ class Chains:
     # One tick, and the three ways to ask for many.
     def _tick(self, *, adapt: bool, log: bool = False, active: Tensor | None = None) -> Any:
         """Advance everything by one eager tick (only the ``active`` chains where given) and return the info."""
-        now = self.now
-        state, info = self.kernel.tick(now.state, now.tuning, self.noise.row(now.tick))
+        now, used = self.now, self.now.tuning
+        if adapt and now.adaptation is not None and self.adaptation is not None:
+            used = self.adaptation.own_steps(now.adaptation.averaging, used)
+        state, info = self.kernel.tick(now.state, used, self.noise.row(now.tick))
         if active is not None:
             info = info._replace(done=info.done & active)
             state = choose(active, state, now.state)
@@ -118,20 +121,19 @@ class Chains:
 
     @_ticks
     def warm_up(self, steps: int, draws: Draws, report: Report, more: int = 0) -> None:
-        """Adapt over Stan's windows (a window ends at chains x window finished draws in all); ``more`` draws will follow."""
+        """Adapt over Stan's windows (chains x window draws, of a chain twice its own at most); ``more`` draws will follow."""
         self.now = self.now._replace(counts=draws.counts(self.device))
         self.begin_adaptation()
         self._planned = more
         self.prepare(steps)  # with a step size at which compiled and eager ticks can be compared
         self._planned = steps
-        end, first = 0, self._counts()
+        first = self._counts()
         for length, metric in stan_windows(steps):
-            end += length
             begun, tick = self._counts(), self.now.tick
 
-            def ticks(counts: Counts, end: int = end, begun: Counts = begun, tick: int = tick) -> int:
-                left = end * self.num_chains - int(counts.finished.sum())
-                drawn = int((counts.finished - begun.finished).sum())
+            def ticks(counts: Counts, length: int = length, begun: Counts = begun, tick: int = tick) -> int:
+                drawn = int((counts.finished - begun.finished).clamp_max(SHARES * length).sum())
+                left = length * self.num_chains - drawn
                 most = ticks_to_next_look(left, drawn, self.now.tick - tick, self.num_chains, self.kernel.synchronous)
                 return min(most, self._most_ticks)
 
@@ -228,18 +230,16 @@ class Chains:
             self.now = advance_apart(self.kernel, self.noise, self.now, n)
             return
         left = torch.full((self.num_chains,), n, device=self.device)
-        while ticks is None or ticks > 0:
+        while bool((left > 0).any()) if ticks is None else ticks > 0:
             info = self._tick(adapt=adapt, active=None if ticks is not None else left > 0)
             if adapt:
-                self._observe({"done": [info.done], "position": [self.position()]})
+                self._observe(unlink((None, self.position(), info)))
             if observe is not None:
                 observe(info)
-            if ticks is not None:
+            if ticks is None:
+                left = left - info.done.long()
+            else:
                 ticks -= 1
-                continue
-            left = left - info.done.long()
-            if not bool((left > 0).any()):
-                return
 
     # Adaptation, outside the ticks.
 
