@@ -15,8 +15,8 @@ from ebmppl.kernels.base import Kernel
 from ebmppl.kernels.gradients import TRACING
 from ebmppl.sampling.capture import Captured
 from ebmppl.sampling.compiler import CompileError, Flat, compile_graph
-from ebmppl.sampling.noise import NoiseSource
-from ebmppl.sampling.program import Carried, Log, Program, Traced, copy, flatten, unflatten
+from ebmppl.sampling.noise import AtHand, NoiseSource
+from ebmppl.sampling.program import Carried, Log, Program, Traced, copy, first_log, flatten, unflatten
 from ebmppl.sampling.replay import NotReplayable, Replay
 from ebmppl.sampling.scopes import threads, using_threads
 from ebmppl.sampling.trial import wrong_fields
@@ -55,6 +55,15 @@ class _Known(NamedTuple):
     engine: Engine
 
 
+class Share(NamedTuple):
+    """What a part of the chains has in common with the others."""
+
+    chunks: list[Tensor]  # of the noise: views of the part's chains
+    log: Log
+    tuning: Any
+    engine: tuple[Engine, Traced] | None  # once there is one
+
+
 _engines: OrderedDict[Hashable, Engine] = OrderedDict()  # by traced code and shapes
 _known: OrderedDict[Hashable, _Known] = OrderedDict()  # by callable, settings and shapes: nothing is even traced
 
@@ -73,6 +82,7 @@ class Compiled:
         capture: record the calls in CUDA graphs.
         least_nodes: of a graph that is worth it.
         record: keep what ticks gave.
+        share: where these chains are a part of a run's, which tick on one thread: see ``parts.py``.
 
     Raises:
         Refused: with the reason why ticks have to run eagerly.
@@ -91,17 +101,19 @@ class Compiled:
         capture: bool,
         least_nodes: int = 0,
         record: bool = True,
+        share: Share | None = None,
     ) -> None:
-        self._least_nodes = least_nodes
+        self._least_nodes, self._share = least_nodes, share
         self.noise, self.program = noise, Program(kernel, adaptation, noise.held_rows)
         self.first = self.program.first(state, tuning, averaging)
-        self.chunks = [noise.fill(name, 0) for name in noise.specs]
-        self._chunk = dict.fromkeys(noise.specs, 0)
-        with torch.no_grad():
-            after, info = self.program.tick(copy(self.first), self.chunks)
-        self.log = Log(kernel.position(after.state), info, ticks, keep=record)
+        if share is None:
+            self._at_hand = AtHand(noise)
+            self.chunks = self._at_hand.chunks
+            self.log, _ = first_log(self.program, self.first, self.chunks, ticks, record=record)
+        else:
+            self.chunks, self.log, self.first = share.chunks, share.log, self.first._replace(tuning=share.tuning)
         with TRACING:
-            self.engine, self.traced = self._engine()
+            self.engine, self.traced = self._engine() if share is None or share.engine is None else share.engine
         self._fingerprint = fingerprint(kernel.target)
         self.leaves = leaves = flatten(self.first)
         self._rest = [*self.chunks, *self.log.buffers, *self.traced.constants]
@@ -111,8 +123,17 @@ class Compiled:
         elif state[0].device.type == "cpu" and sum(leaf.numel() for leaf in leaves) <= _LARGE:
             with torch.no_grad(), using_threads(self.engine.threads):
                 self._calls = self._replay()
-        if self._calls is not None:
-            self.leaves = self._calls.inputs[: len(leaves)]
+        self.look()
+
+    @property
+    def threads(self) -> int:
+        """That ticks run on."""
+        return self.engine.threads
+
+    @property
+    def calls(self) -> Replay | Captured | None:
+        """What is called instead of the engine."""
+        return self._calls
 
     @property
     def holds(self) -> bool:
@@ -127,7 +148,7 @@ class Compiled:
         x = kernel.position(self.first.state)
         kernel.prepare(x, values=True, many=False)  # what this kernel has traced is tried against the energy itself
         inputs = [*flatten(self.first), *self.chunks, *self.log.buffers]
-        shapes = tuple((t.shape, t.dtype, t.device) for t in inputs)
+        shapes = tuple((t.shape, t.stride(), t.dtype, t.device) for t in inputs)
         key = (kernel.identity(), shapes, tuple(self.noise.held.items()), threads())
         known = _get(_known, key)
         now = fingerprint(energy)
@@ -140,11 +161,15 @@ class Compiled:
             # a warning told it when it happened
             raise Refused(reason, worth_a_warning=False)
         try:
+            first_log(
+                self.program, self.first, self.chunks, 1, record=False
+            )  # what a kernel makes once is no part of it
             traced = self.program.trace(copy(self.first), self.chunks, self.log)
         except Exception as error:  # the kernel's or the energy's own code may raise anything
             raise Refused(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from error
         self._require_worth(traced.nodes)
-        engine = _compile(traced, [*inputs, *traced.constants], shapes)
+        use = threads(traced.work) if self._share is None else 1
+        engine = compile_traced(traced, [*inputs, *traced.constants], shapes, use)
         wrong = self._wrong(engine, traced)
         if wrong is not None:
             raise Refused(f"the compiled tick differs from the eager one in {wrong}")
@@ -165,7 +190,9 @@ class Compiled:
 
     def _replay(self) -> Replay | None:
         """The engine's calls on memory at hand, where they can be read and do what the engine does."""
-        leaves = flatten(copy(self.first))
+        leaves = flatten(
+            copy(self.first) if self._share is None else copy(self.first)._replace(tuning=self.first.tuning)
+        )
         try:
             calls = Replay(self.engine.run, [*leaves, *self._rest], self.traced.changed)
         except NotReplayable:
@@ -204,45 +231,44 @@ class Compiled:
         made = 0
         with torch.no_grad():
             while made < ticks:
-                n = self._draw(tick + made, ticks - made)
-                rows = self.program.rows(self.leaves)
-                rows[0].fill_(made)
-                for size, i in self.program.row_of.items():
-                    rows[i].fill_((tick + made) % size)
+                n = self._at_hand.have(tick + made, ticks - made)
+                self.begin(tick + made, made)
                 self._advance(n)
                 made += n
         return self.log.read(ticks)
+
+    def begin(self, tick: int, made: int) -> None:
+        """Let the next tick be a run's number ``tick``, and its row of the log ``made``."""
+        rows = self.program.rows(self.leaves)
+        rows[0].fill_(made)
+        for size, i in self.program.row_of.items():
+            rows[i].fill_(tick % size)
 
     @property
     def carried(self) -> Carried:
         """State, tuning and averaging; memory that the next ``run`` changes."""
         return unflatten(self.first, self.leaves)
 
-    def _draw(self, tick: int, most: int) -> int:
-        """Have the noise of a tick at hand; for how many ticks it then is."""
-        for (name, size), buffer in zip(self.noise.held.items(), self.chunks, strict=True):
-            chunk, row = divmod(tick, size)
-            if self._chunk[name] != chunk:
-                self.noise.fill(name, chunk, out=buffer)
-                self._chunk[name] = chunk
-            most = min(most, size - row)
-        return most
+    def look(self) -> None:
+        """See where the last calls left their results."""
+        if self._calls is not None:
+            self.leaves = self._calls.inputs[: len(self.leaves)]
 
     def _advance(self, ticks: int) -> None:
         if self._calls is not None:
             self._calls(ticks)
-            self.leaves = self._calls.inputs[: len(self.leaves)]
+            self.look()
             return
         for _ in range(ticks):
             self.traced.advance(self.engine.run, self.leaves, self._rest)
 
 
-def _compile(traced: Traced, inputs: Sequence[Tensor], shapes: Hashable) -> Engine:
+def compile_traced(traced: Traced, inputs: Sequence[Tensor], shapes: Hashable, use: int) -> Engine:
+    """The engine of a graph at so many threads, from the process's own store if it is there."""
     graph = traced.graph
     assert graph is not None  # just traced
     if traced.nodes > MOST_NODES:
         raise Refused(f"the graph of a tick has {traced.nodes} nodes, more than {MOST_NODES}")
-    use = threads(traced.work)
     constants = tuple((t.shape, t.stride(), t.dtype) for t in traced.constants)
     key = (graph.code, shapes, constants, use)
     engine = _get(_engines, key)

@@ -14,11 +14,13 @@ from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.accept import choose
 from ebmppl.kernels.adaptation import AdaptationState
 from ebmppl.kernels.base import Kernel, NoiseSpec, require
+from ebmppl.kernels.dual_averaging import SHARES
 from ebmppl.sampling.apart import advance_apart
 from ebmppl.sampling.backends import Compiled
 from ebmppl.sampling.choice import Choice, choose_backend
 from ebmppl.sampling.draws import Counts, Draws, Now, Ticks, finished, unlink
 from ebmppl.sampling.noise import NoiseSource
+from ebmppl.sampling.parts import Parts
 from ebmppl.sampling.schedule import ENOUGH, FEW, require_some_good, stan_windows, ticks_to_next_look
 from ebmppl.sampling.scopes import PASSES, evaluating, threads, uninterrupted, using_threads
 
@@ -58,7 +60,7 @@ class Chains:
         self.adaptation = kernel.adaptation()
         self.numbers = x.numel()
         self.choice = Choice(backend, "as asked for")
-        self.compiled: Compiled | None = None
+        self.compiled: Compiled | Parts | None = None
         self.threads = threads(PASSES * self.numbers)
         with torch.no_grad(), using_threads(self.threads), evaluating(kernel.target):
             kernel.prepare(x, values=True, many=False)
@@ -69,11 +71,12 @@ class Chains:
         self._planned = 0  # draws so far
 
     # One tick, and the three ways to ask for many.
-
     def _tick(self, *, adapt: bool, log: bool = False, active: Tensor | None = None) -> Any:
         """Advance everything by one eager tick (only the ``active`` chains where given) and return the info."""
-        now = self.now
-        state, info = self.kernel.tick(now.state, now.tuning, self.noise.row(now.tick))
+        now, used = self.now, self.now.tuning
+        if adapt and now.adaptation is not None and self.adaptation is not None:
+            used = self.adaptation.own_steps(now.adaptation.averaging, used)
+        state, info = self.kernel.tick(now.state, used, self.noise.row(now.tick))
         if active is not None:
             info = info._replace(done=info.done & active)
             state = choose(active, state, now.state)
@@ -104,29 +107,28 @@ class Chains:
     def _choose_backend(self) -> None:
         """Compile where that was asked for or pays, and try what was compiled."""
         now = self.now
-        averaging = None if self.adaptation is None else self.adaptation.init(now.tuning, now.state).averaging
-        run = self.kernel, self.adaptation, self.noise, now.state, now.tuning, averaging
-        much: Any = {"draws": self._planned, "ticks": self._most_ticks, "record": self.record}
-        self.choice, self.compiled = choose_backend(self.choice, *run, **much)
+        own = None if self.adaptation is None else self.adaptation.init(now.tuning, now.state).averaging
+        run = self.kernel, self.adaptation, self.noise, now.state, now.tuning, own
+        options: Any = {"draws": self._planned, "ticks": self._most_ticks, "record": self.record}
+        self.choice, self.compiled = choose_backend(self.choice, *run, **options)
         if self.compiled is not None:
             self.threads = self.compiled.engine.threads
 
     @_ticks
     def warm_up(self, steps: int, draws: Draws, report: Report, more: int = 0) -> None:
-        """Adapt over Stan's windows (a window ends at chains x window finished draws in all); ``more`` draws will follow."""
+        """Adapt over Stan's windows (chains x window draws, of a chain twice its own at most); ``more`` draws will follow."""
         self.now = self.now._replace(counts=draws.counts(self.device))
         self.begin_adaptation()
         self._planned = more
         self.prepare(steps)  # with a step size at which compiled and eager ticks can be compared
         self._planned = steps
-        end, first = 0, self._counts()
+        first = self._counts()
         for length, metric in stan_windows(steps):
-            end += length
             begun, tick = self._counts(), self.now.tick
 
-            def ticks(counts: Counts, end: int = end, begun: Counts = begun, tick: int = tick) -> int:
-                left = end * self.num_chains - int(counts.finished.sum())
-                drawn = int((counts.finished - begun.finished).sum())
+            def ticks(counts: Counts, length: int = length, begun: Counts = begun, tick: int = tick) -> int:
+                drawn = int((counts.finished - begun.finished).clamp_max(SHARES * length).sum())
+                left = length * self.num_chains - drawn
                 most = ticks_to_next_look(left, drawn, self.now.tick - tick, self.num_chains, self.kernel.synchronous)
                 return min(most, self._most_ticks)
 
@@ -168,7 +170,7 @@ class Chains:
             self._harvest(draws, adapt=adapt)
             raise
 
-    def _run_compiled(self, compiled: Compiled, n: int, *, adapt: bool) -> Mapping[str, Tensor]:
+    def _run_compiled(self, compiled: Compiled | Parts, n: int, *, adapt: bool) -> Mapping[str, Tensor]:
         """So many ticks; what they gave is overwritten by the next ones."""
         now = self.now
         own = now.adaptation
@@ -223,18 +225,16 @@ class Chains:
             self.now = advance_apart(self.kernel, self.noise, self.now, n)
             return
         left = torch.full((self.num_chains,), n, device=self.device)
-        while ticks is None or ticks > 0:
+        while bool((left > 0).any()) if ticks is None else ticks > 0:
             info = self._tick(adapt=adapt, active=None if ticks is not None else left > 0)
             if adapt:
-                self._observe({"done": [info.done], "position": [self.position()]})
+                self._observe(unlink((None, self.position(), info)))
             if observe is not None:
                 observe(info)
-            if ticks is not None:
+            if ticks is None:
+                left = left - info.done.long()
+            else:
                 ticks -= 1
-                continue
-            left = left - info.done.long()
-            if not bool((left > 0).any()):
-                return
 
     # Adaptation, outside the ticks.
 

@@ -13,6 +13,7 @@ from ebmppl.kernels.adaptation import Adaptation
 from ebmppl.kernels.base import Kernel, require
 from ebmppl.sampling.backends import Compiled, Refused
 from ebmppl.sampling.noise import NoiseSource
+from ebmppl.sampling.parts import Parts, compiled_ticks
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def choose_backend(
     draws: int,
     ticks: int,
     record: bool = True,
-) -> tuple[Choice, Compiled | None]:
+) -> tuple[Choice, Compiled | Parts | None]:
     """Decide, and compile where that is the decision.
 
     Args:
@@ -78,7 +79,7 @@ def choose_backend(
         backend = "cudagraph" if device == "cuda" else "inductor"
     least = LEAST_CALLS // planned if wanted.backend == "auto" else 0
     try:
-        compiled = Compiled(
+        compiled = compiled_ticks(
             kernel, adaptation, noise, state, tuning, averaging,
             ticks=ticks, capture=backend == "cudagraph", least_nodes=least, record=record,
         )  # fmt: skip
@@ -88,6 +89,6 @@ def choose_backend(
             warnings.warn(f"ticks run eagerly, slower: {refusal}", SamplingWarning, stacklevel=6)
         logger.info("backend %s: %s", *choice)
         return choice, None
-    choice = Choice(backend, f"{counts}, a graph of {compiled.engine.nodes} nodes, {compiled.engine.threads} threads")
+    choice = Choice(backend, f"{counts}, a graph of {compiled.engine.nodes} nodes, {compiled.threads} threads")
     logger.info("backend %s: %s", *choice)
     return choice, compiled

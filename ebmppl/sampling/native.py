@@ -12,35 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ebmppl.sampling.ticks_in_c import DRIVER, TEAM
+
 Bind = Callable[[], Callable[..., object]]
 
 _INCLUDE = re.compile(r"#include <torch/csrc/inductor/cpp_prefix\.h>")
 _SIGNATURE = re.compile(r'extern "C"\s+void\s+kernel\(')
 _POINTER = re.compile(r"(const )?\w+\*")
 
-# A step is a kernel of the unit, or an operation of torch's C interface on handles: two or three of them, or with factors.
-_DRIVER = """
-struct Step { int64_t kind; void* function; void** args; double beta; double alpha; };
-
-static int take(const Step& step) {
-    void** p = step.args;
-    switch (step.kind) {
-        case 0: return reinterpret_cast<int (*)(void**)>(step.function)(p);
-        case 1: return reinterpret_cast<int (*)(void*, void*, void*)>(step.function)(p[0], p[1], p[2]);
-        default:
-            return reinterpret_cast<int (*)(void*, void*, void*, void*, double, double)>(step.function)(
-                p[0], p[1], p[2], p[3], step.beta, step.alpha);
-    }
-}
-
-extern "C" int64_t run(const Step* now, const Step* then, int64_t steps, int64_t ticks) {
-    for (int64_t tick = 0; tick < ticks; tick++) {
-        const Step* set = tick % 2 ? then : now;
-        for (int64_t i = 0; i < steps; i++) if (take(set[i])) return i + 1;
-    }
-    return 0;
-}
-"""
 _KERNEL = """
 namespace {name}_ {{{body}}}
 extern "C" int {name}(void** p) {{
@@ -92,7 +71,7 @@ class Unit:
     def source(self) -> str:
         """C++ of all kernels and the driver."""
         include = "#include <torch/csrc/inductor/cpp_prefix.h>\n"
-        return include + "".join(kernel.text for kernel in self.kernels) + _DRIVER
+        return include + "".join(kernel.text for kernel in self.kernels) + DRIVER + TEAM
 
     def compile(self) -> None:
         """Make the kernels ready: in one unit, or each alone where that fails."""
@@ -136,6 +115,12 @@ class _Step(ctypes.Structure):
     )
 
 
+class Calls(ctypes.Structure):
+    """Steps of a tick, on the two sets of memory that take turns."""
+
+    _fields_ = (("now", ctypes.c_void_p), ("then", ctypes.c_void_p), ("steps", ctypes.c_int64))
+
+
 class Driver:
     """Calls of kernels and matrix products on memory at hand, made by one call of C.
 
@@ -155,16 +140,17 @@ class Driver:
         self._handles: list[int] = []
         weakref.finalize(self, _delete, self._handles)
         self._run = library.run
-        self._run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
-        self._run.restype = ctypes.c_int64
-        self._count = len(sets[0])
-        self._sets = [(_Step * self._count)(*(self._step(call) for call in calls)) for calls in sets]
+        self._run.argtypes, self._run.restype = [ctypes.c_void_p, ctypes.c_int64], ctypes.c_int64
+        count = len(sets[0])
+        here, there = [(_Step * count)(*(self._step(call) for call in calls)) for calls in sets]
+        self._kept += [here, there]
+        one, other = ctypes.addressof(here), ctypes.addressof(there)
+        self.calls = Calls(one, other, count), Calls(other, one, count)
+        self.run_team = library.run_team
 
     def __call__(self, first: int, times: int) -> None:
         """So many turns, the first with set number ``first``."""
-        failed = self._run(self._sets[first], self._sets[1 - first], self._count, times)
-        if failed:
-            raise RuntimeError(f"operation {failed} of a compiled tick failed")
+        _require(self._run(ctypes.byref(self.calls[first]), times))
 
     def _step(self, call: partial[object]) -> _Step:
         function, tensors, options = call.func, list(call.args), dict(call.keywords)
@@ -186,6 +172,41 @@ class Driver:
         made = _pointers(addresses)
         self._kept.append(made)
         return ctypes.addressof(made)
+
+
+class Team:
+    """Drivers of parts of the chains, of the same calls on memory of their own, ticked by several threads.
+
+    The threads end before a call returns; without a pool none waits for another one before all ticks are made.
+
+    Args:
+        drivers: of the parts.
+        pool: what is called after each tick of all parts, if anything.
+    """
+
+    def __init__(self, drivers: Sequence[Driver], pool: Driver | None) -> None:
+        self._drivers, self._pool = drivers, pool
+        self._parts = [(Calls * len(drivers))(*(driver.calls[turn] for driver in drivers)) for turn in (0, 1)]
+        self._run = drivers[0].run_team
+        self._run.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+        self._run.restype = ctypes.c_int64
+
+    def __call__(self, first: int, pool: int | None, times: int, threads: int) -> None:
+        """So many ticks.
+
+        Args:
+            first: number of the set of memory that the parts' first tick reads.
+            pool: that of the pool's; None for ticks without it.
+            times: how many.
+            threads: that share the parts.
+        """
+        calls = None if pool is None or self._pool is None else ctypes.byref(self._pool.calls[pool])
+        _require(self._run(self._parts[first], len(self._drivers), calls, times, threads))
+
+
+def _require(failed: int) -> None:
+    if failed:
+        raise RuntimeError(f"operation {failed} of a compiled tick failed")
 
 
 def _pointers(addresses: Sequence[int]) -> ctypes.Array[ctypes.c_void_p]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, NamedTuple
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebmppl.kernels.adaptation import BLOCK
 from ebmppl.kernels.base import NoiseSpec, require, whole
+from ebmppl.kernels.pooling import BLOCK
 
 STREAMS = {"ticks": 0, "initial": 1, "step_size": 2}
 _MOST_TICKS = 32  # of one draw
@@ -106,12 +106,18 @@ class NoiseSource:
             drawn = self._drawn[name] = _Drawn(chunk, self.chunk(name, chunk).unbind(0))
         return drawn.rows[row if len(drawn.rows) > 1 else 0]
 
-    def fill(self, name: str, number: int, out: Tensor | None = None) -> Tensor:
-        """Numbers of the ticks ``number * held`` and after, ``held_rows`` of several draws, in ``out`` if given."""
+    def fill(self, name: str, number: int, out: Tensor | None = None, threads: int | None = None) -> Tensor:
+        """Numbers of the ticks ``number * held`` and after, ``held_rows`` of several draws, in ``out`` if given.
+
+        Args:
+            name: of the numbers.
+            number: of the call.
+            out: where they go.
+            threads: that share the work where it is worth it; torch's setting when None.
+        """
         out = self._room(name, self.held_rows[name]) if out is None else out
         parts = out.split(self.rows[name])
-        for chunk, part in enumerate(parts, number * len(parts)):
-            self.chunk(name, chunk, part)
+        self._fill(name, number * len(parts), parts, torch.get_num_threads() if threads is None else threads)
         return out
 
     def _room(self, name: str, rows: int) -> Tensor:
@@ -126,31 +132,64 @@ class NoiseSource:
         several = self.device.type == "cpu" and self.specs[name].held == 1
         return max(1, min(_MOST_TICKS // self.rows[name], _HELD // numbers)) if several else 1
 
-    def chunk(self, name: str, chunk: int, out: Tensor | None = None) -> Tensor:
-        """Numbers ``(rows, chains, *shape)`` of the ticks ``chunk * ticks`` and after, written to ``out`` if given."""
-        ticks = self.rows[name]
-        whole = self._room(name, ticks) if out is None else out
-        # a block's numbers need a contiguous place
-        if self.blocks == 1:
-            places = [whole]
-        elif ticks == 1:
-            places = list(whole[0].split(BLOCK))
-        else:
-            places = [torch.empty_like(part, memory_format=torch.contiguous_format) for part in whole.split(BLOCK, 1)]
-        draw = _DRAW[self.specs[name].kind]
-        seeds = block_seeds(self._starts[name], chunk, self.blocks)
-        several = min(torch.get_num_threads(), self.blocks) if whole.is_cpu and whole.numel() >= _WORTH_THREADS else 1
+    def chunk(self, name: str, chunk: int) -> Tensor:
+        """Numbers ``(rows, chains, *shape)`` of the ticks ``chunk * ticks`` and after."""
+        whole = self._room(name, self.rows[name])
+        self._fill(name, chunk, [whole], torch.get_num_threads())
+        return whole
 
-        def share(first: int) -> None:
+    def _fill(self, name: str, first: int, chunks: Sequence[Tensor], threads: int) -> None:
+        """Draw chunks number ``first`` and after."""
+        places = [self._places(rows) for rows in chunks]
+        every = [place for own in places for place in own]
+        seeds = block_seeds(self._starts[name], first, self.blocks, len(chunks))
+        draw = _DRAW[self.specs[name].kind]
+        worth = every[0].is_cpu and sum(rows.numel() for rows in chunks) >= _WORTH_THREADS
+        several = min(threads, len(every)) if worth else 1
+
+        def share(number: int) -> None:
             generator = self._generator if several == 1 else torch.Generator(self.device)
-            for place, seed in zip(places[first::several], seeds[first::several], strict=True):
+            for place, seed in zip(every[number::several], seeds[number::several], strict=True):
                 draw(place, generator=generator.manual_seed(seed))
 
         if several == 1:
             share(0)
         else:  # torch lets go of Python's lock while it draws
             list(_helpers(os.getpid()).map(share, range(several)))
-        return whole if ticks == 1 or self.blocks == 1 else torch.cat(places, 1, out=whole)
+        for rows, own in zip(chunks, places, strict=True):
+            if len(own) > 1 and len(rows) > 1:
+                torch.cat(own, 1, out=rows)
+
+    def _places(self, whole: Tensor) -> list[Tensor]:
+        """For each block's numbers of a chunk: memory that is contiguous, the chunk's own where that is."""
+        if self.blocks == 1:
+            return [whole]
+        if len(whole) == 1:
+            return list(whole[0].split(BLOCK))
+        return [torch.empty_like(part, memory_format=torch.contiguous_format) for part in whole.split(BLOCK, 1)]
+
+
+class AtHand:
+    """The numbers of the ticks to come, in memory that a compiled run reads.
+
+    Args:
+        noise: of the run.
+    """
+
+    def __init__(self, noise: NoiseSource) -> None:
+        self._noise = noise
+        self.chunks = [noise.fill(name, 0) for name in noise.specs]
+        self._number = dict.fromkeys(noise.specs, 0)
+
+    def have(self, tick: int, most: int, threads: int | None = None) -> int:
+        """Have those of a tick; for how many ticks, at most ``most``, they then are there."""
+        for (name, size), buffer in zip(self._noise.held.items(), self.chunks, strict=True):
+            number, row = divmod(tick, size)
+            if self._number[name] != number:
+                self._noise.fill(name, number, buffer, threads)
+                self._number[name] = number
+            most = min(most, size - row)
+        return most
 
 
 class _Row(Mapping[str, Tensor]):
@@ -181,15 +220,17 @@ def _at_once(spec: NoiseSpec, device: torch.device) -> int:
     return max(1, min(_MOST_TICKS, most // row))
 
 
-def block_seeds(start: int, chunk: int, blocks: int) -> list[int]:
-    """Seeds of 32 bits (a CPU's Mersenne twister takes no more) for every block at a chunk of ticks.
+def block_seeds(start: int, chunk: int, blocks: int, chunks: int = 1) -> list[int]:
+    """Seeds of 32 bits (a CPU's Mersenne twister takes no more) for every block at a chunk of ticks, or at several.
 
     Blocks are the golden section of 2^32 apart and chunks one, so that no two of up to 4096 blocks and 2^18 chunks
     meet (three-distance theorem); then MurmurHash3's finalizer, a bijection, scatters them.
     """
-    if blocks <= _FEW_BLOCKS:
-        return [_scattered(start + chunk + block * 0x9E3779B1) for block in range(blocks)]
-    seeds: list[int] = _scattered(start + chunk + np.arange(blocks, dtype=np.uint64) * 0x9E3779B1).tolist()
+    if blocks * chunks <= _FEW_BLOCKS:
+        places = [(chunk + c, block) for c in range(chunks) for block in range(blocks)]
+        return [_scattered(start + c + block * 0x9E3779B1) for c, block in places]
+    of_chunks = np.arange(chunk, chunk + chunks, dtype=np.uint64)[:, None]
+    seeds: list[int] = _scattered(start + of_chunks + np.arange(blocks, dtype=np.uint64) * 0x9E3779B1).ravel().tolist()
     return seeds
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -52,6 +52,23 @@ class Log:
             return []
         return [position, *(torch.stack([info[i] for i in group]) for group in self.groups)]
 
+    def part(self, begin: int, end: int) -> Log:
+        """The rows of some chains only: views."""
+        part = Log.__new__(Log)
+        part.ticks, part.fields, part.groups = self.ticks, self.fields, self.groups
+        part.buffers = [
+            buffer[:, begin:end] if i == 0 else buffer[:, :, begin:end] for i, buffer in enumerate(self.buffers)
+        ]
+        return part
+
+    def info(self, row: Tensor, form: Any, buffers: Sequence[Tensor]) -> Any:
+        """The info, of that ``form``, of which ``pack`` made a row ``(1,)`` of all buffers but the first."""
+        values: list[Tensor | None] = [None] * len(self.fields)
+        for buffer, group in zip(buffers, self.groups, strict=True):
+            for i, value in zip(group, buffer.index_select(0, row).squeeze(0).unbind(0), strict=True):
+                values[i] = value
+        return form(*values)
+
     def read(self, ticks: int) -> dict[str, Tensor]:
         """The first rows by name, ``(ticks, chains, ...)``: views of what the next ticks overwrite."""
         if not self.buffers:
@@ -91,13 +108,13 @@ class Program:
         """One tick: what the next one is given, and the kernel's info."""
         state, tuning, averaging, adapting, rows = carried
         noise = {name: self._row(n, chunk, rows) for (name, n), chunk in zip(self.ticks.items(), chunks, strict=True)}
-        state, info = self.kernel.tick(state, tuning, noise)
-        if averaging is not None and self.adaptation is not None:
+        if averaging is None or self.adaptation is None:
+            state, info = self.kernel.tick(state, tuning, noise)
+        else:
+            own = _where(adapting, self.adaptation.own_steps(averaging, tuning), tuning)
+            state, info = self.kernel.tick(state, own, noise)
             averaging, adapted = self.adaptation.update(averaging, tuning, info)
-            kept = (
-                old if new is old else torch.where(adapting, new, old) for new, old in zip(adapted, tuning, strict=True)
-            )
-            tuning = type(tuning)(*kept)
+            tuning = _where(adapting, adapted, tuning)
         rows = tuple(row + 1 for row in rows)
         return Carried(state, tuning, averaging, adapting, rows), info
 
@@ -129,15 +146,7 @@ class Program:
             self.changed = [i for i, (a, b) in enumerate(zip(new, given, strict=True)) if a is not b and not written[i]]
             return [new[i] for i in self.changed]
 
-        from torch._inductor.decomposition import select_decomp_table
-
-        pure = torch.func.functionalize(run, remove="mutations")
-        with torch.no_grad():
-            graph = make_fx(pure, select_decomp_table())(*leaves, *chunks, *log.buffers)
-        _leave_out_factors_of_one(graph)
-        constants = _lift(graph)
-        nodes = sum(node.op == "call_function" for node in graph.graph.nodes)
-        return Traced(graph, constants, list(self.changed), nodes, _work(graph))
+        return make_graph(run, [*leaves, *chunks, *log.buffers], lambda: self.changed)
 
 
 class Traced(NamedTuple):
@@ -153,6 +162,27 @@ class Traced(NamedTuple):
         """One compiled tick; its outputs take the place of leaves of ``Carried``."""
         for i, output in zip(self.changed, run([*leaves, *rest]), strict=True):
             leaves[i] = output
+
+
+def make_graph(
+    run: Callable[..., list[Tensor]], inputs: Sequence[Tensor], changed: Callable[[], Sequence[int]]
+) -> Traced:
+    """Trace a function of tensors, which may write into them.
+
+    Args:
+        run: the function.
+        inputs: of it.
+        changed: known once it ran: of which inputs its outputs take the place.
+    """
+    from torch._inductor.decomposition import select_decomp_table
+
+    pure = torch.func.functionalize(run, remove="mutations")
+    with torch.no_grad():
+        graph = make_fx(pure, select_decomp_table())(*inputs)
+    _leave_out_factors_of_one(graph)
+    constants = _lift(graph)
+    nodes = sum(node.op == "call_function" for node in graph.graph.nodes)
+    return Traced(graph, constants, list(changed()), nodes, _work(graph))
 
 
 def flatten(carried: Carried) -> list[Tensor]:
@@ -175,6 +205,19 @@ def unflatten(like: Carried, leaves: Sequence[Tensor]) -> Carried:
 def copy(carried: Carried) -> Carried:
     """The same in other memory."""
     return unflatten(carried, [leaf.clone() for leaf in flatten(carried)])
+
+
+def _where(condition: Tensor, new: Any, old: Any) -> Any:
+    return type(old)(*(b if a is b else torch.where(condition, a, b) for a, b in zip(new, old, strict=True)))
+
+
+def first_log(
+    program: Program, first: Carried, chunks: Sequence[Tensor], ticks: int, *, record: bool
+) -> tuple[Log, Any]:
+    """A log for so many ticks, and the info of an eager one."""
+    with torch.no_grad():
+        after, info = program.tick(copy(first), chunks)
+    return Log(program.kernel.position(after.state), info, ticks, keep=record), info
 
 
 def _own(values: Any) -> Any:

@@ -69,6 +69,15 @@ class Replay:
         """What the next call reads; values may be copied into it."""
         return self._inputs[self._turn]
 
+    @property
+    def turn(self) -> int:
+        """Which set of buffers is next."""
+        return self._turn
+
+    def moved(self, times: int) -> None:
+        """So many calls were made by others."""
+        self._turn = (self._turn + times) % 2
+
     def __call__(self, times: int) -> None:
         """So many calls."""
         if self.driver is not None:
@@ -77,7 +86,7 @@ class Replay:
             for i in range(times):
                 for call in self._calls[(self._turn + i) % 2]:
                     call()
-        self._turn = (self._turn + times) % 2
+        self.moved(times)
 
 
 def _fed(inputs: Sequence[Tensor], outputs: Sequence[Tensor], feedback: Sequence[int]) -> list[Tensor]:
