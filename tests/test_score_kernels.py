@@ -19,7 +19,18 @@ import ebmppl as eb
 from ebmppl.errors import EnergyError, SamplingWarning
 from ebmppl.kernels.score import SteppedKernel
 from ebmppl.sampling.chains import Chains
-from ebmppl.score import VE, VP, GenericSDE, LinearSDE, SubVP, geometric_sigmas, log_snr_times, uniform_times
+from ebmppl.score import (
+    VE,
+    VP,
+    GenericSDE,
+    LinearSDE,
+    SubVP,
+    geometric_sigmas,
+    karras_times,
+    log_snr_times,
+    uniform_times,
+)
+from ebmppl.score.ode import attempt
 from tests.score_targets import MIXTURE, PARAMETERS, DiffusedMixture, mixture_z_scores, sdes, z_limit
 
 F64 = torch.float64
@@ -154,6 +165,48 @@ def test_the_weak_order_of_the_reverse_sde(method: str, sde: str, own: bool) -> 
 def test_a_solver_of_lower_order_would_be_seen() -> None:
     errors = [flow_error(SDES["vp"], "euler", n, forward=False, own=False) for n in (100, 200)]
     assert abs(slope(errors) - 2) > 0.2
+
+
+@pytest.mark.parametrize("sde", SDES)
+@pytest.mark.parametrize("method", ["dpm_solver_2m", "dpm_solver_3m"])
+def test_multistep_solvers_are_best_in_even_steps_of_log_snr(method: str, sde: str) -> None:
+    """Distances to the flow's own ends at 10 and 20 calls, on the mixture; the grid taken is the better one."""
+    model = SDES[sde]
+    score, x = DiffusedMixture(model, *MIXTURE), model.prior_std * normal(100, 2)
+    exact = eb.transport(eb.AdaptiveFlow(score, model, (2,), rtol=1e-7, atol=1e-8), x)
+    for n in (10, 20):
+        ends = [
+            eb.transport(eb.ProbabilityFlow(score, model, (2,), n, method, times=times), x)
+            for times in (None, log_snr_times, karras_times)
+        ]
+        assert torch.equal(ends[0], ends[1])
+        own, karras = (float((end - exact).square().mean().sqrt()) for end in ends[1:])
+        assert own < karras
+
+
+# Dormand and Prince's pair by equal steps, and what a tolerance costs.
+
+
+@pytest.mark.parametrize(("end", "order"), [("higher", 5), ("lower", 4)])
+def test_the_orders_of_dormand_and_prince(end: str, order: int) -> None:
+    """On the probability flow of a mixture, by equal steps in t, against many more steps."""
+    sde = SDES["vp"]
+    score = DiffusedMixture(sde, *MIXTURE)
+
+    def field(x: Tensor, t: Tensor) -> Tensor:
+        return sde.drift(x, t) - 0.5 * sde.diffusion(t).square().unsqueeze(1) * score(x, t)
+
+    def ends(n: int) -> Tensor:
+        x, h = normal(8, 2), (ENDS[sde] - 1.0) / n
+        for i in range(n):
+            t = torch.full((8,), 1.0 + i * h)
+            step = attempt(field, x, t, torch.full((8,), h), field(x, t))
+            x = step.end if end == "higher" else step.end - step.error
+        return x
+
+    exact = ends(400)
+    errors = [float((ends(n) - exact).square().mean().sqrt()) for n in (16, 32)]
+    assert slope(errors) == pytest.approx(order, abs=0.2), errors
 
 
 # Published steps, written down again.
