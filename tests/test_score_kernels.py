@@ -170,18 +170,17 @@ def test_a_solver_of_lower_order_would_be_seen() -> None:
 @pytest.mark.parametrize("sde", SDES)
 @pytest.mark.parametrize("method", ["dpm_solver_2m", "dpm_solver_3m"])
 def test_multistep_solvers_are_best_in_even_steps_of_log_snr(method: str, sde: str) -> None:
-    """Distances to the flow's own ends at 10 and 20 calls, on the mixture; the grid taken is the better one."""
+    """Distances to the flow's own ends at 10 calls, on the mixture; the grid taken is the better one."""
     model = SDES[sde]
     score, x = DiffusedMixture(model, *MIXTURE), model.prior_std * normal(100, 2)
     exact = eb.transport(eb.AdaptiveFlow(score, model, (2,), rtol=1e-7, atol=1e-8), x)
-    for n in (10, 20):
-        ends = [
-            eb.transport(eb.ProbabilityFlow(score, model, (2,), n, method, times=times), x)
-            for times in (None, log_snr_times, karras_times)
-        ]
-        assert torch.equal(ends[0], ends[1])
-        own, karras = (float((end - exact).square().mean().sqrt()) for end in ends[1:])
-        assert own < karras
+    ends = [
+        eb.transport(eb.ProbabilityFlow(score, model, (2,), 10, method, times=times), x)
+        for times in (None, log_snr_times, karras_times)
+    ]
+    assert torch.equal(ends[0], ends[1])
+    own, karras = (float((end - exact).square().mean().sqrt()) for end in ends[1:])
+    assert own < karras
 
 
 # Dormand and Prince's pair by equal steps, and what a tolerance costs.
@@ -421,9 +420,18 @@ def share_at_the_right(x: Tensor) -> float:
 
 
 def test_annealed_langevin_weighs_far_modes_right_where_langevin_does_not() -> None:
-    """Consistent steps at 400 levels; plain Langevin begins in the middle, as annealed does, and never crosses again."""
+    """Consistent steps at 400 levels; plain Langevin begins in the middle, as annealed does, and never crosses again.
+
+    So many draws see the bias of 0.013 in the weight that consistent steps of 0.2 have at these levels (of 0.02: 0.016 the other
+    way); that of 0.05 they don't.
+    """
     sigmas = geometric_sigmas(400, 0.05, 50.0)
-    annealed = eb.generate(eb.AnnealedLangevin(far_apart, sigmas, (1,), 1, 0.2, consistent=True), 2000, seed=0)
+    annealed, coarse = (
+        eb.generate(
+            eb.AnnealedLangevin(far_apart, sigmas, (1,), 1, eta, consistent=True), 40_000, seed=0, batch_size=40_000
+        )
+        for eta in (0.05, 0.2)
+    )
     stepped = eb.generate(eb.AnnealedLangevin(far_apart, sigmas[::4], (1,), 20, 0.0005), 2000, seed=1)
     reverse = eb.generate(
         eb.ReverseSDE(lambda x, t: far_apart(x, VE(0.05, 50.0).marginal(t)[1]), VE(0.05, 50.0), (1,), 400), 2000, seed=2
@@ -437,10 +445,11 @@ def test_annealed_langevin_weighs_far_modes_right_where_langevin_does_not() -> N
     run = Chains(eb.Langevin(energy, 0.1), 3 * normal(2000, 1, seed=3), 3)
     run.advance(300)
     assert abs(share_at_the_right(annealed)) < LIMIT
+    assert abs(share_at_the_right(coarse)) > LIMIT
     assert abs(share_at_the_right(stepped)) < LIMIT
     assert abs(share_at_the_right(reverse)) < LIMIT
     assert abs(share_at_the_right(run.position())) > 20
-    for x in (annealed, reverse):  # within a mode
+    for x in (annealed[:2000], reverse):  # within a mode, but for the steps' own bias
         left = x[x < 0] + 8
         assert abs(float(left.mean())) < LIMIT / math.sqrt(len(left))
 
