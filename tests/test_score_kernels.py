@@ -30,7 +30,6 @@ from ebmppl.score import (
     log_snr_times,
     uniform_times,
 )
-from ebmppl.score.ode import attempt
 from tests.score_targets import MIXTURE, PARAMETERS, DiffusedMixture, mixture_z_scores, sdes, z_limit
 
 F64 = torch.float64
@@ -181,31 +180,6 @@ def test_multistep_solvers_are_best_in_even_steps_of_log_snr(method: str, sde: s
     assert torch.equal(ends[0], ends[1])
     own, karras = (float((end - exact).square().mean().sqrt()) for end in ends[1:])
     assert own < karras
-
-
-# Dormand and Prince's pair by equal steps, and what a tolerance costs.
-
-
-@pytest.mark.parametrize(("end", "order"), [("higher", 5), ("lower", 4)])
-def test_the_orders_of_dormand_and_prince(end: str, order: int) -> None:
-    """On the probability flow of a mixture, by equal steps in t, against many more steps."""
-    sde = SDES["vp"]
-    score = DiffusedMixture(sde, *MIXTURE)
-
-    def field(x: Tensor, t: Tensor) -> Tensor:
-        return sde.drift(x, t) - 0.5 * sde.diffusion(t).square().unsqueeze(1) * score(x, t)
-
-    def ends(n: int) -> Tensor:
-        x, h = normal(8, 2), (ENDS[sde] - 1.0) / n
-        for i in range(n):
-            t = torch.full((8,), 1.0 + i * h)
-            step = attempt(field, x, t, torch.full((8,), h), field(x, t))
-            x = step.end if end == "higher" else step.end - step.error
-        return x
-
-    exact = ends(400)
-    errors = [float((ends(n) - exact).square().mean().sqrt()) for n in (16, 32)]
-    assert slope(errors) == pytest.approx(order, abs=0.2), errors
 
 
 # Published steps, written down again.
