@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +30,14 @@ from ebmppl.score import (
     log_snr_times,
     uniform_times,
 )
-from tests.score_targets import MIXTURE, PARAMETERS, DiffusedMixture, mixture_z_scores, sdes, z_limit
+from tests.score_targets import MIXTURE, PARAMETERS, DiffusedMixture, mixture_z_scores, normal, sdes, z_limit
 
 F64 = torch.float64
 SDES = sdes(PARAMETERS)
 FALSE_ALARM = 1e-3  # of all statistical tests of this file together; seeds are fixed
 
 
-@pytest.fixture(autouse=True)
-def _one_thread_of_float64() -> Iterator[None]:
-    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    torch.set_num_threads(1)
-    torch.set_default_dtype(F64)
-    yield
-    torch.set_num_threads(threads)
-    torch.set_default_dtype(dtype)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+pytestmark = pytest.mark.usefixtures("one_thread_of_float64")
 
 
 def gaussian_score(sde: LinearSDE, variance: float) -> Callable[[Tensor, Tensor], Tensor]:
