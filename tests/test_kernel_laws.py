@@ -223,6 +223,7 @@ def reached(kernel: Kernel, start: Tensor, ticks: int) -> _Reached:
     return _Reached(third, last)
 
 
+@pytest.mark.long
 def test_stopping_by_ticks_fails_where_stopping_by_draws_passes() -> None:
     """A chain under way in a long tree when the time is over keeps its old draw: points with long trees are too many."""
     start = TARGETS["funnel"].sample(20_000, gen(8))

@@ -58,6 +58,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's peak of resident memory")
 def test_many_chains_of_many_dimensions_fit_in_memory() -> None:
     """4096 chains x 1000 dimensions at the default depth 10: 2 GiB, all of Python and torch included."""

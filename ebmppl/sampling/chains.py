@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebmppl.energies.function import same_energy
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.accept import choose
 from ebmppl.kernels.adaptation import AdaptationState
@@ -80,19 +79,15 @@ class Chains:
     def prepare(self, draws: int, *, values: bool = True) -> None:
         """Get the kernel ready for so many draws more, if they are enough to be worth it, and notice another energy."""
         self._planned += draws
-        x, cached = self.position(), getattr(self.now.state, "energy", None)
-        other = False
-        if values and cached is not None:
-            with torch.no_grad():
-                other = not same_energy(self.kernel.target(x), cached)
+        other = values and self.kernel.outdated(self.now.state)
         if other:
-            self.kernel.prepare(x, values=True, many=False)  # what was traced of the old one
-            self.now = self.now._replace(state=self.kernel.init(x))
+            self.kernel.prepare(self.position(), values=True, many=False)  # what was traced of the old one
+            self.now = self.now._replace(state=self.kernel.init(self.position()))
         holds = self.compiled is not None and self.compiled.holds and not other
         if not holds and self.choice.backend != "eager":
             self._choose_backend()
         if self.compiled is None:
-            self.kernel.prepare(x, values=values, many=self._planned >= self.kernel.target.traced_from)
+            self.kernel.prepare(self.position(), values=values, many=self._planned >= self.kernel.target.traced_from)
         if other and self.now.counts is not None and bool(self.now.counts.finished.any()):
             told = "the energy is another one than at the last draw (new parameters or data): draws to come are of it"
             warnings.warn(told, SamplingWarning, stacklevel=4)
