@@ -111,7 +111,7 @@ class Chains:
         self.prepare(steps)  # with a step size at which compiled and eager ticks can be compared
         self._planned = steps
         first = self._counts()
-        for length, metric in stan_windows(steps):
+        for length, metric in stan_windows(steps, self.num_chains):
             begun, tick = self._counts(), self.now.tick
 
             def ticks(counts: Counts, length: int = length, begun: Counts = begun, tick: int = tick) -> int:
