@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -91,6 +91,17 @@ class Kernel(MCMCKernel):
     @abstractmethod
     def tick(self, state: Any, tuning: Any, noise: Noise) -> tuple[Any, Any]:
         """One tick of all chains: the next state, and an info whose ``done`` ``(chains,)`` says who finished a draw."""
+
+    def ticks(self, state: Any, tuning: Any, noise: Sequence[Noise]) -> tuple[Any, list[Tensor]]:
+        """Eager ticks of which only the end counts, and the acceptance rates: the state, and rates ``(chains,)`` of each tick.
+
+        Kernels for which all else that a tick tells takes time override it; the states are the same, bit for bit.
+        """
+        rates = []
+        for row in noise:
+            state, info = self.tick(state, tuning, row)
+            rates.append(info.acceptance_rate)
+        return state, rates
 
     @abstractmethod
     def position(self, state: Any) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -98,3 +100,19 @@ class Langevin(GradientKernel):
             diverging=bad,
             step_size=tuning.step_size.expand_as(energy),
         )
+
+    def ticks(
+        self, state: LangevinState, tuning: LangevinTuning, noise: Sequence[Noise]
+    ) -> tuple[LangevinState, list[Tensor]]:
+        """Without a look at each: one number that is not finite shows in the sums, and then all are made anew."""
+        eta = tuning.step_size.unsqueeze(-1)
+        root = eta.sqrt()
+        (x, energy, grad), energies, grads = state, torch.zeros_like(state.energy), torch.zeros_like(state.grad)
+        for row in noise:
+            x = torch.addcmul(x, row["normal"], root).addcmul_(grad, eta, value=-0.5)
+            energy, grad = self.value_and_grad(x)
+            energies += energy
+            grads += grad
+        if not math.isfinite(energies.sum() + grads.sum()):
+            return super().ticks(state, tuning, noise)
+        return LangevinState(x, energy, grad), [torch.ones_like(energy)] * len(noise)
