@@ -569,9 +569,17 @@ def test_stan_windows(steps: int, lengths: list[int]) -> None:
         assert not any(window.metric for window in windows)
 
 
-def test_windows_sum_up_for_every_warm_up() -> None:
+def test_many_chains_have_a_first_metric_sooner() -> None:
+    lengths = {chains: [window.length for window in stan_windows(500, chains)] for chains in (1, 4, 64, 4096)}
+    assert lengths[1] == [75, 25, 50, 100, 200, 50]
+    assert lengths[4] == [38, 15, 30, 60, 307, 50]
+    assert lengths[64] == lengths[4096] == [20, 15, 30, 60, 325, 50]
+
+
+@pytest.mark.parametrize("chains", [1, 6, 64])
+def test_windows_sum_up_for_every_warm_up(chains: int) -> None:
     for steps in range(2001):
-        windows = stan_windows(steps)
+        windows = stan_windows(steps, chains)
         assert sum(window.length for window in windows) == steps
         assert all(window.length > 0 for window in windows)
 
