@@ -55,7 +55,7 @@ def train(data: Tensor, held_out: Tensor, hidden: int, epochs: int) -> tuple[eb.
         data,
         epochs=epochs,
         batch_size=BATCH,
-        optimizer=partial(torch.optim.SGD, lr=0.1),
+        optimizer=partial(torch.optim.SGD, lr=0.4),
         schedule=partial(
             torch.optim.lr_scheduler.LinearLR, start_factor=1.0, end_factor=0.1, total_iters=epochs * per_epoch
         ),
@@ -112,7 +112,7 @@ def draw_curve(curve: list[list[float]], path: Path) -> None:
     axis.plot(epochs, held_out, "o-", ms=3, color="C3", label="held-out digits")
     axis.axhline(curve[0][2], color="0.6", linewidth=0.8, linestyle="--", label="independent pixels (held out)")
     axis.set(xlabel="epoch", ylabel="exact log-likelihood, nats per digit")
-    axis.legend(frameon=False, loc="lower right")
+    axis.legend(frameon=False, loc="center right")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)

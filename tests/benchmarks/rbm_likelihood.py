@@ -83,12 +83,13 @@ def maker(name: str) -> Callable[..., BernoulliRBM]:
     return theirs if name == PEER else partial(ours, name)
 
 
-def likelihoods(name: str, rate: float, seeds: Sequence[int], **settings: int) -> list[Split]:
-    """By seed, exact mean log-likelihoods in nats, scalars."""
+def likelihoods(name: str, rate: float, seeds: Sequence[int], *, hold: bool = True, **settings: int) -> list[Split]:
+    """By seed, exact mean log-likelihoods in nats, scalars; ``hold`` says that validation data are not learned from."""
     found = []
     for seed in seeds:
         split = digits(seed)
-        rbm = maker(name)(split.train, rate, seed, **settings)
+        data = split.train if hold else torch.cat([split.train, split.validation])
+        rbm = maker(name)(data, rate, seed, **settings)
         with torch.no_grad():
             found.append(Split(*(Exact().log_prob(rbm, x.to(rbm.W.dtype)).mean() for x in split)))
     return found
