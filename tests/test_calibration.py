@@ -109,7 +109,7 @@ def _geweke_z(model: Callable[..., Tensor], kernel_of: Callable[[Any], Any], ste
     return torch.cat(z)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["hierarchical", pytest.param("counts", marks=pytest.mark.long)])
 def test_geweke_joint_distribution(name: str) -> None:
     """Parameters of the successive-conditional chain have their prior's moments (Geweke 2004)."""
     z = _geweke_z(MODELS[name], lambda e: eb.NUTS(e, 0.3, False, False), 1000)

@@ -51,9 +51,10 @@ CHANGES: dict[str, tuple[Callable[[Bowl], object], float, float]] = {
 }
 
 
-@pytest.mark.parametrize("draws", [300, 1100])  # after a run of 1,000 both find a traced gradient
+# after a run of 1,000 both find a traced gradient
+@pytest.mark.parametrize("draws", [pytest.param(300, marks=pytest.mark.long), 1100])
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", ["MALA", pytest.param("HMC", marks=pytest.mark.long), "NUTS"])
 def test_a_second_run_samples_the_energy_as_it_is_then(name: str, change: str, draws: int) -> None:
     """16 chains x 300 draws: of MALA some 600 are effective; 6 standard errors of mean and deviation."""
     bowl = Bowl()

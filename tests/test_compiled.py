@@ -241,7 +241,7 @@ def regression(x: Tensor) -> Tensor:
     return nn.functional.softplus(x @ rows.T).sum(-1) + torch.addmm(x, x, torch.eye(3, dtype=x.dtype)).square().sum(-1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.long), torch.float64])
 @pytest.mark.parametrize("energy", [regression, banana])
 def test_ticks_in_c_are_what_inductors_own_kernels_called_from_python_give(
     energy: Callable[[Tensor], Tensor], dtype: torch.dtype, compiles: list[int], monkeypatch: pytest.MonkeyPatch

@@ -335,7 +335,14 @@ def test_what_is_not_finite_is_rejected_and_counted(case: KernelCase, kind: str)
 
 
 @pytest.mark.parametrize("kind", ["inf", "nan", "gradient nan"])
-@pytest.mark.parametrize("name", [name for name, case in KERNELS.items() if case.adapts])
+@pytest.mark.parametrize(
+    "name",
+    [  # a trajectory of fixed length takes a thousand steps where the wall holds the step size down
+        pytest.param(name, marks=[pytest.mark.long] if "length" in name else [])
+        for name, case in KERNELS.items()
+        if case.adapts
+    ],
+)
 def test_warm_up_beside_a_wall_stays_finite(name: str, kind: str) -> None:
     x = -torch.rand(20, 2, dtype=torch.float64, generator=gen(4))
     mcmc = eb.MCMC(KERNELS[name].factory(Barrier(kind)), 5, 30, x, 20, seed=0, disable_progbar=True)
