@@ -146,13 +146,13 @@ def test_curves_of_an_rbm_without_weights_are_its_likelihood(tmp_path: Path, mon
 @pytest.mark.data
 @pytest.mark.long
 def test_500_hidden_units_of_mnist(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One epoch, which began at -241 and -247 nats and reached -146 and -148."""
+    """One epoch: of independent pixels -190 and -206 nats, then -118 and -127; most of that gain is asked for."""
     module = mnist(tmp_path, monkeypatch)
     data, test = module.images(shared_data / "binarized_mnist.npz")
-    rbm, curve = module.train(data, test[:500], hidden=500, epochs=1, every=250)
+    rbm, curve = module.train(data, test[::20], hidden=500, epochs=1, every=250)
     assert rbm.num_hidden == 500
     for before, after in zip(curve[0][1:], curve[-1][1:], strict=True):
-        assert after > before + 80
+        assert after > before + 50, curve
 
 
 def test_annealed_langevin_weighs_modes(
