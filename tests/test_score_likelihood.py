@@ -14,7 +14,7 @@ from torch import Tensor
 
 import ebmppl as eb
 from ebmppl.errors import SamplingWarning
-from ebmppl.score import VP, LinearSDE, SubVP
+from ebmppl.score import VP, GenericSDE, LinearSDE, SubVP
 from tests.score_targets import MIXTURE, PARAMETERS, DiffusedMixture, sdes
 
 F64 = torch.float64
@@ -99,6 +99,38 @@ def test_any_event_and_dtype(event: tuple[int, ...], dtype: torch.dtype) -> None
     vp = eb.log_likelihood(lambda x, t: -x, VP(), x)  # of N(0, I)
     wanted = -0.5 * x.reshape(4, -1).square().sum(1) - 0.5 * x[0].numel() * math.log(2 * math.pi)
     torch.testing.assert_close(vp.value, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("probes", [None, 2])
+def test_a_step_asks_for_five_divergences(probes: int | None) -> None:
+    """The second of its six slopes steers alone; with all six or with that of another, values would not stay the same."""
+    calls = {"tracked": 0, "all": 0}
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        calls["tracked"] += x.requires_grad
+        calls["all"] += 1
+        return -x / (0.5 + t.unsqueeze(1))
+
+    found = eb.log_likelihood(score, VP(), normal(1, 2), 1e-6, 1e-6, probes=probes)
+    steps = (found.rows - 1) // 6
+    assert steps > 5
+    assert calls == {"tracked": 1 + 5 * steps, "all": 2 + 6 * steps}  # one of them looks at the score's shape
+    t = torch.linspace(1e-5, 1, 200_001, dtype=F64)  # the divergence of a linear flow is that of its coefficient
+    slope = -0.5 * VP().beta(t) * (1 - 1 / (0.5 + t))
+    torch.testing.assert_close(found.divergence, 2 * torch.trapezoid(slope, t)[None], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("probes", [None, 3])
+def test_the_drifts_own_divergence(probes: int | None) -> None:
+    """In closed form of a linear SDE, by autograd of another; and alone where a score is the same everywhere."""
+    sde, x = VP(), normal(3, 2)
+    other = GenericSDE(sde.drift, sde.diffusion, 1.0)
+    mixture = DiffusedMixture(sde, *MIXTURE)
+    known, found = (eb.log_likelihood(mixture, s, x, 1e-8, 1e-8, probes=probes).value for s in (sde, other))
+    torch.testing.assert_close(found, known, rtol=0, atol=1e-7)
+    flat = eb.log_likelihood(lambda x, t: torch.ones_like(x), sde, x, probes=probes)
+    wanted = 2 * (sde.log_mean(torch.tensor(1.0, dtype=F64)) - sde.log_mean(torch.tensor(1e-5, dtype=F64)))
+    torch.testing.assert_close(flat.divergence, wanted.expand(3), rtol=0, atol=1e-4)  # nats, at the default tolerance
 
 
 def test_bits_per_dimension() -> None:

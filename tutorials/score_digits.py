@@ -71,8 +71,8 @@ class Loader:
             yield {"x": dequantised(self.data.levels[rows], self.generator), "label": self.data.label[rows]}
 
 
-def train(data: Digits, epochs: int, hidden: int) -> EDM:
-    """A conditional score model with averaged weights."""
+def train(data: Digits, epochs: int, hidden: int, label_dropout: float = 0.1) -> EDM:
+    """A conditional score model with averaged weights; the more labels are dropped, the more it learns without."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = TimeMLP((1, 8, 8), (hidden,) * 3, num_classes=CLASSES)
@@ -80,7 +80,7 @@ def train(data: Digits, epochs: int, hidden: int) -> EDM:
     loader = Loader(data)
     steps = epochs * len(loader)
     run = eb.fit(
-        eb.DiffusionScoreMatching("edm", label_dropout=0.1, low_discrepancy=True, seed=0), model, loader, epochs=epochs,
+        eb.DiffusionScoreMatching("edm", label_dropout=label_dropout, low_discrepancy=True, seed=0), model, loader, epochs=epochs,
         ema=0.998, progress=False, optimizer=partial(torch.optim.Adam, lr=2e-3),
         schedule=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps),
     )  # fmt: skip

@@ -75,8 +75,11 @@ class SDE(nn.Module):
         if not t.is_cpu or is_in_torch_dispatch_mode() or torch._C._functorch.is_functorch_wrapped_tensor(t):
             return
         rounding = 4 * torch.finfo(t.dtype).eps * self.t_max
-        outside = ~((t >= least - rounding) & (t <= self.t_max + rounding))
-        if bool(outside.any()):
+        if not t.numel():
+            return
+        low, high = t.aminmax()
+        if not (float(low) >= least - rounding and float(high) <= self.t_max + rounding):  # NaN is outside
+            outside = ~((t >= least - rounding) & (t <= self.t_max + rounding))
             raise ValueError(f"expected times in [{least:g}, {self.t_max:g}], got {float(t[outside].flatten()[0]):g}")
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ebmppl.errors import SamplingWarning
-from ebmppl.score.base import SDE, over, require
-from ebmppl.score.conditions import chosen_rows
+from ebmppl.score.base import SDE, LinearSDE, over, require
+from ebmppl.score.conditions import chosen_rows, num_conditions
 from ebmppl.score.ode import CALLS, Field, attempt, error_ratio, factor, first_step
 from ebmppl.score.parameterisations import same_shape
 
@@ -68,7 +69,7 @@ def log_likelihood(
     .. math:: \log p_{t_{min}}(x) = \log p_T(x(T)) + \int_{t_{min}}^T \nabla \cdot v(x(t), t)\,dt
 
     The integral joins the ODE, by Dormand and Prince's pair with a step size for each point; one that has arrived costs no
-    more. A step is six calls of the score; the exact divergence takes as many gradients of each as an event has
+    more. A step is six calls of the score; the exact divergence takes as many gradients of five of them as an event has
     numbers, with ``probes`` K of them: :math:`\epsilon^\top \tfrac{\partial v}{\partial x} \epsilon` with random signs, the same
     along a point's whole path (Hutchinson 1990), and the standard error of their mean.
 
@@ -154,16 +155,24 @@ def _flow(
     same_shape(score(x, x.new_full((len(x),), t_min)), x)
     flat, event = x.reshape(len(x), -1), x.shape[1:]
 
-    def field(rows: Tensor) -> Field:
+    by_row, none = num_conditions(score) is not None, 1 if signs is None else len(signs)
+
+    def field(rows: Tensor) -> tuple[Field, Field]:
         own = None if signs is None else signs[:, rows]
 
         def velocity(y: Tensor, t: Tensor) -> Tensor:
-            with chosen_rows(score, rows):
+            with chosen_rows(score, rows) if by_row else nullcontext():
                 return _augmented(score, sde, y, t, event, own)
 
-        return velocity
+        def steering(y: Tensor, t: Tensor) -> Tensor:
+            points = y[:, : event.numel()].reshape(len(y), *event)
+            with chosen_rows(score, rows) if by_row else nullcontext():
+                slope = sde.drift(points, t) - over(0.5 * sde.diffusion(t).square(), points) * score(points, t)
+            return nn.functional.pad(slope.reshape(len(y), -1), (0, none))
 
-    start = torch.cat([flat, flat.new_zeros(len(x), 1 if signs is None else len(signs))], 1)
+        return velocity, steering
+
+    start = torch.cat([flat, flat.new_zeros(len(x), none)], 1)
     y, failed_at, rows = _solve(field, start, t_min, sde.t_max, *tolerances)
     return y[:, : flat.shape[1]].reshape(x.shape), y[:, flat.shape[1] :], failed_at, rows
 
@@ -172,40 +181,51 @@ def _augmented(
     score: Callable[[Tensor, Tensor], Tensor], sde: SDE, y: Tensor, t: Tensor, event: torch.Size, signs: Tensor | None
 ) -> Tensor:
     """The flow's velocity ``(rows, dimension)``, and its divergence or each probe's estimate of it."""
-    dimension = event.numel()
+    dimension, half = event.numel(), 0.5 * sde.diffusion(t).square().unsqueeze(1)
+    linear = sde.drift_coefficient(t).unsqueeze(1) if isinstance(sde, LinearSDE) else None
     with torch.enable_grad():
         x = y[:, :dimension].detach().requires_grad_()
         points = x.view(len(x), *event)
-        half = 0.5 * sde.diffusion(t).square()
-        velocity = (sde.drift(points, t) - over(half, points) * score(points, t)).reshape(x.shape)
-        if signs is None:
-            divergence = torch.zeros_like(t)
-            for i in range(dimension):
-                (grad,) = torch.autograd.grad(velocity[:, i].sum(), x, retain_graph=i + 1 < dimension)
-                divergence = divergence + grad[:, i]
-            return torch.cat([velocity.detach(), divergence.unsqueeze(1)], 1)
-        found = []
-        for k, sign in enumerate(signs):
-            (grad,) = torch.autograd.grad(velocity, x, sign, retain_graph=k + 1 < len(signs))
-            found.append((grad * sign).sum(1))
-    return torch.cat([velocity.detach(), torch.stack(found, 1)], 1)
+        slope = score(points, t).reshape(x.shape)
+        if linear is None:
+            slope = sde.drift(points, t).reshape(x.shape) - half * slope
+        divergence = _divergence(slope, x, signs)
+    slope = slope.detach()
+    if linear is not None:  # the drift's part is known
+        slope = torch.addcmul(linear * x.detach(), half, slope, value=-1)
+        divergence = torch.addcmul(linear * dimension, half, divergence, value=-1)
+    return torch.cat([slope, divergence], 1)
+
+
+def _divergence(slope: Tensor, x: Tensor, signs: Tensor | None) -> Tensor:
+    """Of slopes at points ``(rows, dimension)``: the sum of all derivatives ``(rows, 1)``, or estimates ``(rows, probes)``."""
+    if not slope.requires_grad:  # the same everywhere
+        return x.new_zeros(len(x), 1 if signs is None else len(signs))
+    pull = partial(torch.autograd.grad, slope, x, retain_graph=True, materialize_grads=True)
+    if signs is not None:
+        return torch.stack([(pull(sign)[0] * sign).sum(1) for sign in signs], 1)
+    total, one = torch.zeros_like(x[:, 0]), torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    for i, unit in enumerate(one):
+        total = total + pull(unit.expand_as(x))[0][:, i]
+    return total.unsqueeze(1)
 
 
 def _solve(
-    field: Callable[[Tensor], Field], y: Tensor, first: float, last: float, rtol: float, atol: float
+    field: Callable[[Tensor], tuple[Field, Field]], y: Tensor, first: float, last: float, rtol: float, atol: float
 ) -> tuple[Tensor, Tensor, int]:
     """Ends ``(rows, n)``, the times of failures ``(rows,)``, and how many rows were evaluated."""
     span, least = last - first, _LEAST_STEP.get(y.dtype, 1e-3) * (last - first)
     ends, failed_at = y.clone(), y.new_zeros(len(y))
     active = torch.arange(len(y), device=y.device)
     t = y.new_full((len(y),), first)
-    velocity = field(active)(y, t)
+    flow, steering = field(active)
+    velocity = flow(y, t)
     h, rows = first_step(y, velocity, span, rtol, atol), len(y)
     while len(active):
         left = last - t
         final = h >= left
         size = torch.minimum(h, left)
-        tried = attempt(field(active), y, t, size, velocity)
+        tried = attempt(flow, y, t, size, velocity, steering=steering)
         rows += CALLS * len(active)
         ratio = error_ratio(tried, y, rtol, atol)
         taken, h = ratio <= 1, size * factor(ratio)
@@ -219,6 +239,7 @@ def _solve(
             failed_at[active[failed]] = t[failed]
             on = ~over_now
             active, y, velocity, t, h = (v[on] for v in (active, y, velocity, t, h))
+            flow, steering = field(active)
     return ends, failed_at, rows
 
 

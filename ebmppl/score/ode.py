@@ -22,6 +22,7 @@ _LAST = (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84)
 _FOURTH = (5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40)
 _ERROR = tuple(a - b for a, b in zip((*_LAST, 0.0), _FOURTH, strict=True))
 _SAFETY, _LEAST, _MOST = 0.9, 0.2, 5.0
+_STEERS = 0  # the stage whose slope is in no result: _LAST[1] and _ERROR[1] are 0
 CALLS = 6  # of the field for a step
 
 
@@ -33,16 +34,22 @@ class Attempt(NamedTuple):
     error: Tensor  # (rows, n), an estimate for order 4
 
 
-def attempt(field: Field, x: Tensor, t: Tensor, h: Tensor, velocity: Tensor) -> Attempt:
+def attempt(
+    field: Field, x: Tensor, t: Tensor, h: Tensor, velocity: Tensor, *, steering: Field | None = None
+) -> Attempt:
     """One step h ``(rows,)`` from points ``(rows, n)`` at times ``(rows,)``, where the velocity is known.
+
+    The second slope has weight 0 in the end and in the error: it only steers the later ones. So ``steering``, called for it in
+    place of the field, need not know the velocity of numbers that no velocity depends on, such as integrals along the way.
 
     References:
         Dormand and Prince 1980, "A family of embedded Runge-Kutta formulae".
     """
     column = h.unsqueeze(1)
     slopes = [velocity]
-    for share, weights in zip(_TIMES, _STAGES, strict=True):
-        slopes.append(field(x + column * _sum(weights, slopes), t + share * h))
+    for stage, (share, weights) in enumerate(zip(_TIMES, _STAGES, strict=True)):
+        ask = steering if steering is not None and stage == _STEERS else field
+        slopes.append(ask(x + column * _sum(weights, slopes), t + share * h))
     end = x + column * _sum(_LAST, slopes)
     slopes.append(field(end, t + h))
     return Attempt(end, slopes[-1], column * _sum(_ERROR, slopes))
