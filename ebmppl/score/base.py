@@ -77,7 +77,7 @@ class SDE(nn.Module):
         rounding = 4 * torch.finfo(t.dtype).eps * self.t_max
         if not t.numel():
             return
-        low, high = t.aminmax()
+        low, high = t.detach().aminmax()
         if not (float(low) >= least - rounding and float(high) <= self.t_max + rounding):  # NaN is outside
             outside = ~((t >= least - rounding) & (t <= self.t_max + rounding))
             raise ValueError(f"expected times in [{least:g}, {self.t_max:g}], got {float(t[outside].flatten()[0]):g}")
