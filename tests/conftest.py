@@ -63,6 +63,16 @@ def compiled() -> None:
     """For tests in which the back-end "auto" decides as it does for users."""
 
 
+@pytest.fixture
+def one_thread_of_float64() -> Iterator[None]:
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)
+
+
 @pytest.fixture(autouse=True)
 def _no_global_settings_changed() -> Iterator[None]:
     dtype, threads = torch.get_default_dtype(), torch.get_num_threads()

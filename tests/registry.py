@@ -17,6 +17,7 @@ from ebmppl.energies import (
     ConvEnergy,
     DoubleWell,
     Energy,
+    EnergyAt,
     Funnel,
     Gaussian,
     GaussianMixture,
@@ -169,6 +170,8 @@ ENERGIES |= {
     ),
     "classifier": lambda t, d: ClassifierEnergy(_classifier(), (3,), confine=0.5).to(device=d, dtype=t),
 }
+
+ENERGIES |= {"energy at a time": lambda t, d: EnergyAt(lambda x, s: 0.5 * s * x.square().sum(-1), (3,), t=0.8)}
 
 # Kernels
 

@@ -45,6 +45,10 @@ class DiffusedMixture(nn.Module):
         return MixtureSameFamily(Categorical(self.weights), MultivariateNormal(self.means, self.covariances))
 
 
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
 def sdes(parameters: dict[str, float]) -> dict[str, LinearSDE]:
     """The SDEs of ``sde_gmm.json``."""
     betas = parameters["bmin"], parameters["bmax"]

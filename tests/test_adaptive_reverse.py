@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ import ebmppl as eb
 from ebmppl.errors import SamplingWarning
 from ebmppl.sampling.chains import Chains
 from ebmppl.score import VP, GenericSDE
-from tests.score_targets import MIXTURE, PARAMETERS, DiffusedMixture, mixture_z_scores, sdes, z_limit
+from tests.score_targets import MIXTURE, PARAMETERS, DiffusedMixture, mixture_z_scores, normal, sdes, z_limit
 
 F64 = torch.float64
 SDES = sdes(PARAMETERS)
@@ -23,18 +23,7 @@ FALSE_ALARM = 1e-3  # of all statistical tests of this file together; seeds are 
 LIMIT = z_limit(FALSE_ALARM, 4)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread_of_float64() -> Iterator[None]:
-    threads, before = torch.get_num_threads(), torch.get_default_dtype()
-    torch.set_num_threads(1)
-    torch.set_default_dtype(F64)
-    yield
-    torch.set_num_threads(threads)
-    torch.set_default_dtype(before)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+pytestmark = pytest.mark.usefixtures("one_thread_of_float64")
 
 
 class Forgetful(eb.AdaptiveReverseSDE):

@@ -12,6 +12,7 @@ from tests.benchmarks.timing import Spread, alternate, ratio, table
 from tests.benchmarks.worker import Failed, Worker
 
 
+@pytest.mark.long
 def test_langevin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torchebm")
     file = tmp_path / "results.json"

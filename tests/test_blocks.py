@@ -20,8 +20,8 @@ from ebmppl.energies import Energy, as_energy, categories, spin
 from ebmppl.errors import EnergyError
 from ebmppl.kernels import DiscreteKernel, Kernel, NoiseSpec
 from ebmppl.kernels.accept import choose, metropolis
-from ebmppl.kernels.adaptation import BLOCK
 from ebmppl.kernels.gibbs import NoTuning
+from ebmppl.kernels.pooling import BLOCK
 from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.initial import Uniform, starting_points
 from tests.discrete import exact_draws, law, number, p_value

@@ -117,6 +117,7 @@ def test_geweke_joint_distribution(name: str) -> None:
     assert float(z.abs().max()) < stats.t.isf(FALSE_ALARM / 2 / len(z), 39)
 
 
+@pytest.mark.long
 def test_geweke_catches_a_wrong_kernel() -> None:
     """NUTS that forgets the log-Jacobian of one site must fail: the test has power."""
 

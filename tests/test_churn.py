@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,25 +12,14 @@ from torch import Tensor
 import ebmppl as eb
 from ebmppl.score import VE, VP, LinearSDE
 from ebmppl.score.schedules import karras_times
-from tests.score_targets import MIXTURE, PARAMETERS, DiffusedMixture, mixture_z_scores, sdes, z_limit
+from tests.score_targets import MIXTURE, PARAMETERS, DiffusedMixture, mixture_z_scores, normal, sdes, z_limit
 
 F64 = torch.float64
 SDES = sdes(PARAMETERS)
 FALSE_ALARM = 1e-3
 
 
-@pytest.fixture(autouse=True)
-def _one_thread_of_float64() -> Iterator[None]:
-    threads, before = torch.get_num_threads(), torch.get_default_dtype()
-    torch.set_num_threads(1)
-    torch.set_default_dtype(F64)
-    yield
-    torch.set_num_threads(threads)
-    torch.set_default_dtype(before)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+pytestmark = pytest.mark.usefixtures("one_thread_of_float64")
 
 
 def published(

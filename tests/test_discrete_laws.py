@@ -12,8 +12,8 @@ from torch import Tensor
 
 import ebmppl as eb
 from ebmppl.energies.discrete import indexed, levels_of
-from ebmppl.kernels.adaptation import BLOCK
 from ebmppl.kernels.gibbs import ByEnergies, GibbsState
+from ebmppl.kernels.pooling import BLOCK
 from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.initial import Uniform, starting_points
 from tests.discrete import balance_p_value, exact_draws, law, number, p_value, states_of

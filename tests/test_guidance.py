@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -29,6 +29,7 @@ from ebmppl.score import (
     SubVP,
 )
 from ebmppl.score.conditions import choosing_rows, num_conditions
+from tests.score_targets import normal
 
 F64 = torch.float64
 SDES: dict[str, LinearSDE] = {"ve": VE(0.02, 20.0), "vp": VP(0.1, 10.0), "subvp": SubVP(0.1, 10.0)}
@@ -37,18 +38,7 @@ TESTS = 60
 LIMIT = float(stats.norm.isf(FALSE_ALARM / 2 / TESTS))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread_of_float64() -> Iterator[None]:
-    threads, before = torch.get_num_threads(), torch.get_default_dtype()
-    torch.set_num_threads(1)
-    torch.set_default_dtype(F64)
-    yield
-    torch.set_num_threads(threads)
-    torch.set_default_dtype(before)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+pytestmark = pytest.mark.usefixtures("one_thread_of_float64")
 
 
 class GaussianData(nn.Module):

@@ -223,6 +223,7 @@ def reached(kernel: Kernel, start: Tensor, ticks: int) -> _Reached:
     return _Reached(third, last)
 
 
+@pytest.mark.long
 def test_stopping_by_ticks_fails_where_stopping_by_draws_passes() -> None:
     """A chain under way in a long tree when the time is over keeps its old draw: points with long trees are too many."""
     start = TARGETS["funnel"].sample(20_000, gen(8))
@@ -499,6 +500,27 @@ def test_advance_gives_exactly_n_draws_of_every_chain(case: KernelCase) -> None:
         count.zero_()
         chains.advance(n, observe=observe)
         assert count.tolist() == [n] * 40
+
+
+OWN_TICKS = {n: c for n, c in KERNELS.items() if type(c.factory(Barrier("none"))).ticks is not Kernel.ticks}
+
+
+@pytest.mark.parametrize("kind", ["none", "inf", "nan", "gradient nan"])  # an infinite energy shows in no later point
+@pytest.mark.parametrize("case", OWN_TICKS.values(), ids=OWN_TICKS)
+def test_ticks_whose_infos_nobody_sees_are_the_same(case: KernelCase, kind: str) -> None:
+    x = -torch.rand(40, 2, generator=gen(4))
+    infos: list[Any] = []
+    rates: list[Tensor] = []
+    looked, unseen = (Chains(case.factory(Barrier(kind)), x, seed=5) for _ in range(2))
+    for n in (1, 70):  # within a block of ticks, and over one
+        looked.advance(n, observe=infos.append)
+        unseen.advance(n, rates=rates)
+    assert looked.now.tick == unseen.now.tick == 71
+    for name, leaf in leaves(looked.now.state).items():
+        assert torch.equal(leaf, leaves(unseen.now.state)[name]), name
+    seen = torch.stack([info.acceptance_rate for info in infos])
+    assert torch.equal(seen, torch.stack(rates))
+    assert bool((seen < 1).any()) == (kind != "none")
 
 
 @pytest.mark.parametrize("case", KERNELS.values(), ids=KERNELS)

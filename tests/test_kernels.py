@@ -20,18 +20,16 @@ from ebmppl.errors import SamplingError
 from ebmppl.kernels import HMC, MALA, NUTS, Kernel, Langevin
 from ebmppl.kernels.accept import metropolis, select
 from ebmppl.kernels.adaptation import (
-    BLOCK,
     Tuning,
     Welford,
-    dual_averaging,
-    dual_averaging_update,
     factorise,
     find_step_size,
-    pooled_sum,
     regularised,
     welford_update,
 )
+from ebmppl.kernels.dual_averaging import dual_averaging, dual_averaging_update
 from ebmppl.kernels.integrators import Phase, kinetic, leapfrog
+from ebmppl.kernels.pooling import BLOCK, pooled_sum
 from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.noise import NoiseSource
 from ebmppl.sampling.schedule import stan_windows
@@ -400,7 +398,7 @@ def test_dual_averaging_equals_the_scalar_recursion() -> None:
     rates = torch.rand(200, generator=gen(7), dtype=torch.float64)
     delta, gamma, t0, kappa = 0.7, 0.05, 10, 0.75
     mu, h_bar, log_eps_bar = math.log(10 * 0.3), 0.0, 0.0
-    da, step = dual_averaging(f64(0.3)[0]), f64(0.3)[0]
+    da, step = dual_averaging(f64(0.3)[0], 1), f64(0.3)[0]
     for m, rate in enumerate(rates.tolist(), start=1):
         h_bar = (1 - 1 / (m + t0)) * h_bar + 1 / (m + t0) * (delta - rate)
         log_eps = mu - math.sqrt(m) / gamma * h_bar
@@ -414,7 +412,7 @@ def test_dual_averaging_equals_the_scalar_recursion() -> None:
 def test_dual_averaging_of_many_chains_is_that_of_their_mean() -> None:
     """One update for as many finished draws as there are chains, whoever finished them; none without."""
     rates = torch.rand(50, 8, generator=gen(8), dtype=torch.float64)
-    whole, one = dual_averaging(f64(0.3)[0]), dual_averaging(f64(0.3)[0])
+    whole, one = dual_averaging(f64(0.3)[0], 8), dual_averaging(f64(0.3)[0], 1)
     step_whole = step_one = f64(0.3)[0]
     for row in rates:
         halves = torch.arange(8) % 2 == 0
@@ -571,9 +569,17 @@ def test_stan_windows(steps: int, lengths: list[int]) -> None:
         assert not any(window.metric for window in windows)
 
 
-def test_windows_sum_up_for_every_warm_up() -> None:
+def test_many_chains_have_a_first_metric_sooner() -> None:
+    lengths = {chains: [window.length for window in stan_windows(500, chains)] for chains in (1, 4, 64, 4096)}
+    assert lengths[1] == [75, 25, 50, 100, 200, 50]
+    assert lengths[4] == [38, 15, 30, 60, 307, 50]
+    assert lengths[64] == lengths[4096] == [20, 15, 30, 60, 325, 50]
+
+
+@pytest.mark.parametrize("chains", [1, 6, 64])
+def test_windows_sum_up_for_every_warm_up(chains: int) -> None:
     for steps in range(2001):
-        windows = stan_windows(steps)
+        windows = stan_windows(steps, chains)
         assert sum(window.length for window in windows) == steps
         assert all(window.length > 0 for window in windows)
 

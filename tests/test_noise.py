@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ebmppl.kernels.adaptation import BLOCK
 from ebmppl.kernels.base import NoiseSpec
+from ebmppl.kernels.pooling import BLOCK
 from ebmppl.sampling import noise
 from ebmppl.sampling.noise import NoiseSource, block_seeds
 

@@ -36,8 +36,8 @@ HMC_SETTINGS = {name: DENSE for name in NAMES} | {
     "kidscore_interaction": DENSE._replace(kernel=partial(DENSE.kernel, max_num_steps=1000)),
     "gp_regr": Setting(partial(eb.HMC, target_accept_prob=0.9), 300, 500),
 }
-SLOW = ("kidscore_interaction", "logmesquite", "nes1980")  # minutes of warm-up for HMC from scale 2
-SLOW_SINGLE = ("kidscore_interaction", "nes1980")
+SLOW = ("kidscore_interaction", "logmesquite", "nes1980", "gp_regr")  # minutes of warm-up for HMC from scale 2
+SHORT = ("eight_schools_noncentered",)  # of float32, by default
 NUTS_SETTINGS = {name: Setting(partial(eb.NUTS, full_mass=True), 300, 300) for name in NAMES} | {
     "eight_schools_noncentered": Setting(eb.NUTS, 300, 400),
     "gp_regr": Setting(eb.NUTS, 300, 400),
@@ -84,8 +84,8 @@ def test_hmc_on_reference_posteriors(name: str, shared_data: Path) -> None:
 @pytest.mark.data
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [(name, torch.float64) for name in NAMES]
-    + [pytest.param(n, torch.float32, marks=[pytest.mark.long] if n in SLOW_SINGLE else []) for n in NAMES],
+    [pytest.param(n, torch.float64, marks=[pytest.mark.long] if n == SLOW[0] else []) for n in NAMES]
+    + [pytest.param(n, torch.float32, marks=[] if n in SHORT else [pytest.mark.long]) for n in NAMES],
 )
 def test_nuts_on_reference_posteriors(name: str, dtype: torch.dtype, shared_data: Path) -> None:
     worst = check(name, NUTS_SETTINGS[name], shared_data, dtype)

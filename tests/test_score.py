@@ -357,6 +357,28 @@ def test_the_u_net_keeps_shapes_and_rows_apart(shape: tuple[int, ...], depth: in
     assert all(p.grad is not None for p in network.parameters())
 
 
+def test_a_u_net_of_patches_is_one_of_smaller_images_with_more_channels() -> None:
+    pixels, t = normal(3, 2, 4, 8), f64(0.1, 0.5, 0.9)
+    patched, plain = (UNet(s, 8, 1, patch=p).double() for s, p in (((2, 4, 8), 2), ((8, 2, 4), 1)))
+    patched.load_state_dict(plain.state_dict())
+    as_channels = pixels.view(3, 2, 2, 2, 4, 2).permute(0, 1, 3, 5, 2, 4).reshape(3, 8, 2, 4)
+    found = patched(pixels, t).view(3, 2, 2, 2, 4, 2).permute(0, 1, 3, 5, 2, 4).reshape(3, 8, 2, 4)
+    close(found, plain(as_channels, t), 1e-12)
+
+
+def test_fine_features_tell_pixels_apart_that_differ_by_less_than_their_range() -> None:
+    x, t = normal(3, 2, 4, 4), f64(0.1, 0.5, 0.9)
+    network = UNet((2, 4, 4), 8, 1, fine=(0, 7)).double()
+    with torch.no_grad():
+        network.first.weight.zero_()
+        network.first.weight[:, 6:, 1, 1] = normal(8, 4)  # sin and cos of both channels: the last four are cosines
+    found = network(x, t)
+    assert found.shape == x.shape
+    close(network(x + 2, t), found, 1e-8)  # whole periods of 2^n pi, n >= 0
+    assert float((network(x + 1 / 128, t) - found).detach().abs().max()) > 1e-3  # half a period at n = 7
+    close(network(-x, t), found, 1e-10)  # cosines
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -364,6 +386,8 @@ def test_the_u_net_keeps_shapes_and_rows_apart(shape: tuple[int, ...], depth: in
         (lambda: TimeMLP((2,), num_features=3), "an even number of features, got 3"),
         (lambda: UNet((8, 8)), r"an image shape .* got \(8, 8\)"),
         (lambda: UNet((1, 6, 8)), r"multiples of 4, got \(6, 8\)"),
+        (lambda: UNet((1, 8, 8), patch=4), r"multiples of 16, got \(8, 8\)"),
+        (lambda: UNet((1, 8, 8), patch=0), "patch >= 1, got 0"),
     ],
 )
 def test_wrong_network_sizes_are_refused(make: Callable[[], object], message: str) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 import ebmppl as eb
 from ebmppl.errors import SamplingWarning
 from ebmppl.score import VP, GenericSDE, LinearSDE, SubVP
+from ebmppl.score.ode import attempt
 from tests.score_targets import MIXTURE, PARAMETERS, DiffusedMixture, sdes
 
 F64 = torch.float64
@@ -174,3 +175,22 @@ def test_modes_of_modules_are_kept() -> None:
 def test_bad_input(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_order_of_dormand_and_princes_pair() -> None:
+    """x' = x cos t from 1 is exp(sin t): the end is of order 5 (slope within 0.2), the estimated error of a step of order h^5."""
+    field = lambda x, t: x * t.cos().unsqueeze(1)
+    exact = math.exp(math.sin(3.0))
+    errors, estimates, counts = [], [], (16, 32, 64)
+    for n in counts:
+        x, h = torch.ones(1, 1, dtype=F64), torch.full((1,), 3.0 / n, dtype=F64)
+        for i in range(n):
+            t = h * i
+            tried = attempt(field, x, t, h, field(x, t))
+            x = tried.end
+            if i == 0:
+                estimates.append(float(tried.error.abs().sum()))
+        errors.append(abs(float(x) - exact))
+    slope = lambda values: math.log(values[0] / values[-1]) / math.log(counts[-1] / counts[0])
+    assert abs(slope(errors) - 5.0) < 0.2
+    assert abs(slope(estimates) - 5.0) < 0.2

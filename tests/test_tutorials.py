@@ -268,6 +268,7 @@ def test_a_score_model_of_digits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(TUTORIALS))
     module = tutorial("score_digits")
     fake_digits(module, monkeypatch)
     generator = torch.Generator().manual_seed(0)
@@ -275,7 +276,7 @@ def test_a_score_model_of_digits(
     assert quietly_written(tmp_path, "score_digits")
     assert "bits per dimension" in capsys.readouterr().out
     levels = torch.arange(17.0)
-    assert torch.equal(module.levels_of(module.dequantised(levels, generator)), levels)
+    assert torch.equal(module.LEVELS.levels_of(module.LEVELS(levels, generator)), levels)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(SystemExit, match="pip install scikit-learn"):
         module.digits()
@@ -338,3 +339,37 @@ class Nearest:
     def score(self, x: np.ndarray, y: np.ndarray) -> float:
         apart = ((x[:, None] - self.means) ** 2).sum(-1)
         return float((apart.argmin(1) == y).mean())
+
+
+def bars_by_class(path: Path) -> Path:
+    """As MNIST: 60 and 30 images of 10 classes, each with a bright bar at a place of its own."""
+    label = torch.arange(90) % 10
+    x = torch.randint(60, (90, 28, 28), generator=torch.Generator().manual_seed(0))
+    x[torch.arange(90), 2 * label + 4] = 255
+    x, y = x.numpy().astype(np.uint8), label.numpy()
+    np.savez(path / "bars.npz", x_train=x[:60], y_train=y[:60], x_test=x[60:], y_test=y[60:])
+    return path / "bars.npz"
+
+
+def test_parts_of_a_score_model_of_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TUTORIALS))
+    module = tutorial("score_mnist")
+    data, test = module.images(bars_by_class(tmp_path))
+    assert data.levels.shape == (60, 1, 28, 28)
+    network = module.classifier(data, 30, "cpu")
+    assert module.accuracy(network, test) > 0.9
+    neighbours, apart = module.nearest(data.levels[:5], data)
+    assert torch.equal(neighbours, data.levels[:5].float())
+    assert float(apart.max()) < 0.1  # rounding of squares in float32
+    moved, apart = module.nearest(data.levels[:5].float() + 3, data)
+    torch.testing.assert_close(apart, torch.full((5,), 3.0), rtol=1e-3, atol=0)
+    model, losses = module.learn(data, 2, 8, 20, "cpu")
+    assert all(math.isfinite(loss) for loss in losses)
+    x, label = module.sample(model, 1, module.SHOWN, calls=2, weight=1.0)
+    assert x.shape == (10, 1, 28, 28)
+    assert torch.equal(label, torch.arange(10))
+    # of standard normal pixels, in closed form
+    normal = torch.randn(20, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    mean, _ = module.bits(lambda x, t: -x, module.SDE, normal, 1 / 128, t_min=module.T_MIN, probes=1)
+    wanted = (math.log(2 * math.pi) / 2 + float(normal.square().mean()) / 2 + math.log(128)) / math.log(2)
+    assert mean == pytest.approx(wanted, rel=1e-4)

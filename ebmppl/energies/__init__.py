@@ -13,6 +13,7 @@ from ebmppl.energies.function import as_energy
 from ebmppl.energies.gaussian import Gaussian, GaussianMixture, Quadratic
 from ebmppl.energies.landscapes import DoubleWell, Funnel, Rosenbrock
 from ebmppl.energies.neural import ConvEnergy, MLPEnergy
+from ebmppl.energies.score_energy import EnergyAt, ScoreEnergy
 from ebmppl.energies.student import StudentT
 from ebmppl.energies.supports import categories, spin
 from ebmppl.energies.unconstrained import Unconstrained, unconstrained
@@ -24,6 +25,7 @@ __all__ = [
     "ConvEnergy",
     "DoubleWell",
     "Energy",
+    "EnergyAt",
     "Funnel",
     "Gaussian",
     "GaussianMixture",
@@ -32,6 +34,7 @@ __all__ = [
     "Mixture",
     "Quadratic",
     "Rosenbrock",
+    "ScoreEnergy",
     "StudentT",
     "Sum",
     "Tempered",

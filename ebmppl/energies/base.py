@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,6 +53,7 @@ class Energy(nn.Module):
     event_shape: torch.Size
     sites: dict[str, torch.Size]
     packed: bool
+    own_values: bool = True  # False where the gradient alone is known, as of ``ScoreEnergy``
 
     def __init__(self, event_shape: Shape | Mapping[str, Shape], support: Support = constraints.real) -> None:
         super().__init__()
@@ -92,6 +93,11 @@ class Energy(nn.Module):
             energy = rowwise(self, x)
             (grad,) = torch.autograd.grad(energy, x, torch.ones_like(energy))
         return energy.detach(), grad
+
+    @property
+    def has_values(self) -> bool:
+        """Whether values are known; if not, of this energy or of one inside, ``value_and_grad`` gives NaN for them."""
+        return all(part.own_values for part in self.modules() if isinstance(part, Energy))
 
     def matched(self, x: Tensor, what: Matching) -> tuple[Tensor, Tensor] | None:
         """The terms of ``Matching`` at x ``(rows, *event)`` by a closed form, differentiable in parameters, else None."""
@@ -277,10 +283,7 @@ def dtype_and_device(energy: nn.Module) -> tuple[torch.dtype, torch.device]:
     tensors = [t for t in (*energy.parameters(), *energy.buffers()) if t.is_floating_point()]
     if not tensors:
         return torch.get_default_dtype(), torch.get_default_device()
-    dtype = tensors[0].dtype
-    for t in tensors[1:]:
-        dtype = torch.promote_types(dtype, t.dtype)
-    return dtype, tensors[0].device
+    return reduce(torch.promote_types, (t.dtype for t in tensors)), tensors[0].device
 
 
 def flatten_batch(x: Tensor, event_shape: torch.Size) -> tuple[Tensor, torch.Size]:

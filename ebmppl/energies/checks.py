@@ -28,13 +28,16 @@ def check_energy(energy: Energy, x: Tensor, *, gradient: bool = True, finite: bo
             call, rows that depend on one another, no gradient, or a value that is not finite (chains are named).
     """
     value = _call(energy, x)
-    _check_tensor(value, x)
+    if energy.has_values:
+        _check_tensor(value, x)
+    else:  # what is known, the gradient, is checked in its place
+        value = _gradient(energy, x)
     with _Random() as random:
         again = _call(energy, x)
     if random.drawn or not same_energy(again, value):
         raise EnergyError(RANDOM)
     _check_rows(energy, x, value)
-    if finite:
+    if finite and energy.has_values:
         _check_finite("energy", value)
     if gradient:
         check_gradient(energy, x, finite=finite)
@@ -65,7 +68,7 @@ class _Random(TorchDispatchMode):
 def _call(energy: Energy, x: Tensor) -> Tensor:
     try:
         with torch.no_grad():
-            return energy(x)
+            return energy(x) if energy.has_values else energy.value_and_grad(x)[1]
     except EnergyError:
         raise
     except (RuntimeError, TypeError, IndexError, ValueError) as error:
@@ -93,7 +96,7 @@ def _check_rows(energy: Energy, x: Tensor, value: Tensor) -> None:
     for row in {0, len(x) // 2, len(x) - 1}:
         alone = _call(energy, x[row : row + 1])
         # an energy with a value per row of the batch (Tempered's beta) answers one point by a whole batch
-        if alone.shape == (1,) and not same_energy(alone, value[row : row + 1]):
+        if alone.shape == value[:1].shape and not same_energy(alone, value[row : row + 1]):
             raise EnergyError(
                 f"the energy mixes the rows of a batch: the energy of chain {row} alone differs "
                 "from its energy beside the other chains; chains must not depend on one another"

@@ -49,28 +49,27 @@ def fingerprint(value: object) -> tuple[Any, ...]:
     NumPy's or behind a property is not seen.
     """
     found: list[Any] = []
-    seen: dict[int, object] = {}  # kept, so that no other object takes the place of one
-    for part in _walk(value, seen):
-        found.append(part)
-        if len(found) >= _MOST:
-            break
-    return tuple(found)
+    _walk(value, found, {})
+    return tuple(found[:_MOST])
 
 
-def _walk(value: Any, seen: dict[int, object]) -> Iterator[Any]:
+def _walk(value: Any, found: list[Any], seen: dict[int, object]) -> None:
+    """Add what a value is made of to ``found``; in ``seen`` it is kept, so that no other object takes the place of one."""
     if isinstance(value, _PLAIN):
-        yield type(value), repr(value)
-        return
-    if isinstance(value, Tensor):
-        yield id(value), value.data_ptr() if value.layout == torch.strided else 0, value.dtype
-        return
-    if id(value) in seen or isinstance(value, (ModuleType, type, BuiltinFunctionType)):
-        yield "seen" if id(value) in seen else id(value)
-        return
-    seen[id(value)] = value
-    for name, part in _parts(value):
-        yield name
-        yield from _walk(part, seen)
+        found.append((type(value), repr(value)))
+    elif isinstance(value, Tensor):
+        found.append((id(value), value.data_ptr() if value.layout == torch.strided else 0, value.dtype))
+    elif id(value) in seen:
+        found.append("seen")
+    elif isinstance(value, (ModuleType, type, BuiltinFunctionType)):
+        found.append(id(value))
+    else:
+        seen[id(value)] = value
+        for name, part in _parts(value):
+            found.append(name)
+            _walk(part, found, seen)
+            if len(found) >= _MOST:
+                break
 
 
 def _parts(value: Any) -> Iterator[tuple[Any, Any]]:

@@ -1,4 +1,4 @@
-"""Warm-up, pooled over all chains: dual averaging of the step size and a Welford estimate of the mass matrix."""
+"""Warm-up, pooled over all chains: the step size by dual averaging, and a Welford estimate of the mass matrix."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ebmppl.errors import SamplingError, SamplingWarning
 from ebmppl.kernels.accept import DIVERGENCE, some
+from ebmppl.kernels.dual_averaging import LEAP, DualAveraging, dual_averaging, dual_averaging_update, limited
 from ebmppl.kernels.integrators import Phase, ValueAndGrad, kinetic, leapfrog
+from ebmppl.kernels.pooling import BLOCK, pooled_sum
 
 _WIDE = 1e8  # standard deviation in the unconstrained space that no density in sensible units has
 _GROWTH = 30  # of the standard deviation from one window to the next, once there is one
-_LEAP = 10.0  # dual averaging begins by trying this multiple of a step size
 _FEW = 5  # updates of it that are no average yet
-BLOCK = 64  # chains of one noise generator and of one pooled partial sum
 
 
 class Tuning(NamedTuple):
@@ -43,6 +43,13 @@ class AdaptationState(NamedTuple):
     draws: Any
 
 
+class Drawn(NamedTuple):
+    """What the adaptation of a kernel inside another one sees of a tick; not the steps, which all chains then share."""
+
+    done: Tensor
+    acceptance_rate: Tensor
+
+
 class Adaptation(Protocol):
     """How a kernel is tuned in warm-up. All values are NamedTuples of tensors; ``update`` is pure and branch-free."""
 
@@ -51,6 +58,10 @@ class Adaptation(Protocol):
 
     def update(self, averaging: Any, tuning: Any, info: Any) -> tuple[Any, Any]:
         """After each tick: the own state, and the tuning that chains take when they start their next draw."""
+
+    def own_steps(self, averaging: Any, tuning: Any) -> Any:
+        """Before each tick: the tuning with step sizes ``(chains,)``, where some chains may need smaller ones."""
+        return tuning
 
     def observe(self, draws: Any, x: Tensor) -> Any:
         """Some ticks at a time: take in the points ``(draws, dimension)`` that were drawn in them."""
@@ -63,69 +74,6 @@ class Adaptation(Protocol):
 
     def finish(self, own: Any, tuning: Any) -> Any:
         """The tuning that is frozen for sampling."""
-
-
-def pooled_sum(values: Tensor) -> Tensor:
-    """Sum over the chains, block by block in a fixed order, so that where a block runs changes nothing."""
-    chains = len(values)
-    if chains <= BLOCK:
-        return values.sum(0)
-    short = -chains % BLOCK
-    if short:
-        values = torch.cat([values, values.new_zeros(short, *values.shape[1:])])
-    return values.view(-1, BLOCK, *values.shape[1:]).sum(1).sum(0)
-
-
-class DualAveraging(NamedTuple):
-    """State of Nesterov dual averaging on log step size (Hoffman and Gelman 2014, section 3.2). All scalars."""
-
-    center: Tensor  # mu: log step size that is shrunk towards
-    error: Tensor  # H-bar: average of target - acceptance
-    log_average: Tensor  # the averaged iterate, log step size
-    updates: Tensor
-    rate_sum: Tensor  # acceptance rates of draws that wait for an update
-    waiting: Tensor  # how many these are
-
-
-def dual_averaging(step_size: Tensor) -> DualAveraging:
-    """Begin at a step size; the centre is a multiple of it, as in Stan."""
-    log_step = step_size.log()
-    zero = torch.zeros_like(step_size)
-    return DualAveraging(log_step + math.log(_LEAP), zero, zero.clone(), zero.clone(), zero.clone(), zero.clone())
-
-
-def dual_averaging_update(
-    da: DualAveraging, step_size: Tensor, rate: Tensor, done: Tensor, target: float
-) -> tuple[DualAveraging, Tensor]:
-    """Take in the acceptance rates of the draws that finished; one update for every ``chains`` finished draws.
-
-    A round of one draw per chain then counts as one update, as if the chains ran in step, whoever finished them.
-
-    Returns:
-        the next state and the step size to explore with.
-    """
-    gamma, t0, kappa = 0.05, 10.0, 0.75
-    rate_sum = da.rate_sum + pooled_sum(rate * done)
-    waiting = da.waiting + pooled_sum(done.to(rate.dtype))
-    full = waiting >= len(done)
-    if not some(full):
-        return da._replace(rate_sum=rate_sum, waiting=waiting), step_size
-    count = da.updates + 1
-    weight = 1 / (count + t0)
-    error = (1 - weight) * da.error + weight * (target - rate_sum / waiting.clamp_min(1.0))
-    log_step = da.center - count.sqrt() / gamma * error
-    forget = count.pow(-kappa)
-    average = forget * log_step + (1 - forget) * da.log_average
-    zero = torch.zeros_like(rate_sum)
-    new = DualAveraging(
-        da.center,
-        torch.where(full, error, da.error),
-        torch.where(full, average, da.log_average),
-        torch.where(full, count, da.updates),
-        torch.where(full, zero, rate_sum),
-        torch.where(full, zero, waiting),
-    )
-    return new, torch.where(full, log_step.exp(), step_size)
 
 
 class Welford(NamedTuple):
@@ -215,16 +163,21 @@ class HamiltonianAdaptation:
     def init(self, tuning: Tuning, state: Any) -> AdaptationState:
         """Nothing seen yet."""
         welford = Welford.empty(state.position.mean(0), tuning.inverse_mass)
-        return AdaptationState(dual_averaging(tuning.step_size), welford)
+        return AdaptationState(dual_averaging(tuning.step_size, len(state.energy)), welford)
 
     def update(self, averaging: DualAveraging, tuning: Tuning, info: Any) -> tuple[DualAveraging, Tuning]:
-        """Dual averaging."""
+        """Dual averaging; limits where the draws tell what steps they took."""
         if not self.step_size or not some(info.done):
             return averaging, tuning
-        averaging, step_size = dual_averaging_update(
-            averaging, tuning.step_size, info.acceptance_rate, info.done, self.target
-        )
-        return averaging, tuning._replace(step_size=step_size)
+        rate, limit = info.acceptance_rate, averaging.limit
+        if hasattr(info, "step_size"):
+            limit, rate = limited(limit, rate, info.step_size, info.done, self.power)
+        averaging, step_size = dual_averaging_update(averaging, tuning.step_size, rate, info.done, self.target)
+        return averaging._replace(limit=limit), tuning._replace(step_size=step_size)
+
+    def own_steps(self, averaging: DualAveraging, tuning: Tuning) -> Tuning:
+        """The common step size, or a chain's limit."""
+        return tuning._replace(step_size=torch.minimum(tuning.step_size, averaging.limit)) if self.step_size else tuning
 
     def observe(self, draws: Welford, x: Tensor) -> Welford:
         """Moments for the metric."""
@@ -237,13 +190,13 @@ class HamiltonianAdaptation:
         if not self.step_size:
             return own, tuning
         step = find_step_size(self.value_and_grad, state, tuning, normal, self.power)
-        return own._replace(averaging=dual_averaging(step)), tuning._replace(step_size=step)
+        return own._replace(averaging=dual_averaging(step, len(state.energy))), tuning._replace(step_size=step)
 
     def end_window(self, own: AdaptationState, tuning: Tuning, *, metric: bool) -> tuple[AdaptationState, Tuning]:
         """Metric from the window's draws."""
         draws: Welford = own.draws
         empty = Welford.empty(draws.origin + draws.mean, tuning.inverse_mass)
-        if self.mass and metric:
+        if self.mass and metric and bool(draws.total > 0):
             inverse_mass = regularised(draws)
             _warn_of_scale(inverse_mass, tuning.inverse_mass)
             if self.blocks is not None:
@@ -256,7 +209,7 @@ class HamiltonianAdaptation:
         da = own.averaging
         if not self.step_size:
             return tuning
-        searched = da.center - math.log(_LEAP)
+        searched = da.center - math.log(LEAP)
         return tuning._replace(step_size=torch.where(da.updates >= _FEW, da.log_average, searched).exp())
 
 

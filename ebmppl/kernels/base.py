@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ebmppl.energies.base import Energy
 from ebmppl.energies.fingerprint import fingerprint
+from ebmppl.energies.function import same_energy
 from ebmppl.energies.unconstrained import unconstrained
 from ebmppl.kernels.arguments import positive as positive
 from ebmppl.kernels.arguments import require as require
@@ -91,6 +92,17 @@ class Kernel(MCMCKernel):
     def tick(self, state: Any, tuning: Any, noise: Noise) -> tuple[Any, Any]:
         """One tick of all chains: the next state, and an info whose ``done`` ``(chains,)`` says who finished a draw."""
 
+    def ticks(self, state: Any, tuning: Any, noise: Sequence[Noise]) -> tuple[Any, list[Tensor]]:
+        """Eager ticks of which only the end counts, and the acceptance rates: the state, and rates ``(chains,)`` of each tick.
+
+        Kernels for which all else that a tick tells takes time override it; the states are the same, bit for bit.
+        """
+        rates = []
+        for row in noise:
+            state, info = self.tick(state, tuning, row)
+            rates.append(info.acceptance_rate)
+        return state, rates
+
     @abstractmethod
     def position(self, state: Any) -> Tensor:
         """The chains' last draws ``(chains, *event)`` in the coordinates of ``target``."""
@@ -119,6 +131,16 @@ class Kernel(MCMCKernel):
             values: compare values, too, at the price of some evaluations.
             many: there are so many ticks that getting ready for them pays.
         """
+
+    @torch.no_grad()
+    def outdated(self, state: Any) -> bool:
+        """Whether the energy at the last draws (or its gradient, where that alone is known) is not what the state has."""
+        if not hasattr(state, "energy"):
+            return False
+        x = self.position(state)
+        if self.target.has_values:
+            return not same_energy(self.target(x), state.energy)
+        return not same_energy(self.target.value_and_grad(x)[1].reshape(state.grad.shape), state.grad)
 
     def holds(self) -> bool:
         """Whether what ``prepare`` found of the energy's values is still so; if not, compiled ticks are made anew."""
@@ -209,6 +231,12 @@ class Kernel(MCMCKernel):
         return {} if self._under_pyro is None else self._under_pyro.diagnostics()
 
 
+def require_values(energy: Energy, kernel: str) -> None:
+    """Raise ``ValueError`` for an energy of which the gradient alone is known, where a kernel needs its values."""
+    hint = "take Langevin, or the energy of a model score.EnergyGradient (energies.EnergyAt)"
+    require(energy.has_values, f"an energy whose values are known for {kernel}", f"a score's gradient alone; {hint}")
+
+
 class GradientKernel(Kernel):
     """Abstract kernel for continuous energies: moves flat unconstrained vectors ``(chains, dimension)`` by gradients.
 
@@ -218,6 +246,8 @@ class GradientKernel(Kernel):
 
     def __init__(self, energy: Energy) -> None:
         super().__init__(energy)
+        if self.exact:
+            require_values(energy, type(self).__name__)
         self.target = unconstrained(energy)
         self.dimension = self.target.event_shape.numel()
         self._gradient = Gradient(self.target)

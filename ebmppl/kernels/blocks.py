@@ -13,7 +13,7 @@ from ebmppl.energies.discrete import discrete
 from ebmppl.energies.fingerprint import fingerprint
 from ebmppl.energies.unconstrained import Unconstrained
 from ebmppl.kernels.accept import choose, select, some
-from ebmppl.kernels.base import GradientKernel, Kernel, Noise, NoiseSpec, require
+from ebmppl.kernels.base import GradientKernel, Kernel, Noise, NoiseSpec, require, require_values
 from ebmppl.kernels.conditional import BlocksAdaptation, Given, named, part
 from ebmppl.kernels.differences import DiscreteGradientKernel
 from ebmppl.kernels.gradients import Gradient
@@ -78,6 +78,7 @@ class Blocks(Kernel):
 
     def __init__(self, energy: Energy, blocks: Mapping[str | tuple[str, ...], Factory]) -> None:
         super().__init__(energy)
+        require_values(energy, "Blocks")
         sites = _sites(energy, blocks)
         self.target = energy if discrete(energy) else Unconstrained(energy, keep_discrete=True)
         # a trace is tried at points of the support, too, where that is one of integers

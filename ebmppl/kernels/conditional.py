@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ebmppl.energies.base import Energy
 from ebmppl.energies.discrete import Conditionals, discrete, levels_of
-from ebmppl.kernels.adaptation import Adaptation, AdaptationState
+from ebmppl.kernels.adaptation import Adaptation, AdaptationState, Drawn
 from ebmppl.kernels.gibbs import ByEnergies
 from ebmppl.kernels.gradients import Gradient
 from ebmppl.kernels.replicas import record
@@ -123,18 +123,11 @@ def part(values: Any, i: int, kind: Any) -> Any:
     return kind(*(getattr(values, f"block{i}_{name}") for name in kind._fields))
 
 
-class _OfBlock(NamedTuple):
-    """What an adaptation sees of a block's draws."""
-
-    done: Tensor
-    acceptance_rate: Tensor
-
-
 class _Nothing(NamedTuple):
     """Of a kernel that adapts nothing."""
 
 
-class BlocksAdaptation:
+class BlocksAdaptation(Adaptation):
     """Each block's own adaptation, by what it accepted in each draw of all blocks.
 
     Args:
@@ -177,7 +170,7 @@ class BlocksAdaptation:
         for i, a in enumerate(self.inner):
             if a is None:
                 continue
-            of_block = _OfBlock(info.done, info.acceptance_rates[:, i])
+            of_block = Drawn(info.done, info.acceptance_rates[:, i])
             inside, new = a.update(part(averaging, i, self._kinds[i]), self.tuning(tuning, i), of_block)
             averaging, tuning = _with(averaging, i, inside), _with(tuning, i, new)
         return averaging, tuning

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -45,11 +47,14 @@ class Langevin(GradientKernel):
     the covariance is :math:`P^{-1} (I - \eta P / 4)^{-1}`, and it exists only for eta < 4 / (largest eigenvalue).
     A step to a point of non-finite energy or gradient is not taken, and is counted as diverging. Nothing adapts.
 
+    Of a score alone (``energies.ScoreEnergy``) it makes :math:`x' = x + \tfrac\eta2 s(x) + \sqrt\eta\,\xi`; ``energy`` and ``lp``
+    are then not known: NaN.
+
     References:
         Roberts and Tweedie 1996, "Exponential convergence of Langevin distributions and their discrete approximations".
 
     Args:
-        energy: a continuous energy; constrained supports are unconstrained.
+        energy: a continuous energy, constrained supports are unconstrained; or a ``ScoreEnergy``.
         step_size: eta > 0, in units of x squared.
 
     Raises:
@@ -62,6 +67,7 @@ class Langevin(GradientKernel):
     def __init__(self, energy: Energy, step_size: float) -> None:
         super().__init__(energy)
         self.step_size = positive("step_size", step_size)
+        self._values = energy.has_values
 
     def init(self, x: Tensor) -> LangevinState:
         """State at points ``(chains, *event)``."""
@@ -82,7 +88,7 @@ class Langevin(GradientKernel):
         eta = tuning.step_size.unsqueeze(-1)
         proposal = torch.addcmul(state.position, noise["normal"], eta.sqrt()).addcmul_(state.grad, eta, value=-0.5)
         energy, grad = self.value_and_grad(proposal)
-        bad = not_finite(energy + grad.sum(-1))
+        bad = not_finite(energy + grad.sum(-1) if self._values else grad.sum(-1))
         ok = ~bad
         new = choose(ok, LangevinState(proposal, energy, grad), state)
         return new, LangevinInfo(
@@ -94,3 +100,19 @@ class Langevin(GradientKernel):
             diverging=bad,
             step_size=tuning.step_size.expand_as(energy),
         )
+
+    def ticks(
+        self, state: LangevinState, tuning: LangevinTuning, noise: Sequence[Noise]
+    ) -> tuple[LangevinState, list[Tensor]]:
+        """Without a look at each: one number that is not finite shows in the sums, and then all are made anew."""
+        eta = tuning.step_size.unsqueeze(-1)
+        root = eta.sqrt()
+        (x, energy, grad), energies, grads = state, torch.zeros_like(state.energy), torch.zeros_like(state.grad)
+        for row in noise:
+            x = torch.addcmul(x, row["normal"], root).addcmul_(grad, eta, value=-0.5)
+            energy, grad = self.value_and_grad(x)
+            energies += energy
+            grads += grad
+        if not math.isfinite(energies.sum() + grads.sum()):
+            return super().ticks(state, tuning, noise)
+        return LangevinState(x, energy, grad), [torch.ones_like(energy)] * len(noise)

@@ -12,7 +12,7 @@ from ebmppl.energies.algebra import GeometricPath
 from ebmppl.energies.base import Energy
 from ebmppl.energies.fingerprint import fingerprint
 from ebmppl.kernels.accept import metropolis
-from ebmppl.kernels.base import GradientKernel, Kernel, Noise, NoiseSpec, require
+from ebmppl.kernels.base import GradientKernel, Kernel, Noise, NoiseSpec, require, require_values
 from ebmppl.kernels.differences import DiscreteGradientKernel
 from ebmppl.kernels.gradients import Gradient
 from ebmppl.kernels.ladder import FROM_COLD, exchanged, labelled, ladder
@@ -88,6 +88,7 @@ class ParallelTempering(Kernel):
     ) -> None:
         require_synchronous(kernel)
         super().__init__(kernel.energy)
+        require_values(kernel.energy, "ParallelTempering")
         require(isinstance(adapt_betas, bool), "adapt_betas as True or False", repr(adapt_betas))
         require_one_energy_for_all(kernel.target)
         self.target, self.adapt_betas = kernel.target, adapt_betas

@@ -16,11 +16,12 @@ from ebmppl.energies.base import Energy
 from ebmppl.energies.bonds import Bonds, ScaledBonds
 from ebmppl.energies.clamped import Clamped
 from ebmppl.energies.discrete import Conditionals, discrete, levels_of
-from ebmppl.kernels.adaptation import Adaptation, AdaptationState, pooled_sum
+from ebmppl.kernels.adaptation import Adaptation, AdaptationState, Drawn
 from ebmppl.kernels.base import Kernel, require
 from ebmppl.kernels.gibbs import ByEnergies
 from ebmppl.kernels.gradients import Gradient
 from ebmppl.kernels.ladder import equal_rates
+from ebmppl.kernels.pooling import pooled_sum
 
 
 @cache
@@ -164,7 +165,7 @@ def rebuilt(kernel: Kernel, energy: Replicas) -> Kernel:
     return type(kernel)(energy, **options)
 
 
-class TemperingAdaptation:
+class TemperingAdaptation(Adaptation):
     """Equal swap rates from window to window, and what the inner kernel adapts, by its chains at beta = 1.
 
     Args:
@@ -205,7 +206,8 @@ class TemperingAdaptation:
         rejected = pooled_sum(1 - info.swap_rates) / len(info.swap_rates)
         sums = {"rejections": averaging.rejections + rejected, "ticks": averaging.ticks + 1}
         if self.inner is not None:
-            inside, new = self.inner.update(self._inside(averaging), self.split(tuning), info)
+            drawn = Drawn(info.done, info.acceptance_rate)  # no steps of its own: a stuck replica goes to another place
+            inside, new = self.inner.update(self._inside(averaging), self.split(tuning), drawn)
             sums |= inside._asdict()
             tuning = tuning._replace(**new._asdict())
         return averaging._replace(**sums), tuning

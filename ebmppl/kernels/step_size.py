@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ebmppl.kernels.accept import some
-from ebmppl.kernels.adaptation import AdaptationState, DualAveraging, dual_averaging, dual_averaging_update
+from ebmppl.kernels.adaptation import Adaptation, AdaptationState
+from ebmppl.kernels.dual_averaging import DualAveraging, dual_averaging, dual_averaging_update
 
 
 class NoDraws(NamedTuple):
     """Nothing is learned from the draws."""
 
 
-class StepSizeAdaptation:
+class StepSizeAdaptation(Adaptation):
     """Dual averaging of ``tuning.step_size`` towards an acceptance rate, pooled over the chains (an ``Adaptation``).
 
     It runs through all of warm-up: windows are for a metric.
@@ -30,7 +31,7 @@ class StepSizeAdaptation:
 
     def init(self, tuning: Any, state: Any) -> AdaptationState:
         """Nothing seen yet."""
-        return AdaptationState(dual_averaging(tuning.step_size), NoDraws())
+        return AdaptationState(dual_averaging(tuning.step_size, len(state.energy)), NoDraws())
 
     def update(self, averaging: DualAveraging, tuning: Any, info: Any) -> tuple[DualAveraging, Any]:
         """Dual averaging."""

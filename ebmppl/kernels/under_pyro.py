@@ -23,7 +23,7 @@ class UnderPyro:
         x = self._points(params)
         self.chains = Chains(kernel, x, seed=int(torch.randint(2**31, ())))  # Pyro's users seed the global generator
         self.answer = dict(params)
-        windows = stan_windows(warmup_steps)
+        windows = stan_windows(warmup_steps, len(x))
         self.window_ends = dict(zip(accumulate(window.length for window in windows), windows, strict=True))
         self.rate_sum, self.finished, self.divergences = 0.0, 0, list[int]()
         if warmup_steps:

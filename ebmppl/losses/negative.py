@@ -99,11 +99,10 @@ class ModelChains(nn.Module):
             held: by chains before, or the points ``(chains, *event)`` alone where they begin, in the kernel's coordinates.
             draws: of each.
         """
-        infos: list[Any] = []
+        self._rates = []
         with evaluating(self.kernel.target):  # once for all that follows
             chains = self._at(held)
-            chains.advance(draws, observe=infos.append)
-        self._rates = [info.acceptance_rate for info in infos]
+            chains.advance(draws, rates=self._rates)
         self._next = chains.now.tick
         self.known = self.kernel.known(chains.now.state)
         return self.kernel.held(chains.now.state)

@@ -1,4 +1,4 @@
-"""Draws of chains that take unlike many ticks: one that has its draws costs nothing more."""
+"""Draws of which only the last counts: of chains that take unlike many ticks, and of chains in step."""
 
 from __future__ import annotations
 
@@ -52,3 +52,12 @@ def advance_apart(kernel: Kernel, noise: NoiseSource, now: Now, n: int) -> Now:
             whole = tree_map(lambda all_, part, place=place: all_.index_copy(0, place, part), whole, ended)
             state, rows, left = tree_map(lambda part, on=on: part[on], state), rows[on], left[on]
     return now._replace(state=whole, tick=tick)
+
+
+def advance_together(kernel: Kernel, noise: NoiseSource, now: Now, ticks: int, rates: list[Tensor] | None) -> Now:
+    """So many eager ticks of chains in step; ``rates`` gets the acceptance rates ``(chains,)`` of each."""
+    rows = [noise.row(tick) for tick in range(now.tick, now.tick + ticks)]
+    state, found = kernel.ticks(now.state, now.tuning, rows)
+    if rates is not None:
+        rates += found
+    return now._replace(tick=now.tick + ticks, state=state, log=None)

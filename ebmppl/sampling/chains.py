@@ -4,42 +4,30 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ebmppl.energies.function import same_energy
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.accept import choose
 from ebmppl.kernels.adaptation import AdaptationState
 from ebmppl.kernels.base import Kernel, NoiseSpec, require
-from ebmppl.sampling.apart import advance_apart
+from ebmppl.kernels.dual_averaging import SHARES
+from ebmppl.sampling.apart import advance_apart, advance_together
 from ebmppl.sampling.backends import Compiled
 from ebmppl.sampling.choice import Choice, choose_backend
 from ebmppl.sampling.draws import Counts, Draws, Now, Ticks, finished, unlink
 from ebmppl.sampling.noise import NoiseSource
 from ebmppl.sampling.parts import Parts
 from ebmppl.sampling.schedule import ENOUGH, FEW, require_some_good, stan_windows, ticks_to_next_look
-from ebmppl.sampling.scopes import PASSES, evaluating, threads, uninterrupted, using_threads
+from ebmppl.sampling.scopes import PASSES, evaluating, threads, ticking, uninterrupted, using_threads
 
 _TICKS = 64  # most between two looks at whether a window ended or all chains have their draws
 _LOG_NUMBERS = 1 << 22  # position numbers that may wait for their harvest
 
 Report = Callable[[], None]
 Observe = Callable[[Any], None]
-
-
-def _ticks(method: Callable[..., None]) -> Callable[..., None]:
-    """Run a method of ``Chains`` without gradients of parameters, at its threads, and ``evaluating``."""
-
-    @wraps(method)
-    def run(self: Chains, *args: Any, **kwargs: Any) -> None:
-        with torch.no_grad(), using_threads(self.threads), evaluating(self.kernel.target):
-            method(self, *args, **kwargs)
-
-    return run
 
 
 class Chains:
@@ -73,8 +61,10 @@ class Chains:
     # One tick, and the three ways to ask for many.
     def _tick(self, *, adapt: bool, log: bool = False, active: Tensor | None = None) -> Any:
         """Advance everything by one eager tick (only the ``active`` chains where given) and return the info."""
-        now = self.now
-        state, info = self.kernel.tick(now.state, now.tuning, self.noise.row(now.tick))
+        now, used = self.now, self.now.tuning
+        if adapt and now.adaptation is not None and self.adaptation is not None:
+            used = self.adaptation.own_steps(now.adaptation.averaging, used)
+        state, info = self.kernel.tick(now.state, used, self.noise.row(now.tick))
         if active is not None:
             info = info._replace(done=info.done & active)
             state = choose(active, state, now.state)
@@ -89,19 +79,15 @@ class Chains:
     def prepare(self, draws: int, *, values: bool = True) -> None:
         """Get the kernel ready for so many draws more, if they are enough to be worth it, and notice another energy."""
         self._planned += draws
-        x, cached = self.position(), getattr(self.now.state, "energy", None)
-        other = False
-        if values and cached is not None:
-            with torch.no_grad():
-                other = not same_energy(self.kernel.target(x), cached)
+        other = values and self.kernel.outdated(self.now.state)
         if other:
-            self.kernel.prepare(x, values=True, many=False)  # what was traced of the old one
-            self.now = self.now._replace(state=self.kernel.init(x))
+            self.kernel.prepare(self.position(), values=True, many=False)  # what was traced of the old one
+            self.now = self.now._replace(state=self.kernel.init(self.position()))
         holds = self.compiled is not None and self.compiled.holds and not other
         if not holds and self.choice.backend != "eager":
             self._choose_backend()
         if self.compiled is None:
-            self.kernel.prepare(x, values=values, many=self._planned >= self.kernel.target.traced_from)
+            self.kernel.prepare(self.position(), values=values, many=self._planned >= self.kernel.target.traced_from)
         if other and self.now.counts is not None and bool(self.now.counts.finished.any()):
             told = "the energy is another one than at the last draw (new parameters or data): draws to come are of it"
             warnings.warn(told, SamplingWarning, stacklevel=4)
@@ -116,22 +102,21 @@ class Chains:
         if self.compiled is not None:
             self.threads = self.compiled.engine.threads
 
-    @_ticks
+    @ticking
     def warm_up(self, steps: int, draws: Draws, report: Report, more: int = 0) -> None:
-        """Adapt over Stan's windows (a window ends at chains x window finished draws in all); ``more`` draws will follow."""
+        """Adapt over Stan's windows (chains x window draws, of a chain twice its own at most); ``more`` draws will follow."""
         self.now = self.now._replace(counts=draws.counts(self.device))
         self.begin_adaptation()
         self._planned = more
         self.prepare(steps)  # with a step size at which compiled and eager ticks can be compared
         self._planned = steps
-        end, first = 0, self._counts()
-        for length, metric in stan_windows(steps):
-            end += length
+        first = self._counts()
+        for length, metric in stan_windows(steps, self.num_chains):
             begun, tick = self._counts(), self.now.tick
 
-            def ticks(counts: Counts, end: int = end, begun: Counts = begun, tick: int = tick) -> int:
-                left = end * self.num_chains - int(counts.finished.sum())
-                drawn = int((counts.finished - begun.finished).sum())
+            def ticks(counts: Counts, length: int = length, begun: Counts = begun, tick: int = tick) -> int:
+                drawn = int((counts.finished - begun.finished).clamp_max(SHARES * length).sum())
+                left = length * self.num_chains - drawn
                 most = ticks_to_next_look(left, drawn, self.now.tick - tick, self.num_chains, self.kernel.synchronous)
                 return min(most, self._most_ticks)
 
@@ -142,7 +127,7 @@ class Chains:
             require_some_good(first, self._counts(), steps, self.now.tuning)
         self.end_adaptation()
 
-    @_ticks
+    @ticking
     def collect(self, num_samples: int, draws: Draws, report: Report) -> None:
         """Tick until every chain has its draws; a chain that has them goes on until all have theirs."""
         require(self.record, "chains that record their ticks", "record=False")
@@ -208,42 +193,50 @@ class Chains:
             own = own._replace(draws=self.adaptation.observe(own.draws, finished(log)))
             self.now = self.now._replace(adaptation=own)
 
-    @_ticks
-    def advance(self, n: int, *, adapt: bool = False, observe: Observe | None = None) -> None:
+    @ticking
+    def advance(
+        self, n: int, *, adapt: bool = False, observe: Observe | None = None, rates: list[Tensor] | None = None
+    ) -> None:
         """Exactly n draws of every chain: a chain that has them stands still until the others have theirs.
 
         Args:
             n: draws.
             adapt: let the adaptation see the draws.
             observe: called with the info of every tick.
+            rates: gets the acceptance rates ``(chains,)`` of every eager tick.
         """
         self.prepare(n, values=False)
         ticks = n * self.kernel.ticks_per_draw if self.kernel.in_step else None
-        if self.compiled is not None and ticks is not None and observe is None and not adapt:
+        unseen = observe is None and not adapt
+        if ticks is not None and unseen and (self.compiled is not None or rates is not None):
             for first in range(0, ticks, self._most_ticks):
+                count = min(self._most_ticks, ticks - first)
+                if self.compiled is None:
+                    self.now = advance_together(self.kernel, self.noise, self.now, count, rates)
+                    continue
                 with uninterrupted():
-                    self._run_compiled(self.compiled, min(self._most_ticks, ticks - first), adapt=False)
+                    self._run_compiled(self.compiled, count, adapt=False)
             return
-        if ticks is None and observe is None and not adapt and self.kernel.independent:
+        if ticks is None and unseen and rates is None and self.kernel.independent:
             self.now = advance_apart(self.kernel, self.noise, self.now, n)
             return
         left = torch.full((self.num_chains,), n, device=self.device)
-        while ticks is None or ticks > 0:
+        while bool((left > 0).any()) if ticks is None else ticks > 0:
             info = self._tick(adapt=adapt, active=None if ticks is not None else left > 0)
             if adapt:
-                self._observe({"done": [info.done], "position": [self.position()]})
+                self._observe(unlink((None, self.position(), info)))
             if observe is not None:
                 observe(info)
-            if ticks is not None:
+            if rates is not None:
+                rates.append(info.acceptance_rate)
+            if ticks is None:
+                left = left - info.done.long()
+            else:
                 ticks -= 1
-                continue
-            left = left - info.done.long()
-            if not bool((left > 0).any()):
-                return
 
     # Adaptation, outside the ticks.
 
-    @_ticks
+    @ticking
     def begin_adaptation(self) -> None:
         """Find a first step size and begin to adapt."""
         now = self.now
@@ -252,7 +245,7 @@ class Chains:
             own, tuning = self.adaptation.begin(own, now.tuning, now.state, self._normal)
             self.now = now._replace(adaptation=own, tuning=tuning)
 
-    @_ticks
+    @ticking
     def end_window(self, *, metric: bool) -> None:
         """Take the window's metric; chains drop what they have under way and begin again from their last draws."""
         now = self.now
@@ -265,7 +258,7 @@ class Chains:
             own, tuning = self.adaptation.begin(own, tuning, state, self._normal)
         self.now = now._replace(state=state, adaptation=own, tuning=tuning)
 
-    @_ticks
+    @ticking
     def end_adaptation(self) -> None:
         """Freeze the tuning; no draw that began before is kept."""
         now = self.now
@@ -288,13 +281,13 @@ class Chains:
         """The chains' last draws ``(chains, *event)`` in the target's coordinates."""
         return self.kernel.position(self.now.state)
 
-    @_ticks
+    @ticking
     def put(self, tick: int, held: tuple[Tensor, ...], tuning: Any) -> None:
         """Be at a tick of a run, where chains held this: see ``Kernel.held``; so many ticks also tell what pays."""
         self._planned = tick
         self.now = Now(tick, self.kernel.resume(*held), tuning, None, None, None)
 
-    @_ticks
+    @ticking
     def move(self, x: Tensor) -> None:
         """Put the chains at other points ``(chains, *event)``, keeping tuning and adaptation."""
         self.now = self.now._replace(state=self.kernel.init(x))

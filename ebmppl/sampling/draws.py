@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ebmppl.kernels.dual_averaging import HOPELESS
+
 
 class Counts(NamedTuple):
     """By chain ``(chains,)``: transitions that finished, and how many of them diverged (thinned ones too)."""
@@ -127,8 +129,9 @@ def stacked(values: Ticks) -> Tensor:
 
 
 def finished(log: Mapping[str, Ticks]) -> Tensor:
-    """The points ``(draws, dimension)`` that chains drew in some ticks."""
-    at = stacked(log["done"]).flatten().nonzero().squeeze(1)
+    """The points ``(draws, dimension)`` that chains drew in some ticks; not those that diverging chains only repeat."""
+    hopeless = stacked(log["diverging"]) & (stacked(log["acceptance_rate"]) < HOPELESS)
+    at = (stacked(log["done"]) & ~hopeless).flatten().nonzero().squeeze(1)
     x = stacked(log["position"])
     return x.reshape(x.shape[0] * x.shape[1], -1).index_select(0, at)
 

@@ -200,7 +200,8 @@ def _finite(target: Energy, x: Tensor) -> Tensor:
         with torch.no_grad():
             return torch.isfinite(target(x))
     energy, grad = target.value_and_grad(x)
-    return torch.isfinite(energy + grad.reshape(len(x), -1).sum(1))
+    total = grad.reshape(len(x), -1).sum(1)
+    return torch.isfinite(energy + total if target.has_values else total)
 
 
 def _report(attempts: Tensor) -> None:

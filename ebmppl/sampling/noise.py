@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebmppl.kernels.adaptation import BLOCK
 from ebmppl.kernels.base import NoiseSpec, require, whole
+from ebmppl.kernels.pooling import BLOCK
 
 STREAMS = {"ticks": 0, "initial": 1, "step_size": 2}
 _MOST_TICKS = 32  # of one draw

@@ -60,6 +60,7 @@ class Pool:
     Args:
         adaptation: the kernel's.
         tuning: which it writes into.
+        used: what ticks take of it, see ``Adaptation.own_steps``; it writes into these, too.
         averaging: where it begins; copied.
         log: which the infos are in.
         info: of a tick.
@@ -69,18 +70,21 @@ class Pool:
         Unsuited: where its calls can't be made without Python.
     """
 
-    def __init__(self, adaptation: Adaptation, tuning: Any, averaging: Any, log: Log, info: Any) -> None:
-        self._adaptation, self._tuning, self._form = adaptation, tuning, type(averaging)
+    def __init__(self, adaptation: Adaptation, tuning: Any, used: Any, averaging: Any, log: Log, info: Any) -> None:
+        self._adaptation, self._tuning, self._used, self._form = adaptation, tuning, used, type(averaging)
         self._log, self._info, self._first = log, info, averaging
         self.calls: Replay | None = None
         given = [*(leaf.clone() for leaf in averaging), torch.zeros(1, dtype=torch.int64)]
-        inputs, changed = [*given, *tuning, *log.buffers[1:]], list[int]()
+        own = [leaf for leaf, common in zip(used, tuning, strict=True) if leaf is not common]
+        inputs, changed = [*given, *tuning, *own, *log.buffers[1:]], list[int]()
 
         def run(*tensors: Tensor) -> list[Tensor]:
             row, rest = tensors[len(given) - 1], tensors[len(given) :]
             before, of_kernel = self._form(*tensors[: len(given) - 1]), type(tuning)(*rest[: len(tuning)])
-            after, adapted = self._adaptation.update(before, of_kernel, log.info(row, type(info), rest[len(tuning) :]))
-            for old, new in zip(of_kernel, adapted, strict=True):
+            logged = log.info(row, type(info), rest[len(tuning) + len(own) :])
+            after, adapted = self._adaptation.update(before, of_kernel, logged)
+            steps = [a for a, b in zip(self._adaptation.own_steps(after, adapted), adapted, strict=True) if a is not b]
+            for old, new in zip([*of_kernel, *rest[len(tuning) :][: len(own)]], [*adapted, *steps], strict=True):
                 if new is not old:
                     old.copy_(new)
             outputs = [*after, row + 1]
@@ -122,7 +126,8 @@ class Pool:
             _copy(self.averaging, self._first)
             self.begin(0)
             calls(1)
-            pairs = zip([*self.averaging, *self._tuning], [*wanted[0], *wanted[1]], strict=True)
+            found = [*self.averaging, *self._tuning, *self._used]
+            pairs = zip(found, [*wanted[0], *wanted[1], *self._adaptation.own_steps(*wanted)], strict=True)
             if not all(same_energy(found, value) for found, value in pairs):
                 raise Refused("the compiled adaptation differs from the eager one")
             _copy(self._tuning, tuning)
@@ -156,7 +161,9 @@ class Parts:
     ) -> None:
         self.noise, self.program = noise, Program(kernel, adaptation, noise.held_rows)
         self.first = self.program.first(state, tuning, averaging)
-        self._home, self._tuning = self.first.state, self.first.tuning
+        self._home, self._tuning, self._adaptation = self.first.state, self.first.tuning, adaptation
+        own = self._own_steps(self.first.averaging)
+        self._used = type(own)(*(a if a is b else a.clone() for a, b in zip(own, self._tuning, strict=True)))
         self._at_hand = AtHand(noise)
         self.chunks = self._at_hand.chunks
         self.log, info = first_log(self.program, self.first, self.chunks, ticks, record=record)
@@ -171,7 +178,7 @@ class Parts:
         self._fingerprint = fingerprint(kernel.target)
         self._adapting, self._pool = False, None
         if record and averaging is not None and adaptation is not None:
-            pool = Pool(adaptation, self._tuning, self.first.averaging, self.log, info)
+            pool = Pool(adaptation, self._tuning, self._used, self.first.averaging, self.log, info)
             self._pool = pool if pool.calls is not None else None
         drivers = [_driver(part.calls) for part in self.parts]
         self._team = Team(drivers, None if self._pool is None else _driver(self._pool.calls))
@@ -179,10 +186,18 @@ class Parts:
     def _part(self, kernel: Kernel, begin: int, end: int, ticks: int, least_nodes: int) -> Compiled:
         chunks = [chunk[:, begin:end] for chunk in self.chunks]
         known = (self.parts[0].engine, self.parts[0].traced) if self.parts else None
-        share = Share(chunks, self.log.part(begin, end), self._tuning, known)
+        pairs = zip(self._used, self._tuning, strict=True)
+        tuning = type(self._used)(*(own if own is common else own[begin:end] for own, common in pairs))
+        share = Share(chunks, self.log.part(begin, end), tuning, known)
         state = type(self._home)(*(leaf[begin:end] for leaf in self._home))
         options: dict[str, Any] = {"ticks": ticks, "capture": False, "least_nodes": least_nodes}
-        return Compiled(kernel, None, self.noise, state, self._tuning, None, share=share, **options)
+        return Compiled(kernel, None, self.noise, state, tuning, None, share=share, **options)
+
+    def _own_steps(self, averaging: Any | None) -> Any:
+        """What ticks take of the tuning in warm-up."""
+        if averaging is None or self._adaptation is None:
+            return self._tuning
+        return self._adaptation.own_steps(averaging, self._tuning)
 
     @property
     def holds(self) -> bool:
@@ -207,6 +222,7 @@ class Parts:
         if mine is not None and averaging is not None:
             _copy(mine, averaging)
         self._adapting = adapting
+        _copy(self._used, self._own_steps(mine) if adapting else self._tuning)
 
     def run(self, tick: int, ticks: int) -> dict[str, Tensor]:
         """So many ticks, the first of the run's number ``tick``; what they gave by name, ``(ticks, chains, ...)``."""

@@ -108,13 +108,13 @@ class Program:
         """One tick: what the next one is given, and the kernel's info."""
         state, tuning, averaging, adapting, rows = carried
         noise = {name: self._row(n, chunk, rows) for (name, n), chunk in zip(self.ticks.items(), chunks, strict=True)}
-        state, info = self.kernel.tick(state, tuning, noise)
-        if averaging is not None and self.adaptation is not None:
+        if averaging is None or self.adaptation is None:
+            state, info = self.kernel.tick(state, tuning, noise)
+        else:
+            own = _where(adapting, self.adaptation.own_steps(averaging, tuning), tuning)
+            state, info = self.kernel.tick(state, own, noise)
             averaging, adapted = self.adaptation.update(averaging, tuning, info)
-            kept = (
-                old if new is old else torch.where(adapting, new, old) for new, old in zip(adapted, tuning, strict=True)
-            )
-            tuning = type(tuning)(*kept)
+            tuning = _where(adapting, adapted, tuning)
         rows = tuple(row + 1 for row in rows)
         return Carried(state, tuning, averaging, adapting, rows), info
 
@@ -205,6 +205,10 @@ def unflatten(like: Carried, leaves: Sequence[Tensor]) -> Carried:
 def copy(carried: Carried) -> Carried:
     """The same in other memory."""
     return unflatten(carried, [leaf.clone() for leaf in flatten(carried)])
+
+
+def _where(condition: Tensor, new: Any, old: Any) -> Any:
+    return type(old)(*(b if a is b else torch.where(condition, a, b) for a, b in zip(new, old, strict=True)))
 
 
 def first_log(

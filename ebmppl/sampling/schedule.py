@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from ebmppl.errors import SamplingError
@@ -19,21 +20,27 @@ class Window(NamedTuple):
     metric: bool  # its draws set the mass matrix at its end
 
 
-def stan_windows(warmup_steps: int) -> list[Window]:
+def stan_windows(warmup_steps: int, chains: int = 1) -> list[Window]:
     """75 draws for the step size, windows of 25, 50, 100 ... draws for the metric, 50 for the step size.
 
     Under 150 draws the first part takes 15 per cent and the last one 10, as in Stan, but at least 25 draws or half of
     all: dual averaging begins it at ten times the step size, and needs about so many updates. Under 20 only the step
-    size adapts (Stan reference manual, "Automatic parameter tuning"). Many chains don't shorten the first windows: a
-    metric of draws that are still on their way holds the later ones up (tried: HMC on ``nes1980``, R-hat 1.9).
+    size adapts (Stan reference manual, "Automatic parameter tuning").
+
+    Chains that pool their draws know enough for a first metric sooner, and until then trajectories are at their longest:
+    the first two lengths are divided by the square root of the number of chains, down to 20 and 15, which dual
+    averaging needs to forget its first leaps.
 
     Example:
         >>> [w.length for w in stan_windows(500)]
         [75, 25, 50, 100, 200, 50]
+        >>> [w.length for w in stan_windows(500, chains=64)]
+        [20, 15, 30, 60, 325, 50]
     """
     if warmup_steps < 20:
         return [Window(warmup_steps, metric=False)] if warmup_steps else []
-    start, base, end = 75, 25, 50
+    share = math.sqrt(chains)
+    start, base, end = max(20, math.ceil(75 / share)), max(15, math.ceil(25 / share)), 50
     if start + base + end > warmup_steps:
         start, end = int(0.15 * warmup_steps), max(int(0.1 * warmup_steps), min(25, warmup_steps // 2))
         base = warmup_steps - start - end

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
@@ -55,6 +56,17 @@ def _set_training(modules: list[nn.Module], *, to: bool) -> None:
             own["training"] = to
         else:
             module.training = to
+
+
+def ticking(method: Callable[..., None]) -> Callable[..., None]:
+    """Run a method of ``Chains`` without gradients of parameters, at its threads, and ``evaluating``."""
+
+    @wraps(method)
+    def run(self: Any, *args: Any, **kwargs: Any) -> None:
+        with torch.no_grad(), using_threads(self.threads), evaluating(self.kernel.target):
+            method(self, *args, **kwargs)
+
+    return run
 
 
 @contextmanager

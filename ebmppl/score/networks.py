@@ -141,23 +141,39 @@ class _Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """A small U-Net for images: at each of ``depth`` halvings of the image a block down and, with its skip, a block up.
+    r"""A small U-Net for images: at each of ``depth`` halvings of the image a block down and, with its skip, a block up.
+
+    Its work goes with the square of ``width`` and with the number of pixels. Patches make an image of p times less height and
+    width and of p^2 times as many channels, which the net then sees in the place of the pixels: p^2 times less work. Fine
+    features :math:`\sin(2^n \pi x), \cos(2^n \pi x)` of the pixels are further inputs, by which the net sees differences far
+    smaller than the pixels' range: for likelihoods of dequantised images, n = 7 where a level is 1 / 128.
 
     References:
-        Ronneberger, Fischer and Brox 2015, "U-Net"; with times: Ho, Jain and Abbeel 2020.
+        Ronneberger, Fischer and Brox 2015, "U-Net"; with times: Ho, Jain and Abbeel 2020; patches: Luhman and Luhman 2022,
+        "Improving diffusion model efficiency through patching"; fine features: Kingma et al. 2021, "Variational
+        diffusion models", appendix C.
 
     Args:
-        image_shape: channels, height, width; height and width are multiples of 2^depth.
-        width: channels at full size; they double at each halving.
+        image_shape: channels, height, width; height and width are multiples of patch times 2^depth.
+        width: channels at full size (of patches); they double at each halving.
         depth: how many halvings, >= 0.
+        patch: height and width of a patch in pixels, >= 1.
+        fine: exponents n of the fine features; none when empty.
         num_features: of the time, even.
         scale: of the frequencies, see ``FourierFeatures``.
         num_classes: labels are 0 to num_classes - 1, or -1 for none; None for a network without labels.
         log_time: take features of log t: for times that are noise levels, as those of ``KarrasVE``.
 
     Raises:
-        ValueError: for an image that can't be halved so often, or numbers outside these ranges.
+        ValueError: for an image that can't be divided so, or numbers outside these ranges.
+
+    Example:
+        >>> network = UNet((1, 28, 28), width=8, depth=1, patch=2)
+        >>> network(torch.zeros(5, 1, 28, 28), torch.full((5,), 0.5)).shape
+        torch.Size([5, 1, 28, 28])
     """
+
+    fine: Tensor
 
     def __init__(
         self,
@@ -165,6 +181,8 @@ class UNet(nn.Module):
         width: int = 32,
         depth: int = 2,
         *,
+        patch: int = 1,
+        fine: Sequence[int] = (),
         num_features: int = 64,
         scale: float = 4.0,
         num_classes: int | None = None,
@@ -173,25 +191,33 @@ class UNet(nn.Module):
         super().__init__()
         require(len(image_shape) == 3, "an image shape (channels, height, width)", tuple(image_shape))
         require(width >= 1 and depth >= 0, "width >= 1 and depth >= 0", (width, depth))
+        require(patch >= 1, "patch >= 1", patch)
         channels, height, length = image_shape
-        fits = height % 2**depth == 0 and length % 2**depth == 0
-        require(fits, f"height and width that are multiples of {2**depth}", (height, length))
-        self.event_shape = torch.Size(image_shape)
+        unit = patch * 2**depth
+        require(
+            height % unit == 0 and length % unit == 0,
+            f"height and width that are multiples of {unit}",
+            (height, length),
+        )
+        self.event_shape, self.patch = torch.Size(image_shape), patch
+        inputs, outputs = channels * patch**2 * (1 + 2 * len(fine)), channels * patch**2
+        self.register_buffer("fine", 2.0 ** torch.tensor(list(fine)), persistent=False)
         self.features = Condition(num_features, scale, num_classes, log_time=log_time)
         self.embedding = nn.Sequential(nn.Linear(num_features, num_features), nn.SiLU())
         sizes = [width * 2**level for level in range(depth + 1)]
         pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
-        self.first = nn.Conv2d(channels, width, 3, padding=1)
+        self.first = nn.Conv2d(inputs, width, 3, padding=1)
         self.down = nn.ModuleList(_Block(a, a, num_features) for a, _ in pairs)
         self.coarser = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairs)
         self.middle = _Block(sizes[-1], sizes[-1], num_features)
         self.finer = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in pairs[::-1])
         self.up = nn.ModuleList(_Block(2 * a, a, num_features) for a, _ in pairs[::-1])
-        self.last = nn.Conv2d(width, channels, 3, padding=1)
+        self.last = nn.Conv2d(width, outputs, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Outputs ``(batch, channels, height, width)`` at images of that shape, times and labels ``(batch,)``."""
-        features, h, skips = self.embedding(self.features(t, labels)), self.first(x), []
+        features, skips = self.embedding(self.features(t, labels)), []
+        h = self.first(nn.functional.pixel_unshuffle(self._inputs(x), self.patch))
         for block, coarser in zip(self.down, self.coarser, strict=True):
             h = block(h, features)
             skips.append(h)
@@ -199,4 +225,11 @@ class UNet(nn.Module):
         h = self.middle(h, features)
         for finer, block in zip(self.finer, self.up, strict=True):
             h = block(torch.cat([finer(h), skips.pop()], 1), features)
-        return self.last(nn.functional.silu(h))
+        return nn.functional.pixel_shuffle(self.last(nn.functional.silu(h)), self.patch)
+
+    def _inputs(self, x: Tensor) -> Tensor:
+        """Pixels and their fine features, as channels."""
+        if not len(self.fine):
+            return x
+        angle = (math.pi * x.unsqueeze(2) * self.fine[:, None, None]).flatten(1, 2)
+        return torch.cat([x, angle.sin(), angle.cos()], 1)
