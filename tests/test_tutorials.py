@@ -7,6 +7,7 @@ import math
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -294,37 +295,61 @@ def fake_digits(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TRAINED_ON", 50)
 
 
-def test_in_painting_digits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture
+def inpainting(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(TUTORIALS))
     shared = tutorial("score_digits")
     fake_digits(shared, monkeypatch)
     monkeypatch.setitem(sys.modules, "score_digits", shared)
-    module = tutorial("inpainting_digits")
-    assert module.main(epochs=2, hidden=8, n=2, chains=3, draws=2, steps=5) in (0, 1)  # too short for a good model
+    return tutorial("inpainting_digits")
+
+
+def test_in_painting_digits(
+    inpainting: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert inpainting.main(epochs=2, hidden=8, n=2, chains=3, draws=2, steps=5) in (0, 1)  # too short for a good model
     assert quietly_written(tmp_path, "inpainting_digits")
     assert "hidden pixels" in capsys.readouterr().out
 
 
-def test_langevin_with_a_score_prior_has_the_mean_of_the_gaussian_posterior(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the score of N(0, I): unadjusted Langevin has the exact mean; 4 Monte Carlo errors, twice below and above them."""
-    monkeypatch.setitem(sys.modules, "score_digits", tutorial("score_digits"))
-    module = tutorial("inpainting_digits")
-    given = module.Task(
-        torch.zeros(2, 1, 8, 8), (torch.arange(8) < 4).view(1, 8, 1).expand(1, 8, 8), torch.zeros(2, 1, 8, 8)
+def half_seen(module: ModuleType) -> Any:
+    """Two pictures of one grey level each."""
+    seen = (torch.arange(8) < 4).view(1, 8, 1).expand(1, 8, 8)
+    return module.Task(torch.zeros(2, 1, 8, 8), seen, torch.tensor([1.0, -0.5]).view(2, 1, 1, 1).expand(2, 1, 8, 8))
+
+
+def standard(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """The score of N(0, I), which a VP SDE keeps."""
+    return -x
+
+
+def test_both_posteriors_of_a_picture_have_one_gradient(inpainting: ModuleType) -> None:
+    given, noise = half_seen(inpainting), 0.5
+    t = inpainting.time_of(noise)
+    mean, std = inpainting.marginal(t)
+    assert abs(std / mean - noise) < 1e-3  # times are 1e-4 apart
+    x = torch.randn(3, 2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    apart = (x / mean - given.y) / (inpainting.NOISE_STD**2 + (std / mean) ** 2)
+    wanted = x + apart / mean * given.seen
+    values, grad = inpainting.by_program(standard, given)(t).value_and_grad(x.flatten(1))
+    assert bool(values.isfinite().all())
+    torch.testing.assert_close(grad.view_as(x), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        inpainting.by_score(standard, given)(t).value_and_grad(x)[1], wanted, rtol=1e-5, atol=1e-5
     )
-    given.y[0], given.y[1] = 1.0, -0.5
-    normal = lambda x, t: -x
-    x = module.langevin(normal, given, chains=64, draws=40)
-    mean, std = (float(v) for v in module.SDE.marginal(torch.tensor(module.time_of(module.NOISES[-1]))))
-    noise = module.NOISE_STD**2 + (std / mean) ** 2
-    wanted = given.y / mean / noise / (1 + 1 / (mean**2 * noise))  # of x: precisions add
-    clean = (1 - std**2) / mean  # a denoising step
-    z = (x.mean((0, 2)) - clean * wanted.mean(1)) / (x.var(0).mean(1) / len(x)).sqrt()
-    assert float(z[:, :4].abs().max()) < 4.9  # of 128 z-scores, a false alarm in 10,000
-    assert float(z[:, 4:].abs().max()) < 4.9
-    assert float(wanted.mean(1)[0, 0, 0]) * clean > 0.8
+
+
+def test_langevin_with_a_score_prior_has_the_mean_of_the_gaussian_posterior(inpainting: ModuleType) -> None:
+    """Unadjusted Langevin has the exact mean; of 128 z-scores of 64 chains, a false alarm in a thousand."""
+    given = half_seen(inpainting)
+    x = inpainting.langevin(inpainting.by_score(standard, given), standard, given, inpainting.FEW, 64, 60)
+    mean, std = inpainting.marginal(inpainting.time_of(inpainting.FEW[-1]))
+    noise = inpainting.NOISE_STD**2 + (std / mean) ** 2
+    wanted = given.seen * given.y / mean / noise / (1 + 1 / (mean**2 * noise))  # precisions add
+    wanted = wanted * (1 - std**2) / mean  # a denoising step
+    assert float(wanted[0, 0, 0, 0]) > 0.8
+    assert float(((x.mean(0) - wanted) / (x.var(0) / len(x)).sqrt()).abs().max()) < 4.9
 
 
 class Nearest:

@@ -90,9 +90,8 @@ def lattices(size: int, sweeps: int) -> None:
 def autocorrelation(size: int, chains: int, draws: int, sweeps: int) -> dict[str, float]:
     """Of |m|, by sweep: one of Gibbs touches every spin once, a cluster of Wolff's as many as it has sites."""
     energy = 1 / CRITICAL * eb.models.Ising(lattice=(size, size))
-    start = sample(eb.SwendsenWang(energy), chains, sweeps, 1).get_samples()[
-        "x"
-    ]  # exact draws, nearly: no warm-up then
+    clusters = sample(eb.SwendsenWang(energy), chains, sweeps, 1)
+    start = clusters.get_samples()["x"]  # exact draws, nearly: no warm-up then
     taus, curves = {}, {}
     for name, kernel in (("Gibbs", eb.Gibbs(energy)), ("Wolff", eb.Wolff(energy))):
         mcmc = sample(kernel, chains, 0, draws, start)
