@@ -58,9 +58,7 @@ def task(data: Digits, n: int) -> Task:
 
 def time_of(noise: float) -> float:
     """The time at which sigma / a is the noise."""
-    t = torch.linspace(1e-4, 1, 10_001, dtype=torch.float64)
-    mean, std = SDE.marginal(t)
-    return float(t[int((std / mean > noise).nonzero()[0])])
+    return float(SDE.time_of(torch.tensor([noise], dtype=torch.float64)))
 
 
 def marginal(t: float) -> tuple[float, float]:
@@ -131,11 +129,11 @@ def langevin(
 
 # 3. Guidance.
 def guided(score: Score, given: Task, chains: int, steps: int) -> Tensor:
-    """Draws ``(chains, digits, 1, 8, 8)``: row i of the score is of digit i, and every digit is drawn as often."""
-    n = len(given.y)
-    conditional = InPainting(score, SDE, IMAGE, given.seen, given.y, NOISE_STD, data_std=0.7)
+    """Draws ``(chains, digits, 1, 8, 8)``: row i of the conditional score is of values i."""
+    values = given.y.repeat(chains, 1, 1, 1)
+    conditional = InPainting(score, SDE, IMAGE, given.seen, values, NOISE_STD, data_std=0.7)
     kernel = eb.ReverseSDE(conditional, SDE, IMAGE, steps, "ancestral", t_min=1e-3)
-    return eb.generate(kernel, chains * n, seed=0).view(chains, n, *IMAGE)
+    return eb.generate(kernel, len(values), seed=0).view(chains, *given.y.shape)
 
 
 def likeliest(given: Task, data: Digits, k: int) -> Tensor:
@@ -153,16 +151,17 @@ def error(draws: Tensor, given: Task) -> tuple[float, float]:
 
 
 def draw(columns: Mapping[str, Tensor]) -> None:
-    """A block of pictures for each way ``(k, digits, 1, 8, 8)``, a row for each digit."""
+    """A block of pictures for each title ``(k, digits, 1, 8, 8)``, a row for each digit; a line before the last of each."""
     widths = [len(images) for images in columns.values()]
     height = 0.6 * len(next(iter(columns.values()))[0])
-    figure, axes = plt.subplots(1, len(columns), figsize=(1 + 0.6 * sum(widths), height + 0.6), width_ratios=widths)
+    figure, axes = plt.subplots(1, len(columns), figsize=(2 + 0.6 * sum(widths), height + 0.6), width_ratios=widths)
     for axis, (name, images) in zip(axes, columns.items(), strict=True):
         levels = (images + 1) / LEVELS.scale - 0.5
         axis.imshow(tiles(levels.transpose(0, 1).flatten(0, 1), len(images)).numpy(), cmap="Greys", vmin=0, vmax=16)
+        axis.axvline(10 * (len(images) - 1) - 0.5, color="0.6", linewidth=0.8)
         axis.set_title(name, fontsize=9)
         axis.set_axis_off()
-    figure.tight_layout()
+    figure.tight_layout(w_pad=3)
     figure.savefig(OUT / "inpainting_digits.png", dpi=120)
     plt.close(figure)
 
@@ -194,10 +193,9 @@ def main(epochs: int = 400, hidden: int = 256, n: int = 10, chains: int = 8, dra
         print(
             f"{name}: hidden pixels are {errors[name]:.2f} levels from the mean, {one:.2f} from one; {seconds:.1f} s."
         )
-    masked = torch.where(given.seen, given.y, torch.nan)
-    shown = {"digit, seen": torch.stack([given.truth, masked])}
+    shown = {"digit, seen": torch.stack([given.truth, torch.where(given.seen, given.y, torch.nan)])}
     for name in list(ways)[:4]:
-        shown[f"{name}; mean"] = torch.cat([found[name][:5], found[name].mean(0)[None]])
+        shown[f"{name}: five, and the mean"] = torch.cat([found[name][:5], found[name].mean(0)[None]])
     draw(shown)
     print(f"Wrote {OUT}/inpainting_digits.png in {time.perf_counter() - began:.0f} s.")
     return 0 if all(errors[name] < errors["average digit"] for name in list(ways)[:3]) else 1

@@ -87,11 +87,10 @@ def lattices(size: int, sweeps: int) -> None:
 
 
 # 3. Autocorrelation at the critical temperature.
-def autocorrelation(size: int, chains: int, draws: int, sweeps: int) -> dict[str, float]:
+def autocorrelation(size: int, chains: int, draws: int) -> dict[str, float]:
     """Of |m|, by sweep: one of Gibbs touches every spin once, a cluster of Wolff's as many as it has sites."""
     energy = 1 / CRITICAL * eb.models.Ising(lattice=(size, size))
-    clusters = sample(eb.SwendsenWang(energy), chains, sweeps, 1)
-    start = clusters.get_samples()["x"]  # exact draws, nearly: no warm-up then
+    start = sample(eb.SwendsenWang(energy), chains, 100, 1).get_samples()["x"]  # exact draws, nearly: no warm-up then
     taus, curves = {}, {}
     for name, kernel in (("Gibbs", eb.Gibbs(energy)), ("Wolff", eb.Wolff(energy))):
         mcmc = sample(kernel, chains, 0, draws, start)
@@ -143,9 +142,7 @@ def judge(size: int, draws: int) -> eb.diagnostics.Summary:
     return mcmc.summary(statistics=statistics, var_names=["m", "|m|", "energy"])
 
 
-def main(
-    size: int = 32, chains: int = 32, draws: int = 200, steps: int = 3000, picture: int = 128, sweeps: int = 100
-) -> int:
+def main(size: int = 32, chains: int = 32, draws: int = 200, steps: int = 3000, picture: int = 128) -> int:
     began = time.perf_counter()
     OUT.mkdir(exist_ok=True)
     worst = curve(size, chains, draws)
@@ -154,8 +151,8 @@ def main(
         f"\nUnder T = 2.15 the largest difference from the exact curve is {worst:.1f} Monte Carlo errors, "
         f"{'as it should be' if agree else 'WRONG'}."
     )
-    lattices(picture, sweeps)
-    taus = autocorrelation(size, chains, steps, sweeps)
+    lattices(picture, 100)
+    taus = autocorrelation(size, chains, steps)
     print(
         f"\nAt T_c one independent |m| takes {taus['Gibbs']:.0f} sweeps of Gibbs and {taus['Wolff']:.1f} of Wolff: ",
         end="",
