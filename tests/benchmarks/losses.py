@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, grad_and_value, jvp
+from torch.func import functional_call, grad, grad_and_value
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that the script runs from a checkout
 
@@ -157,8 +157,9 @@ def compiled(name: str, slices: int, net: nn.Module, x: Tensor) -> Work:
 
     def sliced(p: dict[str, Tensor], x: Tensor, noise: Tensor) -> Tensor:
         loss = x.new_zeros(())
+        g = gradient(p, x)
         for v in noise:
-            g, change = jvp(lambda y: gradient(p, y), (x,), (v,))
+            change = grad(lambda y, v=v: (gradient(p, y) * v).sum())(x)
             square = (g * v).sum(-1).square() if name == "sliced" else g.square().sum(-1)
             loss = loss + (0.5 * square - (change * v).sum(-1)).mean() / len(noise)
         return loss
