@@ -22,7 +22,9 @@ from ebmppl.sampling.chains import Chains
 from ebmppl.score import (
     VE,
     VP,
+    EnergyGradient,
     GenericSDE,
+    KarrasVE,
     LinearSDE,
     SubVP,
     geometric_sigmas,
@@ -104,12 +106,12 @@ def test_the_order_of_probability_flow_of_a_users_sde(method: str, sde: str) -> 
     assert slope(errors) == pytest.approx(FLOWS[method], abs=0.2), errors
 
 
-def last_variance(kernel: SteppedKernel) -> float:
+def last_variance(kernel: SteppedKernel, start_std: float | None = None) -> float:
     """Of a draw, exactly: with a linear score a draw is linear in its start and in every step's noise, so chains that get
-    one of these each, and nothing else, show its coefficients."""
+    one of these each, and nothing else, show its coefficients. It starts with that deviation, or the prior's."""
     ticks = kernel.ticks_per_draw
     start = torch.zeros(ticks + 1)
-    start[0] = kernel.target.prior_std
+    start[0] = start_std or kernel.target.prior_std
     state, tuning = kernel.init(start), kernel.init_tuning(start)
     for k in range(ticks):
         noise = torch.zeros(ticks + 1)
@@ -148,6 +150,32 @@ def test_the_weak_order_of_the_reverse_sde(method: str, sde: str, own: bool) -> 
         pytest.skip("needs the marginals")
     errors = [abs(variance_error(SDES[sde], method, n, own=own)) for n in (200, 400)]
     assert slope(errors) == pytest.approx(SOLVERS[method], abs=0.2), errors
+
+
+def corrected_variance(sde: LinearSDE, n: int, snr: float) -> float:
+    """By predictor and corrector with two steps each, from the exact law at T."""
+    score = gaussian_score(sde, VARIANCE)
+    kernel = eb.ReverseSDE(
+        score, sde, (), n, "predictor_corrector", t_min=ENDS[sde], last_noise=True, snr=snr, corrector_steps=2
+    )
+    return last_variance(kernel, spread(sde, 1.0))
+
+
+@pytest.mark.parametrize("sde", SDES)
+def test_the_weak_order_of_predictor_and_corrector(sde: str) -> None:
+    """1 where the corrector's steps shrink as the predictor's do, and 1 to the corrector's own law where they stay.
+
+    Of a variance V a Langevin step x - e x / V + sqrt(2 e) z has the law of variance V / (1 - e / (2 V)), to which many small
+    predictor steps come, however exact they are; that is away from V by O(e) = O(snr^2).
+    """
+    model = SDES[sde]
+    exact, std = spread(model, ENDS[model]) ** 2, float(model.marginal(torch.tensor(ENDS[model]))[1])
+    shrinking = [abs(corrected_variance(model, n, 4 / math.sqrt(n)) - exact) for n in (100, 200)]
+    assert slope(shrinking) == pytest.approx(1, abs=0.2), shrinking
+    own = exact / (1 - (0.8 * std) ** 2 / exact)  # so large an snr that of the start, and of the way, nothing is left
+    assert own - exact > 0.3 * exact
+    staying = [abs(corrected_variance(model, n, 0.8) - own) for n in (100, 200)]
+    assert slope(staying) == pytest.approx(1, abs=0.2), staying
 
 
 def test_a_solver_of_lower_order_would_be_seen() -> None:
@@ -431,6 +459,21 @@ class Small(nn.Module):
         return 0.1 * self.net(x, t) - x
 
 
+class Potential(nn.Module):
+    """An energy of such a network, ``(x, t) -> (chains,)``."""
+
+    def __init__(self, network: Small) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return (0.5 * x.square() + 0.1 * self.network(x, t).tanh()).flatten(1).sum(1)
+
+
+def conservative(network: Small) -> EnergyGradient:
+    return EnergyGradient(Potential(network), KarrasVE(3.0))
+
+
 MADE: dict[str, Callable[[Any], eb.kernels.Kernel]] = {
     "reverse": lambda s: eb.ReverseSDE(s, VP(), (1, 3, 2), 4),
     "reverse, last noise": lambda s: eb.ReverseSDE(s, VP(), (1, 3, 2), 4, last_noise=True),
@@ -441,6 +484,8 @@ MADE: dict[str, Callable[[Any], eb.kernels.Kernel]] = {
     "adaptive": lambda s: eb.AdaptiveFlow(s, VP(), (1, 3, 2)),
     "adaptive reverse": lambda s: eb.AdaptiveReverseSDE(s, VP(), (1, 3, 2), rtol=0.1, atol=0.1, denoise=True),
     "annealed": lambda s: eb.AnnealedLangevin(s, [2.0, 1.0], (1, 3, 2), 2, 0.01),
+    "annealed mala": lambda s: eb.AnnealedMALA(conservative(s), [2.0, 1.0], (1, 3, 2), 2, 0.1),
+    "energy gradient": lambda s: eb.ReverseSDE(conservative(s), KarrasVE(3.0), (1, 3, 2), 4),
 }
 
 
