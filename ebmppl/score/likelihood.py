@@ -16,6 +16,7 @@ from ebmppl.errors import SamplingWarning
 from ebmppl.score.base import SDE, require
 from ebmppl.score.ode import solve
 from ebmppl.score.parameterisations import same_shape
+from ebmppl.score.pullback import require_gradient
 from ebmppl.score.velocity import Flow
 
 BACKENDS = ("auto", "eager", "inductor")
@@ -141,7 +142,8 @@ def _check(
     )
     require(all(0 < tol < math.inf for tol in tolerances), "rtol > 0 and atol > 0", tolerances)
     require(0 < t_min < sde.t_max, f"t_min in (0, {sde.t_max:g})", t_min)
-    require(probes is None or probes >= 1, "at least 1 probe, or None", probes)
+    whole = isinstance(probes, int) and not isinstance(probes, bool)
+    require(probes is None or (whole and probes >= 1), "at least 1 probe, or None", probes)
     require(backend in BACKENDS, f"a backend of {', '.join(map(repr, BACKENDS))}", repr(backend))
 
 
@@ -167,7 +169,8 @@ def _flow(
 
     Points are solved in batches of one size; the last one takes some of those before it again.
     """
-    same_shape(score(x, x.new_full((len(x),), t_min)), x)
+    begun = x.new_full((len(x),), t_min)
+    same_shape(require_gradient(lambda at: score(at, begun), x, "a score"), x)
     compiled = backend == "inductor" or (backend == "auto" and x.device.type == "cpu" and len(x) >= _WORTH_COMPILING)
     most = max(1, min(_ROWS if compiled else len(x), _NUMBERS // x[0].numel()))
     size = -(-len(x) // -(-len(x) // most))
