@@ -12,7 +12,7 @@ from torch import Tensor
 from ebmppl.energies.fingerprint import fingerprint, same
 from ebmppl.energies.function import same_energy
 from ebmppl.kernels.gradients import TRACING
-from ebmppl.sampling.backends import Engine, Refused, compile_traced
+from ebmppl.sampling.engines import Engine, Refused, compile_traced
 from ebmppl.sampling.program import make_graph
 from ebmppl.sampling.scopes import threads
 

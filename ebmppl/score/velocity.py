@@ -84,7 +84,7 @@ class Flow:
         Warns:
             SamplingWarning: where it isn't; with ``wanted`` False only when something went wrong.
         """
-        from ebmppl.sampling.backends import Refused
+        from ebmppl.sampling.engines import Refused
         from ebmppl.sampling.functions import compiled_function
 
         signs = [] if self.signs is None else [self.signs[:, : len(y)].contiguous()]
