@@ -119,6 +119,12 @@ class Kernel(MCMCKernel):
         """What ticks came upon at their last positions, by name, and a caller would have to compute again."""
         return {}
 
+    def known_after(
+        self, state: Any, tuning: Any, noise: Sequence[Noise]
+    ) -> tuple[dict[str, Tensor], list[Tensor]] | None:
+        """What ``known`` would tell after these eager ticks, and their acceptance rates; None where that takes all of ``ticks``."""
+        return None
+
     def random_dtype(self, x: Tensor) -> torch.dtype:
         """Of the random numbers of chains at such points."""
         return x.dtype

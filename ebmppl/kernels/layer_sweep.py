@@ -105,10 +105,11 @@ class JointSweep(TwoLayers):
         number = len(levels.table) - layers.num_hidden
         super().__init__(layers, levels._replace(table=levels.table[:number], counts=levels.counts[:number]), dtype)
 
-    def init(self, x: Tensor) -> JointState:
-        """Of flat points ``(chains, coordinates)``."""
+    def init(self, x: Tensor, *, own: bool = True) -> JointState:
+        """Of flat points ``(chains, coordinates)``; with memory of its ``own``, or where x will do x's."""
         parts = x.split([len(self.levels.table), self.layers.num_hidden], 1)
-        v, h = (part.to(self.dtype).contiguous() for part in parts)
+        v, h = (part.to(self.dtype) for part in parts)
+        v, h = (v.contiguous(), h.contiguous()) if own else (v, h)
         return JointState(v, h, torch.zeros_like(h))
 
     def points(self, state: JointState, dtype: torch.dtype) -> Tensor:
@@ -117,9 +118,13 @@ class JointSweep(TwoLayers):
 
     def sweep(self, state: JointState, noise: Noise) -> JointState:
         """Visible units, then hidden bits."""
+        half = self.half(state, noise)
+        return half._replace(hidden=self.hidden(half.logits, noise))
+
+    def half(self, state: JointState, noise: Noise) -> JointState:
+        """The hidden bits are not drawn yet: they are those that the visible units were drawn by."""
         v = self.visible(state.hidden, noise)
-        logits = self.layers.hidden_logits(v)
-        return JointState(v, self.hidden(logits, noise), logits)
+        return JointState(v, state.hidden, self.layers.hidden_logits(v))
 
     def energies(self, state: JointState) -> Tensor:
         """Of both layers ``(chains,)`` in nats, after a sweep: no product."""

@@ -62,9 +62,12 @@ class BoundCD(EnergyGap):
 
     def terms(self, x: Tensor) -> dict[str, Tensor]:
         """Mean energies of the data, and minus those of the chains' ends."""
+        end: Tensor | None = None
         with torch.no_grad():
-            end, *_ = self.chains.move((self.chains.inward(x),), self.k)
-        return self.gap(x, self.chains.outward(end), self.chains.known)
+            start = self.chains.inward(x)
+            if not self.summed or not self.chains.look_ahead(start, self.k):
+                end = self.chains.outward(self.chains.move((start,), self.k)[0])
+        return self.gap(x, end, self.chains.known)
 
     def keep(self) -> None:
         """The next call has other random numbers."""

@@ -80,7 +80,7 @@ class EnergyGap(BoundLoss):
             generator=torch.Generator(v.device).manual_seed(seed), dtype=energy.rbm.W.dtype, device=v.device,
         )  # fmt: skip
         logits = energy.rbm.hidden_logits(v)
-        return (uniform < torch.sigmoid(logits)).to(v.dtype), logits
+        return uniform.lt_(torch.sigmoid(logits)), logits  # bits as numbers, in the memory at hand
 
     def _guided(self, x: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         missing = sorted(set(self.energy.sites) - set(x))
@@ -93,36 +93,44 @@ class EnergyGap(BoundLoss):
         )
         return {name: value.detach() for name, value in found.items()}  # type: ignore[union-attr]
 
-    def gap(self, x: Tensor, model: Tensor, known: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    @property
+    def summed(self) -> bool:
+        """Whether energies are those with an RBM's hidden layer summed out."""
+        return isinstance(self.energy, RBMJoint) and self.hidden == "mean"
+
+    def gap(self, x: Tensor, model: Tensor | None, known: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The terms of the loss at data and model samples ``(rows, *event)``, which count as constants.
 
         Args:
             x: data.
-            model: samples.
+            model: samples; None where all that is needed of them is ``known``.
             known: of these, what a kernel tells: see ``Kernel.known``.
         """
         rows, energy = len(x), self.energy
-        if isinstance(energy, RBMJoint) and self.hidden == "mean":
-            data, samples = self._free_energies(energy, x, model.detach(), known or {})
+        if isinstance(energy, RBMJoint) and self.summed:
+            data, samples = self._free_energies(energy, x, model, known or {})
         else:
+            assert model is not None  # nothing else is known of them
             both = energy(torch.cat([x, model.detach()]))  # one call for both
             data, samples = both[:rows], both[rows:]
         self._energies = data.detach(), samples.detach()
         return {"data": data.mean(), "model": -samples.mean()}
 
     def _free_energies(
-        self, energy: RBMJoint, x: Tensor, model: Tensor, known: Mapping[str, Tensor]
+        self, energy: RBMJoint, x: Tensor, model: Tensor | None, known: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Of data and samples, by the hidden log-odds where these are at hand: a product each that needn't be made."""
         rbm, (at, logits) = energy.rbm, self._logits or (None, None)
         self._logits = None
         found = known.get("visible")
         v = x if x.shape[1:] == rbm.event_shape else energy.unpack(x)["v"]
-        of_model = energy.unpack(model)["v"] if found is None else found
-        v, of_model = v.to(rbm.W.dtype), of_model.to(rbm.W.dtype)
+        if found is None:
+            assert model is not None
+            found = energy.unpack(model.detach())["v"].to(rbm.W.dtype)
+        v, of_model = v.to(rbm.W.dtype), found
         with torch.no_grad():
             of_data = logits if at is x and logits is not None else rbm.hidden_logits(v)
-            of_samples = known["hidden_logits"] if found is not None else rbm.hidden_logits(of_model)
+            of_samples = known["hidden_logits"] if "visible" in known else rbm.hidden_logits(of_model)
         data, samples = rbm.trained_energies((v, of_data), (of_model, of_samples))
         return data, samples
 

@@ -78,7 +78,8 @@ class ModelChains(nn.Module):
         """Points of the energy ``(rows, *event)`` in the kernel's coordinates."""
         target, energy = self.kernel.target, self.kernel.energy
         z = x if target is energy else target.unconstrain(energy.unpack(x))
-        return z if self._integers is None else z.to(self._integers)
+        as_is = self._integers is None or not getattr(self.kernel, "integers", True)
+        return z if as_is else z.to(self._integers)
 
     def outward(self, z: Tensor) -> Tensor:
         """The inverse of ``inward``, at the dtype of z."""
@@ -106,6 +107,16 @@ class ModelChains(nn.Module):
         self._next = chains.now.tick
         self.known = self.kernel.known(chains.now.state)
         return self.kernel.held(chains.now.state)
+
+    @torch.no_grad()
+    def look_ahead(self, x: Tensor, draws: int) -> bool:
+        """What is ``known`` after so many draws of chains that begin at x, if the kernel can tell for less than a ``move``."""
+        self._rates, self.known = [], {}
+        with evaluating(self.kernel.target):
+            chains = self._at((x,))
+            chains.look_ahead(draws, self.known, self._rates)
+        self._next = chains.now.tick + draws * self.kernel.ticks_per_draw
+        return bool(self.known)
 
     @torch.no_grad()
     def adapt(self, held: Held, draws: int) -> Held:

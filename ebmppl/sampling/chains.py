@@ -234,6 +234,18 @@ class Chains:
             else:
                 ticks -= 1
 
+    @ticking
+    def look_ahead(self, n: int, known: dict[str, Tensor], rates: list[Tensor]) -> None:
+        """What the kernel would know after n eager draws, and their acceptance rates: see ``Kernel.known_after``."""
+        self.prepare(n, values=False)
+        now, ticks = self.now, n * self.kernel.ticks_per_draw
+        found = self.kernel.known_after(
+            now.state, now.tuning, [self.noise.row(t) for t in range(now.tick, now.tick + ticks)]
+        )
+        if found is not None:
+            known.update(found[0])
+            rates += found[1]
+
     # Adaptation, outside the ticks.
 
     @ticking
