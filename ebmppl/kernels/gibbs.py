@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -70,6 +70,8 @@ class Gibbs(DiscreteKernel):
         ValueError: for a continuous energy.
     """
 
+    looks_at_points: ClassVar[bool] = False
+
     def __init__(self, energy: Energy, *, record_energy: bool = True) -> None:
         super().__init__(energy)
         require(isinstance(record_energy, bool), "record_energy as True or False", repr(record_energy))
@@ -85,7 +87,6 @@ class Gibbs(DiscreteKernel):
         elif isinstance(self._conditionals, BothLayers):
             self._sweep = JointSweep(self._conditionals.layers, self._levels, dtype_and_device(self.target)[0])
 
-
     @property
     def integers(self) -> bool:
         """Not of two layers, ready for products."""
@@ -98,6 +99,10 @@ class Gibbs(DiscreteKernel):
     def resume(self, x: Tensor, *more: Tensor) -> Any:
         """Of both layers a look at x, which no sweep changes."""
         return self._sweep.init(x.detach(), own=False) if isinstance(self._sweep, JointSweep) else self.init(x)
+
+    def renew(self, state: Any) -> Any:
+        """Sweeps begin with points alone."""
+        return state
 
     def init_tuning(self, x: Tensor) -> NoTuning:
         """None."""
@@ -125,8 +130,7 @@ class Gibbs(DiscreteKernel):
         """One sweep of every chain."""
         state = self._sweep.sweep(state, noise)
         chains = _chains(noise)
-        dtype = state[0].dtype if isinstance(self._sweep, TwoLayers) else self.random_dtype(state[0])
-        rate = torch.ones(chains, dtype=dtype, device=state[0].device)
+        rate = torch.ones(chains, dtype=self._real(state), device=state[0].device)
         done = torch.ones(chains, dtype=torch.bool, device=state[0].device)
         if not self.record_energy:
             return state, GibbsInfoWithoutEnergy(done, rate, ~done)
@@ -135,11 +139,14 @@ class Gibbs(DiscreteKernel):
 
     def ticks(self, state: Any, tuning: NoTuning, noise: Sequence[Noise]) -> tuple[Any, list[Tensor]]:
         """Sweeps of which only the end counts."""
-        rates = []
+        rates: list[Tensor] = []
         for row in noise:
             state = self._sweep.sweep(state, row)
-            rates = rates or [torch.ones(_chains(row), dtype=self.random_dtype(state[0]), device=state[0].device)]
+            rates = rates or [torch.ones(_chains(row), dtype=self._real(state), device=state[0].device)]
         return state, rates * len(noise)
+
+    def _real(self, state: Any) -> torch.dtype:
+        return state[0].dtype if isinstance(self._sweep, TwoLayers) else self.random_dtype(state[0])
 
     def position(self, state: Any) -> Tensor:
         """The chains' last draws ``(chains, *event)``."""

@@ -109,8 +109,9 @@ class JointSweep(TwoLayers):
         """Of flat points ``(chains, coordinates)``; with memory of its ``own``, or where x will do x's."""
         parts = x.split([len(self.levels.table), self.layers.num_hidden], 1)
         v, h = (part.to(self.dtype) for part in parts)
-        v, h = (v.contiguous(), h.contiguous()) if own else (v, h)
-        return JointState(v, h, torch.zeros_like(h))
+        if not own:
+            return JointState(v, h, h)  # whose last field nobody looks at
+        return JointState(v.contiguous(), h.contiguous(), torch.zeros_like(h))
 
     def points(self, state: JointState, dtype: torch.dtype) -> Tensor:
         """Flat points ``(chains, coordinates)``."""

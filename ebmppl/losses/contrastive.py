@@ -194,7 +194,7 @@ class BoundPCD(EnergyGap):
             self.age.index_add_(0, which, torch.ones_like(which))
         if again is not None:
             self.age.index_fill_(0, again if which is None else which[again], 1)
-        self.chains.keep()
+        self.chains.keep(self.held if which is None else ())
 
     def adapt(self, draws: int) -> None:
         """Move all chains by so many draws, in which the kernel's tuning adapts to the energy as it is now."""

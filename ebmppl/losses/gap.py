@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ebmppl.energies.base import Energy
 from ebmppl.kernels.base import Kernel, require
+from ebmppl.kernels.words import bits_by_word, labels, words
 from ebmppl.losses.base import BoundLoss, Data, checked_data
 from ebmppl.losses.negative import KernelFactory, ModelChains, mixed
 from ebmppl.models.rbm_views import RBMJoint
@@ -50,6 +51,7 @@ class EnergyGap(BoundLoss):
         super().__init__(energy, guide)
         self.chains = ModelChains(energy, kernel, seed)
         self.hidden = hidden
+        self._labels: Tensor | None = None  # of an RBM's hidden units
         self._energies: tuple[Tensor, Tensor] | None = None  # of the last call: data and model
         self._logits: tuple[Tensor, Tensor] | None = None  # points of an RBM's joint, and their hidden units' log-odds
 
@@ -75,12 +77,12 @@ class EnergyGap(BoundLoss):
     def _posterior(self, energy: RBMJoint, v: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden bits of an RBM given its visible units, and their log-odds."""
         seed = mixed(int(self.chains.seed) + 1, int(self.step))
-        uniform = torch.rand(
-            (len(v), energy.rbm.num_hidden),
-            generator=torch.Generator(v.device).manual_seed(seed), dtype=energy.rbm.W.dtype, device=v.device,
-        )  # fmt: skip
+        keys = torch.empty((2, len(v), 1), dtype=torch.int32, device=v.device)
+        keys.random_(-(1 << 31), 1 << 31, generator=torch.Generator(v.device).manual_seed(seed))
         logits = energy.rbm.hidden_logits(v)
-        return uniform.lt_(torch.sigmoid(logits)), logits  # bits as numbers, in the memory at hand
+        if self._labels is None or self._labels.device != v.device:
+            self._labels = labels(energy.rbm.num_hidden, device=v.device)
+        return bits_by_word(logits, words(self._labels, keys[0], keys[1])), logits
 
     def _guided(self, x: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         missing = sorted(set(self.energy.sites) - set(x))
