@@ -22,7 +22,9 @@ from ebmppl.sampling.chains import Chains
 from ebmppl.score import (
     VE,
     VP,
+    EnergyGradient,
     GenericSDE,
+    KarrasVE,
     LinearSDE,
     SubVP,
     geometric_sigmas,
@@ -431,6 +433,21 @@ class Small(nn.Module):
         return 0.1 * self.net(x, t) - x
 
 
+class Potential(nn.Module):
+    """An energy of such a network, ``(x, t) -> (chains,)``."""
+
+    def __init__(self, network: Small) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return (0.5 * x.square() + 0.1 * self.network(x, t).tanh()).flatten(1).sum(1)
+
+
+def conservative(network: Small) -> EnergyGradient:
+    return EnergyGradient(Potential(network), KarrasVE(3.0))
+
+
 MADE: dict[str, Callable[[Any], eb.kernels.Kernel]] = {
     "reverse": lambda s: eb.ReverseSDE(s, VP(), (1, 3, 2), 4),
     "reverse, last noise": lambda s: eb.ReverseSDE(s, VP(), (1, 3, 2), 4, last_noise=True),
@@ -441,6 +458,8 @@ MADE: dict[str, Callable[[Any], eb.kernels.Kernel]] = {
     "adaptive": lambda s: eb.AdaptiveFlow(s, VP(), (1, 3, 2)),
     "adaptive reverse": lambda s: eb.AdaptiveReverseSDE(s, VP(), (1, 3, 2), rtol=0.1, atol=0.1, denoise=True),
     "annealed": lambda s: eb.AnnealedLangevin(s, [2.0, 1.0], (1, 3, 2), 2, 0.01),
+    "annealed mala": lambda s: eb.AnnealedMALA(conservative(s), [2.0, 1.0], (1, 3, 2), 2, 0.1),
+    "energy gradient": lambda s: eb.ReverseSDE(conservative(s), KarrasVE(3.0), (1, 3, 2), 4),
 }
 
 

@@ -39,14 +39,14 @@ def digits() -> tuple[Digits, Digits]:
     return Digits(levels[:TRAINED_ON], label[:TRAINED_ON]), Digits(levels[TRAINED_ON:], label[TRAINED_ON:])
 
 
-def learn(data: Digits, epochs: int, hidden: int) -> EDM:
-    """A conditional score model with averaged weights."""
+def learn(data: Digits, epochs: int, hidden: int, label_dropout: float = 0.1) -> EDM:
+    """A conditional score model with averaged weights; the more labels are dropped, the more it learns without."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = TimeMLP((1, 8, 8), (hidden,) * 3, num_classes=CLASSES)
     model = EDM(network, SDE, data_std=0.7)
     loader = Loader(data, LEVELS, BATCH)
-    loss = eb.DiffusionScoreMatching("edm", label_dropout=0.1, low_discrepancy=True, seed=0)
+    loss = eb.DiffusionScoreMatching("edm", label_dropout=label_dropout, low_discrepancy=True, seed=0)
     train(model, loss, loader, epochs * len(loader), rate=2e-3, ema=0.998)
     return model
 

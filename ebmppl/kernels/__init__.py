@@ -8,6 +8,7 @@ adaptation are shared parts: ``accept.py``, ``integrators.py``, ``adaptation.py`
 from ebmppl.kernels.adaptive_flow import AdaptiveFlow
 from ebmppl.kernels.adaptive_reverse_sde import AdaptiveReverseSDE
 from ebmppl.kernels.annealed_langevin import AnnealedLangevin
+from ebmppl.kernels.annealed_mala import AnnealedMALA
 from ebmppl.kernels.base import GradientKernel, Kernel, NoiseSpec
 from ebmppl.kernels.blocks import Blocks
 from ebmppl.kernels.discrete import DiscreteKernel
@@ -32,6 +33,7 @@ __all__ = [
     "AdaptiveFlow",
     "AdaptiveReverseSDE",
     "AnnealedLangevin",
+    "AnnealedMALA",
     "Blocks",
     "DiscreteKernel",
     "DiscreteLangevin",

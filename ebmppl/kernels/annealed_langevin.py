@@ -21,7 +21,8 @@ class AnnealedLangevin(SteppedKernel):
     Consistent steps (Jolicoeur-Martineau et al. 2021), one at each level, keep the noise in x at that of the level:
     :math:`x' = x + \eta\,\sigma_i^2 s + \beta_i \sigma_{i+1} z` with
     :math:`\beta_i^2 = 1 - ((1 - \eta)\,\sigma_i / \sigma_{i+1})^2` and :math:`\sigma_{L+1} = 0`. A tick is one network call;
-    draws are independent, and begin at N(0, sigma_1^2 I).
+    draws are independent, and begin at N(0, sigma_1^2 I). A score that is the gradient of an energy allows larger steps without
+    their bias: ``AnnealedMALA``.
 
     References:
         Song and Ermon 2019, "Generative modeling by estimating gradients of the data distribution", and 2020, "Improved

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmppl.score.base import SDE, over, require
-from ebmppl.score.pullback import pullback
+from ebmppl.score.pullback import value_and_grad
 
 Network = Callable[..., Tensor]  # of points and times, and of labels where there are some
 
@@ -210,8 +210,7 @@ class EnergyGradient(Parameterisation):
 
     def output(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Minus the gradient of the energy in x."""
-        energy, _, pull = pullback(lambda at: (self.energy(at, t, labels), at), x)
-        return -pull(torch.ones_like(energy)) if pull is not None else torch.zeros_like(x)
+        return -value_and_grad(lambda at: self.energy(at, t, labels), x)[1]
 
     def target(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """-noise / sigma."""

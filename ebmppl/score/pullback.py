@@ -31,3 +31,9 @@ def pullback(fn: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> tuple[
         return found
 
     return (values if track else values.detach()), rest, pull
+
+
+def value_and_grad(fn: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Values ``(batch,)`` of rows that don't depend on one another, and their gradients ``(batch, *event)``; see ``pullback``."""
+    values, _, pull = pullback(lambda at: (fn(at), at), x)
+    return values, pull(torch.ones_like(values)) if pull is not None else torch.zeros_like(x)
