@@ -53,8 +53,8 @@ def upper_by_word(log_odds: Tensor, word: Tensor) -> Tensor:
 def bits_by_word(log_odds: Tensor, word: Tensor) -> Tensor:
     """Bits 0 or 1, at the dtype of their log-odds: drawn as by ``upper_by_word`` (not by the same words), in fewer passes.
 
-    The less probable bit, of probability q, is drawn by words w in [0, q 2^32) if it is 1, in [-q 2^32, 0) if it is 0: where
-    1 / w is beyond +-1 / (q 2^32) = +-(1 + exp(abs(log_odds))) / 2^32. Floats tell 1 / w apart as finely as q.
+    The less probable bit, of probability q, is drawn by words w in [-q 2^32, 0) if it is 1, in [0, q 2^32) if it is 0: where
+    1 / w is beyond -+1 / (q 2^32) = -+(1 + exp(abs(log_odds))) / 2^32. Floats tell 1 / w apart as finely as q.
     """
     beyond = log_odds.abs().exp_().add_(1.0).mul_(2.0**-32).clamp_(max=_ALMOST_1).copysign_(log_odds)
     return word.to(log_odds.dtype).reciprocal_().le_(beyond)
