@@ -14,7 +14,7 @@ from torch import Tensor
 import ebmppl as eb
 from ebmppl.errors import SamplingWarning
 from ebmppl.sampling.chains import Chains
-from ebmppl.score import VP, GenericSDE
+from ebmppl.score import VP, GenericSDE, LinearSDE
 from tests.score_targets import MIXTURE, PARAMETERS, DiffusedMixture, mixture_z_scores, normal, sdes, z_limit
 
 F64 = torch.float64
@@ -52,6 +52,32 @@ def test_noise_after_a_rejection_keeps_its_law() -> None:
     assert abs(right) < LIMIT
     assert stats.kstest(found[0].numpy(), "norm").pvalue > FALSE_ALARM / 10
     assert wrong < -10
+
+
+def local_error(sde: LinearSDE, h: float) -> float:
+    """Of the variance after one step from the exact law of data N(0, 0.7) amid the way, exactly.
+
+    A step is linear in the point and in its noise, so chains that have one of them alone show its coefficients.
+    """
+    begun = float(sde.time_of(torch.tensor([1.5]))[0])
+
+    def variance(t: Tensor) -> Tensor:
+        mean, std = sde.marginal(t)
+        return mean.square() * 0.7 + std.square()
+
+    kernel = eb.AdaptiveReverseSDE(lambda x, t: -x / variance(t), sde, (), rtol=1e6, atol=1e6)
+    start, z = torch.tensor([float(variance(torch.tensor(begun)).sqrt()), 0.0]), torch.tensor([0.0, 1.0])
+    state = kernel.init(start)._replace(time=torch.full((2,), begun), step_size=torch.full((2,), h))
+    state, _ = kernel.tick(state, kernel.init_tuning(start), {"normal": z, "start": z})
+    torch.testing.assert_close(state.time, torch.full((2,), begun - h))
+    return abs(float(state.point.square().sum() - variance(torch.tensor(begun - h))))
+
+
+@pytest.mark.parametrize("sde", SDES)
+def test_steps_have_the_weak_order_2(sde: str) -> None:
+    """So that the variance's error of one step falls with its size to the power 3."""
+    errors = [local_error(SDES[sde], h) for h in (4e-3, 2e-3)]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(3, abs=0.2), errors
 
 
 @pytest.mark.parametrize("sde", ["vp", *(pytest.param(name, marks=pytest.mark.long) for name in ("ve", "subvp"))])

@@ -22,7 +22,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 import ebmppl as eb
 from ebmppl.energies import MLPEnergy
 from ebmppl.errors import NonFiniteLoss
+from ebmppl.losses import DiffusionScoreMatching
 from ebmppl.losses.base import BoundLoss, Loss
+from ebmppl.score import VP, NoisePrediction, TimeMLP
 from ebmppl.training import EMA, Fit, Monitor, RaiseK, Step, TensorBoard
 from ebmppl.training.batches import as_batches
 
@@ -275,6 +277,7 @@ def test_bad_data_is_refused_and_the_message_says_where() -> None:
         (BITS.to(torch.complex64), "real numbers, got torch.complex64"),
         ("data", "a Dataset or a loader, got str"),
         (3, "a Dataset or a loader, got int"),
+        ((BITS, BITS[:, 0]), "a list of batches, a Dataset or a loader, got tuple"),  # with labels, most likely
         (iter([BITS]), "iterated again"),
     ]:
         with pytest.raises(ValueError, match=told):
@@ -290,6 +293,15 @@ def test_bad_data_is_refused_and_the_message_says_where() -> None:
         as_batches(joint, {"a": torch.ones(3), "b": torch.ones(2)}, 5)
     with pytest.raises(ValueError, match="of site 'b', got inf at row 1"):
         as_batches(joint, {"a": torch.ones(2), "b": torch.tensor([1.0, torch.inf])}, 5)
+
+
+def test_labels_that_a_score_model_could_take_are_not_dropped() -> None:
+    model = NoisePrediction(TimeMLP((2,), (4,)), VP())
+    labelled, loss = TensorDataset(REALS, torch.zeros(len(REALS)).long()), DiffusionScoreMatching(seed=0)
+    for data in (labelled, DataLoader(labelled, 5)):
+        with pytest.raises(ValueError, match="of 2, whose labels would be lost"):
+            quiet(loss, model, data, steps=1).run()
+    quiet(loss, model, TensorDataset(REALS), steps=1).run()
 
 
 def test_settings_out_of_range_are_refused() -> None:

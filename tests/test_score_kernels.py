@@ -106,12 +106,12 @@ def test_the_order_of_probability_flow_of_a_users_sde(method: str, sde: str) -> 
     assert slope(errors) == pytest.approx(FLOWS[method], abs=0.2), errors
 
 
-def last_variance(kernel: SteppedKernel) -> float:
+def last_variance(kernel: SteppedKernel, start_std: float | None = None) -> float:
     """Of a draw, exactly: with a linear score a draw is linear in its start and in every step's noise, so chains that get
-    one of these each, and nothing else, show its coefficients."""
+    one of these each, and nothing else, show its coefficients. It starts with that deviation, or the prior's."""
     ticks = kernel.ticks_per_draw
     start = torch.zeros(ticks + 1)
-    start[0] = kernel.target.prior_std
+    start[0] = start_std or kernel.target.prior_std
     state, tuning = kernel.init(start), kernel.init_tuning(start)
     for k in range(ticks):
         noise = torch.zeros(ticks + 1)
@@ -150,6 +150,32 @@ def test_the_weak_order_of_the_reverse_sde(method: str, sde: str, own: bool) -> 
         pytest.skip("needs the marginals")
     errors = [abs(variance_error(SDES[sde], method, n, own=own)) for n in (200, 400)]
     assert slope(errors) == pytest.approx(SOLVERS[method], abs=0.2), errors
+
+
+def corrected_variance(sde: LinearSDE, n: int, snr: float) -> float:
+    """By predictor and corrector with two steps each, from the exact law at T."""
+    score = gaussian_score(sde, VARIANCE)
+    kernel = eb.ReverseSDE(
+        score, sde, (), n, "predictor_corrector", t_min=ENDS[sde], last_noise=True, snr=snr, corrector_steps=2
+    )
+    return last_variance(kernel, spread(sde, 1.0))
+
+
+@pytest.mark.parametrize("sde", SDES)
+def test_the_weak_order_of_predictor_and_corrector(sde: str) -> None:
+    """1 where the corrector's steps shrink as the predictor's do, and 1 to the corrector's own law where they stay.
+
+    Of a variance V a Langevin step x - e x / V + sqrt(2 e) z has the law of variance V / (1 - e / (2 V)), to which many small
+    predictor steps come, however exact they are; that is away from V by O(e) = O(snr^2).
+    """
+    model = SDES[sde]
+    exact, std = spread(model, ENDS[model]) ** 2, float(model.marginal(torch.tensor(ENDS[model]))[1])
+    shrinking = [abs(corrected_variance(model, n, 4 / math.sqrt(n)) - exact) for n in (100, 200)]
+    assert slope(shrinking) == pytest.approx(1, abs=0.2), shrinking
+    own = exact / (1 - (0.8 * std) ** 2 / exact)  # so large an snr that of the start, and of the way, nothing is left
+    assert own - exact > 0.3 * exact
+    staying = [abs(corrected_variance(model, n, 0.8) - own) for n in (100, 200)]
+    assert slope(staying) == pytest.approx(1, abs=0.2), staying
 
 
 def test_a_solver_of_lower_order_would_be_seen() -> None:

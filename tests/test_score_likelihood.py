@@ -52,7 +52,7 @@ def sixteen(sde: LinearSDE) -> DiffusedMixture:
     return DiffusedMixture(sde, [0.3, 0.7], means, factor @ factor.mT + 0.2 * torch.eye(16, dtype=F64))
 
 
-@pytest.mark.parametrize("name", ["ve", "vp"])
+@pytest.mark.parametrize("name", SDES)
 def test_sixteen_dimensions_with_the_exact_end(name: str) -> None:
     sde = SDES[name]
     mixture = sixteen(sde)

@@ -369,8 +369,9 @@ def svi_of(energy: Energy) -> SVI:
         (lambda: ScoreMatching("exact", probes=3), "no probes for the exact trace"),
         (lambda: ScoreMatching(probes=0), "whole probes >= 1, got 0"),
         (lambda: SlicedScoreMatching(0), "whole num_slices >= 1, got 0"),
-        (lambda: DenoisingScoreMatching(0.0), "sigma positive and finite, got 0.0"),
-        (lambda: DenoisingScoreMatching(math.nan), "sigma positive and finite, got nan"),
+        (lambda: DenoisingScoreMatching(0.0), "a finite sigma > 0, got 0.0"),
+        (lambda: DenoisingScoreMatching("a"), "a finite sigma > 0, got 'a'"),  # type: ignore[arg-type]
+        (lambda: DenoisingScoreMatching(math.nan), "a finite sigma > 0, got nan"),
         (lambda: ExplicitScoreMatching(3), "score as a callable, got int"),  # type: ignore[arg-type]
         (lambda: ScoreMatching()(eb.models.Ising((3, 3))), "expected a continuous energy for ScoreMatching"),
         (lambda: ScoreMatching()(nn.Linear(2, 2)), "expected an Energy or a ScoreNetwork, got Linear; wrap"),

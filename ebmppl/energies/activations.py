@@ -15,14 +15,14 @@ _ROOT_2PI = math.sqrt(2 * math.pi)
 
 def _silu(h: Tensor, order: int) -> tuple[Tensor, ...]:
     s = torch.sigmoid(h)  # f = h s, f1 = s + f (1 - s), f2 = (1 - s) (2 f1 - f), f3 = (1 - s) (f + 3 (f2 - f1))
-    a, less = h * s, s - 1
-    slope = torch.addcmul(s, a, less, value=-1)
+    a, less = h * s, 1 - s
+    slope = torch.addcmul(s, a, less)
     found: tuple[Tensor, ...] = (a, slope)
     if order > 1:
-        bend = torch.sub(a, slope, alpha=2).mul_(less)
+        bend = torch.lerp(a, slope, 2).mul_(less)
         found += (bend,)
         if order > 2:
-            found += (torch.sub(slope, bend).mul_(3).sub_(a).mul_(less),)
+            found += (torch.add(a, torch.sub(bend, slope), alpha=3).mul_(less),)
     return found
 
 

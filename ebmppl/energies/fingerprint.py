@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+_EXACTLY = frozenset(_PLAIN) - {float, complex}  # types whose values tell all that their equality does
+_BOXES = (dict, OrderedDict, set)  # of which every module has twenty: asked for first, because that is quick
 _MOST = 5000  # values of one fingerprint
 _LIBRARIES = ("torch", "pyro", "numpy", "math", "builtins", "functools", "typing", "scipy", "ebmppl")
 # attributes of our own energies and scores that hold a user's objects
@@ -55,8 +58,11 @@ def fingerprint(value: object) -> tuple[Any, ...]:
 
 def _walk(value: Any, found: list[Any], seen: dict[int, object]) -> None:
     """Add what a value is made of to ``found``; in ``seen`` it is kept, so that no other object takes the place of one."""
-    if isinstance(value, _PLAIN):
-        found.append((type(value), repr(value)))
+    kind = type(value)
+    if kind in _EXACTLY:
+        found.append((kind, value))
+    elif isinstance(value, _PLAIN):
+        found.append((kind, repr(value)))  # 0.0 is not -0.0, and NaN is itself
     elif isinstance(value, Tensor):
         found.append((id(value), value.data_ptr() if value.layout == torch.strided else 0, value.dtype))
     elif id(value) in seen:
@@ -115,7 +121,8 @@ def _of_module(module: nn.Module) -> Iterator[tuple[Any, Any]]:
     kept = tensors if not ours else {n: t for n, t in tensors.items() if n not in module._non_persistent_buffers_set}
     yield "tensors", kept  # our own leave out what only says which dtype and device
     for name, value in vars(module).items():
-        if isinstance(value, _PLAIN) or (name in _OURS if ours else name[0] != "_"):
+        plain = type(value) not in _BOXES and isinstance(value, _PLAIN)
+        if plain or (name in _OURS if ours else name[0] != "_"):
             yield name, value
     yield "forward", type(module).forward
-    yield from module.named_children()
+    yield from ((name, child) for name, child in module._modules.items() if child is not None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from ebmppl.energies.base import Energy
 from ebmppl.energies.matching import Matching
 from ebmppl.energies.supports import elementwise
-from ebmppl.kernels.base import require, whole
+from ebmppl.kernels.base import positive, require, whole
 from ebmppl.losses.base import BoundLoss
 from ebmppl.losses.score_base import BoundScoreLoss, ScoreLoss
 from ebmppl.losses.scores import Scored, matched
@@ -179,8 +178,7 @@ class DenoisingScoreMatching(ScoreLoss):
 
     def __init__(self, sigma: float, *, seed: int | None = None) -> None:
         super().__init__()
-        require(0 < sigma < math.inf, "sigma positive and finite", sigma)
-        self.sigma, self.seed = float(sigma), seed
+        self.sigma, self.seed = positive("sigma", sigma), seed
 
     def bind(self, energy: Energy, guide: Any) -> BoundLoss:
         """The loss of one energy."""

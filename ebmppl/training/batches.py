@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 from ebmppl.energies.base import Energy, dtype_and_device
 from ebmppl.energies.supports import is_discrete
 from ebmppl.losses.base import Data, checked_data
+from ebmppl.losses.scores import ScoreNetwork
 
 
 class Batches(ABC):
@@ -122,7 +123,7 @@ class Rows(Batches):
             return {name: value[rows.to(value.device)] for name, value in self.values.items()}
         items = [self.values[row] for row in rows.tolist()]
         where = f" in items {rows[0]} ... of the dataset"
-        return _prepared(self.energy, default_collate([_first(item) for item in items]), where)
+        return _prepared(self.energy, default_collate([_first(self.energy, item) for item in items]), where)
 
 
 class Loaded(Batches):
@@ -159,7 +160,8 @@ class Loaded(Batches):
             batch = next(self._batches, None)
             if batch is not None:
                 self.epoch, self.taken = self.current, self.taken + 1
-                return _prepared(self.energy, _first(batch), f" in batch {self.taken - 1} of epoch {self.epoch}")
+                where = f" in batch {self.taken - 1} of epoch {self.epoch}"
+                return _prepared(self.energy, _first(self.energy, batch), where)
             if not self.taken:
                 raise ValueError("expected a loader with batches, got an empty one")
             self._batches, self.taken, self.current = None, 0, self.current + 1
@@ -169,7 +171,7 @@ class Loaded(Batches):
         """The loader's batches."""
         number = -1
         for number, batch in enumerate(self.loader):
-            yield _prepared(self.energy, _first(batch), f" in batch {number}")
+            yield _prepared(self.energy, _first(self.energy, batch), f" in batch {number}")
         if number < 0:
             raise ValueError("expected a loader with batches, got an empty one")
 
@@ -220,15 +222,20 @@ def as_batches(energy: Any, data: Any, batch_size: int, epochs: int | None = Non
         return Rows(energy, epochs, data, batch_size, seed)
     if isinstance(data, IterableDataset):
         return Loaded(energy, epochs, DataLoader(data, batch_size=batch_size))
-    if isinstance(data, (str, bytes)) or not isinstance(data, Iterable):
-        wanted = "a tensor, an array, a dict of these by site, a Dataset or a loader"
+    if isinstance(data, (str, bytes, tuple)) or not isinstance(data, Iterable):
+        wanted = "a tensor, an array, a dict of these by site, a list of batches, a Dataset or a loader"
         raise ValueError(f"expected data as {wanted}, got {type(data).__name__}")
     return Loaded(energy, epochs, data)
 
 
-def _first(item: Any) -> Any:
-    """What is modelled of an item or batch: of tuples the first member (labels are left)."""
-    return item[0] if isinstance(item, (tuple, list)) and len(item) else item
+def _first(energy: Any, item: Any) -> Any:
+    """What is modelled of an item or batch: of tuples the first member, unless the model could take the others, labels."""
+    if not isinstance(item, (tuple, list)) or not len(item):
+        return item
+    if len(item) > 1 and not isinstance(energy, (Energy, ScoreNetwork)):
+        wanted = "items that are points, or dicts {'x': points, 'label': labels}"
+        raise ValueError(f"expected {wanted}, got {type(item).__name__}s of {len(item)}, whose labels would be lost")
+    return item[0]
 
 
 def _prepared(energy: Any, data: Any, where: str) -> Data:

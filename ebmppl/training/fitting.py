@@ -28,7 +28,8 @@ class Fit(Run):
         loss: hyper-parameters of a loss; it is bound to the energy.
         energy: what is trained, in place.
         data: ``(rows, *event)`` as a tensor, an array, or a dict of these by site; a ``Dataset``; or a loader, which makes
-            its own batches. Of items that are tuples the first member is taken (labels are left).
+            its own batches. Of items that are tuples the first member is taken, as no energy has a use for labels; a
+            score model's labels come in a dict {"x": points, "label": labels}.
         guide: the auxiliary distribution where the loss has one.
         steps: how many; or
         epochs: how often to go through the data.

@@ -76,7 +76,9 @@ def load_fit(run: Run, path: str | Path) -> None:
     state = _read(path, next(run.bound.parameters()).device)
     kinds = _kinds(run)
     if state["kinds"] != kinds:
-        raise ValueError(f"expected a run of the kinds that were saved, {state['kinds']}, got {kinds}")
+        saved = {name: kind for name, kind in state["kinds"].items() if kind != kinds.get(name)}
+        got = {name: kinds.get(name) for name in saved}
+        raise ValueError(f"expected a run of the kinds that were saved, {saved}, got {got}")
     require_fits(run.bound, state["bound"])
     run.batches.load_state_dict(state["batches"])
     run.restore(state)

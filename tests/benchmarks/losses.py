@@ -1,13 +1,16 @@
 """Losses next to torchebm's, and to what their gradients and random numbers cost alone.
 
-    python tests/benchmarks/losses.py [--quick] [--dimension 2] [--slices 1 5] [--rounds 9] [--json FILE]
+    python tests/benchmarks/losses.py [--quick] [--dimension 2] [--slices 1 5] [--rounds 9] [--compiled] [--json FILE]
 
 A network dimension-128-128-1 with SiLU, the same weights on both sides, float32, eager, one thread. A unit of work is
 one step without the optimiser's: gradients set to none, the loss of a batch, backward. "Plain" is our loss of the same
 network as a plain callable, without the closed forms of ``MLPEnergy``. CD-10 runs ten Langevin steps from the data.
 
 The limit of a loss is its own formula alone, written straight on the energy's closed forms with random numbers from one
-generator: no checks of the data, no seeds, no step count.
+generator: no checks of the data, no seeds, no step count. ``--compiled`` shows beside it the formula of the plain network
+by nested ``torch.func.grad`` and ``torch.compile``, all ten steps of CD-10 in one graph (a minute for each row).
+
+Chains trace their gradient after 1,000 ticks, once in a training run; so some steps go before those that are timed.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad, grad_and_value
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that the script runs from a checkout
 
@@ -33,6 +37,7 @@ HIDDEN = 128
 SIGMA = 0.1
 SEED = 20240
 DRAWS, STEP_SIZE = 10, 0.01  # of CD
+BEFORE = 110  # steps of CD-10 until the gradient is traced
 # the targets: torchebm's time over ours at a batch of 64, and ours over the limit at every size
 MORE_THAN_TORCHEBM = {"sliced": 2.0, "denoising": 1.25, "CD-10": 1.25}
 OF_THE_LIMIT = 1.1
@@ -137,7 +142,46 @@ def limit(name: str, slices: int, of: eb.energies.MLPEnergy) -> Callable[[Tensor
     return {"denoising": denoising, "CD-10": divergence}.get(name, sliced)
 
 
-def cell(name: str, slices: int, batch: int, dimension: int, effort: Effort) -> dict[str, Any]:
+def compiled(name: str, slices: int, net: nn.Module, x: Tensor) -> Work:
+    """Gradients of the formula alone, of a plain network, in one compiled graph."""
+    parameters = {key: value.detach() for key, value in net.named_parameters()}
+    generator = torch.Generator().manual_seed(SEED)
+
+    def total(p: dict[str, Tensor], y: Tensor) -> Tensor:
+        return functional_call(net, p, (y,)).sum()
+
+    gradient = grad(total, argnums=1)
+
+    def denoising(p: dict[str, Tensor], x: Tensor, noise: Tensor) -> Tensor:
+        return (gradient(p, x + SIGMA * noise[0]) - noise[0] / SIGMA).square().sum() * (0.5 / len(x))
+
+    def sliced(p: dict[str, Tensor], x: Tensor, noise: Tensor) -> Tensor:
+        loss = x.new_zeros(())
+        g = gradient(p, x)
+        for v in noise:
+            change = grad(lambda y, v=v: (gradient(p, y) * v).sum())(x)
+            square = (g * v).sum(-1).square() if name == "sliced" else g.square().sum(-1)
+            loss = loss + (0.5 * square - (change * v).sum(-1)).mean() / len(noise)
+        return loss
+
+    def divergence(p: dict[str, Tensor], x: Tensor, noise: Tensor) -> Tensor:
+        y = x
+        for row in noise:
+            y = y - 0.5 * STEP_SIZE * gradient(p, y).detach() + math.sqrt(STEP_SIZE) * row
+        return (total(p, x) - total(p, y.detach())) / len(x)
+
+    formula = {"denoising": denoising, "CD-10": divergence}.get(name, sliced)
+    step = torch.compile(grad_and_value(formula), fullgraph=True)
+    rows = {"denoising": 1, "CD-10": DRAWS}.get(name, slices)
+
+    def work(n: int) -> None:
+        for _ in range(n):
+            step(parameters, x, torch.randn((rows, *x.shape), generator=generator))
+
+    return work
+
+
+def cell(name: str, slices: int, batch: int, dimension: int, effort: Effort, *, compiling: bool) -> dict[str, Any]:
     """One loss at one size."""
     x = torch.randn(batch, dimension, generator=torch.Generator().manual_seed(SEED))
     own, bare, plain = energy(dimension), energy(dimension), network(dimension)
@@ -147,6 +191,11 @@ def cell(name: str, slices: int, batch: int, dimension: int, effort: Effort) -> 
         "plain": steps(ours(name, slices)(eb.as_energy(plain, (dimension,))), plain, x),
         "torchebm": steps(*rival(name, slices, dimension), x),
     }
+    if compiling:
+        works["compiled"] = compiled(name, slices, network(dimension), x)
+    if name == "CD-10":
+        works["ours"](BEFORE)
+        works["plain"](BEFORE)
     times = effort.measure(works)
     return {
         "loss": name,
@@ -165,7 +214,8 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     met = "" if wanted is None else f" >= {wanted:g} {'yes' if row['ratio']['median'] >= wanted else 'NO'}"
     within = "yes" if row["over_limit"]["median"] <= OF_THE_LIMIT else "NO"
     name = f"{row['loss']}, {row['slices']} slices" if row["loss"].startswith("sliced") else row["loss"]
-    medians = [f"{Spread.of(row[side]).median:.0f}" for side in ("ours", "limit", "plain", "torchebm")]
+    sides = ("ours", "limit", "compiled", "plain", "torchebm")
+    medians = [f"{Spread.of(row[side]).median:.0f}" if side in row else "" for side in sides]
     return [
         f"{row['batch']}",
         name,
@@ -177,7 +227,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
 
 HEAD = (
-    "batch", "loss", "ours us", "limit us", "plain us", "torchebm us", "torchebm / ours", "torchebm / plain",
+    "batch", "loss", "ours us", "limit us", "limit compiled us", "plain us", "torchebm us", "torchebm / ours", "torchebm / plain",
     f"ours / limit <= {OF_THE_LIMIT}",
 )  # fmt: skip
 
@@ -191,6 +241,7 @@ def main(arguments: Sequence[str] | None = None, effort: Effort | None = None) -
         "--slices", type=int, nargs="+", default=[1, 5], help="of sliced score matching; torchebm's is 5"
     )
     parser.add_argument("--rounds", type=int, default=Effort().rounds)
+    parser.add_argument("--compiled", action="store_true", help="show the compiled formula, too")
     parser.add_argument("--json", metavar="FILE", help="write all times to FILE")
     options = parser.parse_args(arguments)
     effort = effort or (Effort(rounds=3, seconds=0.005) if options.quick else Effort(rounds=options.rounds))
@@ -202,7 +253,11 @@ def main(arguments: Sequence[str] | None = None, effort: Effort | None = None) -
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        rows = [cell(name, n, batch, options.dimension, effort) for batch in effort.batches for name, n in names]
+        rows = [
+            cell(name, n, batch, options.dimension, effort, compiling=options.compiled)
+            for batch in effort.batches
+            for name, n in names
+        ]
     finally:
         torch.set_num_threads(before)
     print(table(HEAD, [cells(row) for row in rows]))
