@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from ebmppl.kernels.base import NoiseSpec
 from ebmppl.kernels.pooling import BLOCK
@@ -16,6 +17,8 @@ SPECS = {
     "few": NoiseSpec("normal", ()),
     "many": NoiseSpec("uniform", (100,)),  # a row is a call of its own
     "some": NoiseSpec("normal", (5, 2)),
+    "hashed": NoiseSpec("normal", (8, 9)),
+    "kept": NoiseSpec("normal", (8, 9), held=4),
 }
 
 
@@ -27,7 +30,7 @@ def source(chains: int = 130, seed: int = 3, stream: str = "ticks") -> NoiseSour
 def test_any_order_of_ticks_gives_the_same_numbers(name: str) -> None:
     in_order = source()
     wanted = [in_order.row(tick)[name] for tick in range(80)]
-    assert len({float(row.flatten()[0]) for row in wanted}) == 80
+    assert len({float(row.flatten()[0]) for row in wanted}) == 80 // SPECS[name].held
     jumps = source()
     for tick in np.random.default_rng(0).integers(0, 80, 60).tolist():
         assert torch.equal(jumps.row(tick)[name], wanted[tick])
@@ -45,9 +48,10 @@ def test_what_a_compiled_run_has_at_hand_are_the_rows_of_its_ticks(
             rows = found.held[name]
             assert rows % found.ticks[name] == 0
             assert held or rows == found.ticks[name]
-            assert rows * chains * torch.Size(SPECS[name].shape).numel() <= held or rows == found.ticks[name]
-            for row, numbers in enumerate(found.fill(name, 2)):
-                assert torch.equal(numbers, wanted.row(2 * rows + row)[name])
+            drawn = found.fill(name, 2)
+            assert drawn.numel() <= held or rows == found.ticks[name]
+            for row, numbers in enumerate(drawn):
+                assert torch.equal(found.of_row(name, numbers), wanted.row(2 * rows + row)[name])
 
 
 def test_a_chain_has_the_same_numbers_in_any_larger_run() -> None:
@@ -114,7 +118,7 @@ def test_few_blocks_have_the_seeds_of_many() -> None:
 
 
 def test_threads_that_share_a_draw_change_nothing() -> None:
-    spec = {"normal": NoiseSpec("normal", (100,))}
+    spec = {"normal": NoiseSpec("uniform", (100,))}
     before, drawn = torch.get_num_threads(), []
     for threads in (1, 3):  # of 9 blocks, the last one short
         torch.set_num_threads(threads)
@@ -137,3 +141,28 @@ def test_bits_are_uniform_words_of_every_block() -> None:
     for bit in range(32):
         z = ((words >> bit & 1).double().mean() - 0.5) * 2 * words.numel() ** 0.5
         assert abs(float(z)) < 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_hashed_normal_numbers_are_standard_and_independent(dtype: torch.dtype) -> None:
+    """Kolmogorov-Smirnov at 1e-4; powers, and products of neighbours along ticks, chains and numbers, at 4.5 errors."""
+    source = NoiseSource({"n": NoiseSpec("normal", (100,))}, 128, 5, dtype, CPU)
+    assert source.fill("n", 0).dtype == torch.int32  # two words for a hundred numbers
+    x = torch.stack([source.row(tick)["n"] for tick in range(100)]).double()
+    assert stats.kstest(x.flatten().numpy(), "norm").pvalue > 1e-4
+    for power, mean, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96), (5, 0, 945), (6, 15, 10170)):
+        assert abs(float((x**power).mean()) - mean) < 4.5 * (variance / x.numel()) ** 0.5
+    for axis in range(3):
+        for lag in (1, 2, 3, 50):
+            a, b = x.narrow(axis, lag, x.shape[axis] - lag), x.narrow(axis, 0, x.shape[axis] - lag)
+            for f in (lambda v: v, lambda v: v**2 - 1):
+                product = f(a) * f(b)
+                assert abs(float(product.mean())) < 4.5 * float(product.std()) / product.numel() ** 0.5
+
+
+def test_hashed_numbers_are_drawn_once_a_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels may look twice."""
+    row = source().row(3)
+    first = row["hashed"]
+    monkeypatch.setattr(noise, "normals", lambda *_: pytest.fail("drawn anew"))
+    assert row["hashed"] is first

@@ -7,6 +7,8 @@ what a Mersenne twister takes, and no memory.
 
 from __future__ import annotations
 
+from math import sqrt
+
 import torch
 from torch import Tensor
 
@@ -71,3 +73,17 @@ def uniform_of(word: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype == torch.float64:
         return (word.to(dtype) - LEAST) * 2.0**-32
     return (word >> 8 & 0xFFFFFF).to(dtype) * 2.0**-24
+
+
+def normals(label: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
+    """Standard normal numbers for labels and two keys that broadcast: the inverse distribution function at uniform words.
+
+    Uniform numbers are the middles of 2^24 equal parts of (0, 1), in float64 of 2^32, so that no number is beyond 5.4, or
+    6.3, where 6e-8, or 2e-10, of the probability lies.
+    """
+    key, other = keys.split(1, -1)
+    word, bits = words(label, key, other), 32
+    if dtype != torch.float64:
+        word, bits = word >> 8, 24
+    scale = 2.0 ** (1 - bits)
+    return word.to(dtype).mul_(scale).add_(scale / 2).erfinv_().mul_(sqrt(2.0))

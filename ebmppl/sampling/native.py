@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ebmppl.sampling.fast_math import FAST_MATH, in_line
 from ebmppl.sampling.ticks_in_c import DRIVER, TEAM
 
 Bind = Callable[[], Callable[..., object]]
@@ -65,13 +66,13 @@ class Unit:
             return bind()
         args = ", ".join(f"static_cast<{form}>(p[{i}])" for i, form in enumerate(types))
         name = f"kernel{len(self.kernels)}"
-        self.kernels.append(Kernel(self, name, _KERNEL.format(name=name, body=body, args=args), bind))
+        self.kernels.append(Kernel(self, name, _KERNEL.format(name=name, body=in_line(body), args=args), bind))
         return self.kernels[-1]
 
     def source(self) -> str:
         """C++ of all kernels and the driver."""
         include = "#include <torch/csrc/inductor/cpp_prefix.h>\n"
-        return include + "".join(kernel.text for kernel in self.kernels) + DRIVER + TEAM
+        return include + FAST_MATH + "".join(kernel.text for kernel in self.kernels) + DRIVER + TEAM
 
     def compile(self) -> None:
         """Make the kernels ready: in one unit, or each alone where that fails."""

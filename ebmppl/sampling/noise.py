@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ebmppl.kernels.base import NoiseSpec, require, whole
 from ebmppl.kernels.pooling import BLOCK
+from ebmppl.kernels.words import KEYS, labels, normals
 
 STREAMS = {"ticks": 0, "initial": 1, "step_size": 2}
 _MOST_TICKS = 32  # of one draw
@@ -23,6 +24,9 @@ _MOST_NUMBERS = 1 << 14  # of one call on a CPU; they stay in cache
 _HELD = 1 << 17  # numbers that a compiled run has at hand on a CPU; a level-2 cache holds them
 _FEW_BLOCKS = 8  # for which Python's integers are faster than an array
 _WORTH_THREADS = 1 << 15  # numbers of one call that several threads share
+_HASHED = (
+    64  # normal numbers of a chain's tick that are hashes of two words: cheaper, once a call is no longer the cost
+)
 _ON_DEVICE = 1 << 17  # numbers of one call on a device, where a call costs more than they
 _DRAW: dict[str, Callable[..., Tensor]] = {
     "normal": Tensor.normal_,
@@ -59,7 +63,7 @@ class NoiseSource:
     A generator is seeded anew for every block of 64 chains and every few ticks. So the numbers of a chain change
     neither with the number of blocks nor with where a run was stopped and continued nor with what was asked for
     before, and numbers that nobody looks at are not drawn. How many ticks are drawn at once depends on the spec and
-    the kind of device alone.
+    the kind of device alone. Many normal numbers of one tick are hashes of two words that are drawn in their place.
 
     Args:
         specs: what one tick of one chain needs.
@@ -83,10 +87,14 @@ class NoiseSource:
         if unknown:
             raise ValueError(f"expected noise of kind {', '.join(map(repr, _DRAW))}, got {sorted(unknown)}")
         self.specs, self.chains, self.dtype, self.device = dict(specs), chains, dtype, device
+        self._labels = {name: labels(_size(s), device=device) for name, s in self.specs.items() if _is_hashed(s)}
+        self._draws_of = {name: KEYS if name in self._labels else s for name, s in self.specs.items()}
         self._generator = torch.Generator(device)
         starts = np.random.SeedSequence([seed, STREAMS[stream]]).generate_state(len(self.specs), np.uint32)
         self._starts = dict(zip(self.specs, starts.tolist(), strict=True))
-        self.rows = {name: 1 if s.held > 1 else _at_once(s, device) for name, s in self.specs.items()}  # of one draw
+        self.rows = {
+            name: 1 if s.held > 1 else _at_once(s, device) for name, s in self._draws_of.items()
+        }  # of one draw
         self.ticks = {name: max(self.rows[name], spec.held) for name, spec in self.specs.items()}  # that use them
         self.blocks = -(-chains // BLOCK)
         draws = {name: self._draws(name) for name in self.specs}  # of one ``fill``
@@ -104,10 +112,15 @@ class NoiseSource:
         drawn = self._drawn.get(name)
         if drawn is None or drawn.chunk != chunk:
             drawn = self._drawn[name] = _Drawn(chunk, self.chunk(name, chunk).unbind(0))
-        return drawn.rows[row if len(drawn.rows) > 1 else 0]
+        return self.of_row(name, drawn.rows[row if len(drawn.rows) > 1 else 0])
+
+    def of_row(self, name: str, row: Tensor) -> Tensor:
+        """Numbers ``(chains, *shape)`` of a row of what was drawn."""
+        label = self._labels.get(name)
+        return row if label is None else normals(label, row, self.dtype).view(len(row), *self.specs[name].shape)
 
     def fill(self, name: str, number: int, out: Tensor | None = None, threads: int | None = None) -> Tensor:
-        """Numbers of the ticks ``number * held`` and after, ``held_rows`` of several draws, in ``out`` if given.
+        """What is drawn for the ticks ``number * held`` and after, ``held_rows`` of several draws, in ``out`` if given.
 
         Args:
             name: of the numbers.
@@ -121,19 +134,19 @@ class NoiseSource:
         return out
 
     def _room(self, name: str, rows: int) -> Tensor:
-        """For so many rows of numbers."""
-        spec = self.specs[name]
+        """For so many rows of what is drawn."""
+        spec = self._draws_of[name]
         dtype = torch.int32 if spec.kind == "bits" else self.dtype
         return torch.empty((rows, self.chains, *spec.shape), dtype=dtype, device=self.device)
 
     def _draws(self, name: str) -> int:
         """How many draws a compiled run has at hand: it stops to fetch the next ones."""
-        numbers = self.rows[name] * self.chains * max(1, torch.Size(self.specs[name].shape).numel())
+        numbers = self.rows[name] * self.chains * _size(self._draws_of[name])
         several = self.device.type == "cpu" and self.specs[name].held == 1
         return max(1, min(_MOST_TICKS // self.rows[name], _HELD // numbers)) if several else 1
 
     def chunk(self, name: str, chunk: int) -> Tensor:
-        """Numbers ``(rows, chains, *shape)`` of the ticks ``chunk * ticks`` and after."""
+        """What is drawn, ``(rows, chains, *shape)``, for the ticks ``chunk * ticks`` and after."""
         whole = self._room(name, self.rows[name])
         self._fill(name, chunk, [whole], torch.get_num_threads())
         return whole
@@ -143,7 +156,7 @@ class NoiseSource:
         places = [self._places(rows) for rows in chunks]
         every = [place for own in places for place in own]
         seeds = block_seeds(self._starts[name], first, self.blocks, len(chunks))
-        draw = _DRAW[self.specs[name].kind]
+        draw = _DRAW[self._draws_of[name].kind]
         worth = every[0].is_cpu and sum(rows.numel() for rows in chunks) >= _WORTH_THREADS
         several = min(threads, len(every)) if worth else 1
 
@@ -197,9 +210,12 @@ class _Row(Mapping[str, Tensor]):
 
     def __init__(self, source: NoiseSource, tick: int) -> None:
         self.source, self.tick = source, tick
+        self._seen: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.source.numbers(name, self.tick)
+        if name not in self._seen:
+            self._seen[name] = self.source.numbers(name, self.tick)
+        return self._seen[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.source.specs)
@@ -213,9 +229,17 @@ def _helpers(process: int) -> ThreadPoolExecutor:  # a fork has no threads of it
     return ThreadPoolExecutor(thread_name_prefix="ebmppl-noise")
 
 
+def _size(spec: NoiseSpec) -> int:
+    return max(1, torch.Size(spec.shape).numel())
+
+
+def _is_hashed(spec: NoiseSpec) -> bool:
+    return spec.kind == "normal" and spec.held == 1 and _size(spec) >= _HASHED
+
+
 def _at_once(spec: NoiseSpec, device: torch.device) -> int:
     """Ticks of one draw."""
-    row = BLOCK * max(1, torch.Size(spec.shape).numel())
+    row = BLOCK * _size(spec)
     most = _ON_DEVICE if device.type != "cpu" else _MOST_NUMBERS if row < _CALL else row
     return max(1, min(_MOST_TICKS, most // row))
 
