@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._inductor import codecache, config
+from torch._inductor import codecache, config, sizevars
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.codecache import CppPythonBindingsCodeCache, PyCodeCache
 from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
@@ -27,7 +27,7 @@ import ebmppl as eb
 from ebmppl.energies import Energy, Gaussian, as_energy
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels import Kernel
-from ebmppl.sampling import backends, choice, compiler, native, noise
+from ebmppl.sampling import backends, choice, compiler, engines, native, noise
 from ebmppl.sampling import chains as chains_module
 from ebmppl.sampling.backends import Compiled
 from ebmppl.sampling.chains import Chains
@@ -251,7 +251,7 @@ def test_ticks_in_c_are_what_inductors_own_kernels_called_from_python_give(
     runs = []
     for own in (False, True):
         if own:
-            monkeypatch.setattr(compiler, "_one_unit", nullcontext)
+            monkeypatch.setattr(compiler, "_into_unit", nullcontext)
             begin_anew(monkeypatch)
         _, compiled = compile_chains(KERNELS["nuts"].factory(as_energy(energy, (3,), batched=True)), x)
         assert isinstance(compiled._calls, Replay)
@@ -284,14 +284,28 @@ def test_headers_are_compiled_first_when_many_graphs_use_them(monkeypatch: pytes
     assert compiler._headers()["cpp_cache_precompile_headers"]
 
 
-def test_inductor_makes_its_rules_of_dtypes_once(compiles: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inductor_makes_its_rules_of_dtypes_once_and_simplifies_only_divisions(
+    compiles: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[int] = []
+    simplified: list[str] = []
+    simplify = sizevars.simplify_index_in_vec_range
+    see = lambda index, *args: (simplified.append(str(index)), simplify(index, *args))[1]
+    monkeypatch.setattr(sizevars, "simplify_index_in_vec_range", see)
     make = DtypePropagationOpsHandler.__init__
     monkeypatch.setattr(DtypePropagationOpsHandler, "__init__", lambda self: (made.append(1), make(self))[1])
     with config.patch(force_disable_caches=True):
         run(as_energy(quadratic, (4,)))
     assert len(compiles) == 1
     assert 1 <= len(made) <= 3  # anew where there are more rules
+    assert all("FloorDiv" in index or "//" in index or "ModularIndexing" in index for index in simplified)
+
+
+def test_what_is_made_late_is_made_once() -> None:
+    made: list[int] = []
+    late = compiler._Late(lambda: made.append(1) or "text")
+    assert made == []
+    assert (late.upper(), late.lower(), made) == ("TEXT", "text", [1])
 
 
 @pytest.mark.parametrize("change", ["the unit", "the source", "the call"])
@@ -335,13 +349,13 @@ def test_what_a_kernel_throws_is_an_error_of_pythons(native_calls: bool) -> None
 def compiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Counts compiles (of graphs of so many nodes) and begins with nothing compiled in the process."""
     counted: list[int] = []
-    compile_graph = backends.compile_graph
+    compile_graph = engines.compile_graph
 
     def count(graph: Any, inputs: Any) -> Any:
         counted.append(len(graph.graph.nodes))
         return compile_graph(graph, inputs)
 
-    monkeypatch.setattr(backends, "compile_graph", count)
+    monkeypatch.setattr(engines, "compile_graph", count)
     begin_anew(monkeypatch)
     return counted
 
@@ -349,7 +363,7 @@ def compiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 def begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """With nothing compiled in the process."""
     monkeypatch.setattr(backends, "_known", type(backends._known)())
-    monkeypatch.setattr(backends, "_engines", type(backends._engines)())
+    monkeypatch.setattr(engines, "_engines", type(engines._engines)())
     monkeypatch.setattr(PyCodeCache, "modules_no_attr", {})
 
 
@@ -568,7 +582,7 @@ def test_control_flow_that_looks_at_values_runs_eagerly_and_says_so() -> None:
 
 
 def test_a_graph_too_large_says_how_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "MOST_NODES", 20)
+    monkeypatch.setattr(engines, "MOST_NODES", 20)
     expect_eager(as_energy(lambda x: x.square().sum(-1), (3,)), r"the graph of a tick has \d+ nodes, more than 20")
 
 
@@ -576,10 +590,11 @@ def test_without_a_compiler_one_line_says_so(compiles: list[int]) -> None:
     with config.patch({"cpp.cxx": (None, "no-such-compiler"), "force_disable_caches": True}):
         mcmc = expect_eager(as_energy(lambda x: x.square().sum(-1), (3,)), "the compiler failed")
     assert "\n" not in mcmc.backend_reason
+    assert not engines._engines
 
 
 def test_a_wrong_compiler_is_not_trusted(compiles: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    compile_graph = backends.compile_graph
+    compile_graph = engines.compile_graph
 
     def miscompile(graph: Any, inputs: Any) -> Any:
         run = compile_graph(graph, inputs)
@@ -591,7 +606,7 @@ def test_a_wrong_compiler_is_not_trusted(compiles: list[int], monkeypatch: pytes
 
         return wrong
 
-    monkeypatch.setattr(backends, "compile_graph", miscompile)
+    monkeypatch.setattr(engines, "compile_graph", miscompile)
     expect_eager(
         as_energy(lambda x: x.square().sum(-1), (3,)), "the compiled tick differs from the eager one in position"
     )

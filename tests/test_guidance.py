@@ -12,6 +12,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 import ebmppl as eb
+from ebmppl.errors import SamplingWarning
 from ebmppl.sampling.chains import Chains
 from ebmppl.score import (
     VE,
@@ -448,6 +449,7 @@ def test_the_true_moments_in_a_run_of_chains() -> None:
 # Bad input.
 
 SCORE = lambda x, t: -x
+DETACHED = lambda x, t: -x.detach()
 MASK = torch.tensor([True, False])
 
 
@@ -503,6 +505,20 @@ def test_bad_input(make: Callable[[], object], message: str) -> None:
         make()
 
 
+def test_a_detached_score_that_no_gradient_goes_through_is_taken() -> None:
+    """By the method that forgets the data, and one that is the same everywhere by all."""
+    for score, method in ((DETACHED, "annealed"), (lambda x, t: torch.ones_like(x), "pigdm")):
+        guided = InPainting(score, VP(), (2,), MASK, torch.ones(2), 0.1, method)
+        assert bool(eb.generate(eb.ReverseSDE(guided, VP(), (2,), 5), 4).isfinite().all())
+
+
+def test_a_log_likelihood_that_is_not_finite_is_told() -> None:
+    """Though its gradient is: log x has the derivative 1 / x where x < 0, too."""
+    score = LikelihoodGuidance(SCORE, lambda x, t: x.log().sum(1))
+    with pytest.warns(SamplingWarning, match=r"draws failed, at t from 1 to .*Rows: \d"):
+        assert bool(eb.generate(eb.ReverseSDE(score, VP(), (2,), 5), 20, seed=0).isnan().any())
+
+
 @pytest.mark.parametrize(
     ("score", "message"),
     [
@@ -523,6 +539,11 @@ def test_bad_input(make: Callable[[], object], message: str) -> None:
         (Replacement(SCORE, VP(), (3,), torch.ones(3).bool(), torch.ones(3)), r"points' shape \(2,\), got \(3,\)"),
         (InPainting(SCORE, VP(), (3,), torch.ones(3).bool(), torch.ones(3)), r"points' shape \(2,\), got \(3,\)"),
         (LinearGuidance(SCORE, VP(), MATRIX, Y, 0.1), r"a matrix \(measurements, 2\), got \(2, 3\)"),
+        (
+            LinearGuidance(DETACHED, VP(), MATRIX[:, :2], Y, 0.1),
+            "a score that is differentiable in x, got one .* detached",
+        ),
+        (InPainting(DETACHED, VP(), (2,), MASK, torch.ones(2), 0.1, "dps"), "a score that is differentiable in x, got"),
     ],
 )
 def test_bad_input_that_is_seen_at_the_start(score: Any, message: str) -> None:

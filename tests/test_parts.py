@@ -15,12 +15,13 @@ from ebmppl.energies import as_energy
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels import Kernel
 from ebmppl.kernels.adaptation import HamiltonianAdaptation
-from ebmppl.sampling import parts
+from ebmppl.sampling import native, parts
 from ebmppl.sampling.backends import Compiled
 from ebmppl.sampling.native import Team
 from ebmppl.sampling.parts import Parts, part_size
+from ebmppl.sampling.replay import Replay
 from tests.registry import KERNELS
-from tests.test_compiled import BANANA, banana, compare_state_by_state
+from tests.test_compiled import BANANA, banana, begin_anew, compare_state_by_state
 
 CHAINS = 96  # three parts; a full block of noise and one that is not
 BY_DEFAULT = ("nuts",)
@@ -61,6 +62,18 @@ def test_parts_are_as_many_chains_each() -> None:
 def test_parts_equal_eager_ticks_state_by_state(name: str) -> None:
     """The adaptation over all of them included; tolerance as in test_compiled.py, over the same sums."""
     assert compare_state_by_state(KERNELS[name].factory(BANANA), points()) < 1e-10
+
+
+def test_tick_and_adaptation_are_one_unit_of_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin_anew(monkeypatch)
+    compiled = compiled_of(run(KERNELS["nuts"].factory))
+    assert isinstance(compiled, Parts)
+    assert compiled._pool is not None
+    replays = [compiled.parts[0].calls, compiled._pool.calls]
+    assert all(isinstance(replay, Replay) for replay in replays)
+    kernels = [[call.func for call in replay._calls[0] if isinstance(call.func, native.Kernel)] for replay in replays]
+    assert all(kernels)
+    assert len({kernel.unit for kernel in sum(kernels, [])}) == 1
 
 
 def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,6 +156,16 @@ def test_times_outside_are_refused(name: str, t: float) -> None:
 
 
 @pytest.mark.parametrize(
+    "kind", [ScorePrediction, NoisePrediction, DataPrediction, VelocityPrediction, EDM, EnergyGradient]
+)
+def test_models_refuse_times_outside(kind: type[Parameterisation]) -> None:
+    """Those too that don't ask for the marginal."""
+    network = (lambda x, t: x.sum(1)) if kind is EnergyGradient else (lambda x, t: x)
+    with pytest.raises(ValueError, match=r"expected times in \[0, 1\], got 1.2"):
+        kind(network, VP())(normal(2, 2), f64(0.5, 1.2))
+
+
+@pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: VE(1.0, 0.5), r"0 < sigma_min < sigma_max, got \(1.0, 0.5\)"),

@@ -655,6 +655,7 @@ SCORE = lambda x, t: -x
         (lambda: eb.AdaptiveFlow(SCORE, VP(), (2,), t_min=1.0), r"t_min in \(0, 1\), got 1.0"),
         (lambda: eb.AnnealedLangevin(SCORE, [1.0, 2.0], (2,)), r"positive, decreasing sigmas, got \[1.0, 2.0\]"),
         (lambda: eb.AnnealedLangevin(SCORE, [1.0, 0.0], (2,)), "positive, decreasing sigmas"),
+        (lambda: eb.AnnealedLangevin(SCORE, "ab", (2,)), "sigmas as a tensor or a sequence of numbers, got 'ab'"),
         (lambda: eb.AnnealedLangevin(SCORE, [1.0], (2,), 0), "a whole steps_per_level >= 1, got 0"),
         (
             lambda: eb.AnnealedLangevin(SCORE, [1.0, 0.1], (2,), 1, 0.5, consistent=True),

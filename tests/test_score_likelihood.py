@@ -115,7 +115,7 @@ def test_a_step_asks_for_five_divergences(probes: int | None) -> None:
     found = eb.log_likelihood(score, VP(), normal(1, 2), 1e-6, 1e-6, probes=probes)
     steps = (found.rows - 1) // 6
     assert steps > 5
-    assert calls == {"tracked": 1 + 5 * steps, "all": 2 + 6 * steps}  # one of them looks at the score's shape
+    assert calls == {"tracked": 2 + 5 * steps, "all": 2 + 6 * steps}  # one of them looks at the score's form
     t = torch.linspace(1e-5, 1, 200_001, dtype=F64)  # the divergence of a linear flow is that of its coefficient
     slope = -0.5 * VP().beta(t) * (1 - 1 / (0.5 + t))
     torch.testing.assert_close(found.divergence, 2 * torch.trapezoid(slope, t)[None], rtol=0, atol=1e-5)
@@ -168,6 +168,14 @@ def test_modes_of_modules_are_kept() -> None:
         (lambda: eb.log_likelihood(lambda x, t: x, VP(), normal(2, 2), rtol=0.0), "rtol > 0 and atol > 0"),
         (lambda: eb.log_likelihood(lambda x, t: x, VP(), normal(2, 2), t_min=0.0), r"t_min in \(0, 1\), got 0.0"),
         (lambda: eb.log_likelihood(lambda x, t: x, VP(), normal(2, 2), probes=0), "at least 1 probe, or None, got 0"),
+        (
+            lambda: eb.log_likelihood(lambda x, t: x, VP(), normal(2, 2), probes=1.5),
+            "at least 1 probe, or None, got 1.5",
+        ),
+        (
+            lambda: eb.log_likelihood(lambda x, t: -x.detach(), VP(), normal(2, 2)),
+            "a score that is differentiable in x, got one that changes in steps, or detached",
+        ),
         (lambda: eb.log_likelihood(lambda x, t: x[:, :1], VP(), normal(2, 2)), r"of shape \(2, 2\) .* got \(2, 1\)"),
         (lambda: eb.log_likelihood(lambda x, t: x, VP(), torch.ones(2, 2).long()), "floating point points"),
     ],

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from ebmppl.kernels.base import positive, require, whole
 from ebmppl.kernels.score import Score, ScoreTarget, SteppedKernel, steps
-from ebmppl.score.schedules import require_decreasing
+from ebmppl.score.schedules import decreasing
 
 
 class AnnealedLangevin(SteppedKernel):
@@ -61,12 +60,10 @@ class AnnealedLangevin(SteppedKernel):
         consistent: bool = False,
         denoise: bool = True,
     ) -> None:
-        levels = sigmas if isinstance(sigmas, Tensor) else torch.tensor(sigmas, dtype=torch.float64)
-        require_decreasing("sigmas", levels)
+        at = decreasing("sigmas", sigmas).tolist()
         self.steps_per_level = whole("steps_per_level", steps_per_level, 1)
         self.step_size = positive("step_size", step_size)
         self.consistent, self.denoise = consistent, denoise
-        at = [float(sigma) for sigma in levels]
         rows = self._consistent(at) if consistent else self._plain(at)
         if denoise:
             rows.append({"time": at[-1], "point": 1.0, "score": at[-1] ** 2})

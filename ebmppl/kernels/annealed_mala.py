@@ -13,7 +13,7 @@ from ebmppl.kernels.base import Noise, NoiseSpec, positive, require, whole
 from ebmppl.kernels.integrators import Phase, hamiltonian, leapfrog
 from ebmppl.kernels.score import Score, ScoreKernel, ScoreTarget
 from ebmppl.score.pullback import value_and_grad
-from ebmppl.score.schedules import require_decreasing
+from ebmppl.score.schedules import decreasing
 
 
 class AnnealedMALAState(NamedTuple):
@@ -102,9 +102,7 @@ class AnnealedMALA(ScoreKernel):
     ) -> None:
         energy: Any = getattr(score, "energy", None)
         require(callable(energy), "a score with an energy, as score.EnergyGradient", type(score).__name__)
-        levels = sigmas if isinstance(sigmas, Tensor) else torch.tensor(sigmas, dtype=torch.float64)
-        require_decreasing("sigmas", levels)
-        levels = levels.detach().double().cpu()
+        levels = decreasing("sigmas", sigmas)
         super().__init__(ScoreTarget(score, event_shape, float(levels[0])))
         self.steps_per_level = whole("steps_per_level", steps_per_level, 1)
         self.step_size, self.denoise = positive("step_size", step_size), denoise

@@ -1,9 +1,9 @@
-"""Compiled ticks: engines kept in the process by what was traced, and tried against the eager tick before they are trusted."""
+"""Compiled ticks of a run, tried against the eager tick before they are trusted."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,37 +14,15 @@ from ebmppl.kernels.adaptation import Adaptation
 from ebmppl.kernels.base import Kernel
 from ebmppl.kernels.gradients import TRACING
 from ebmppl.sampling.capture import Captured
-from ebmppl.sampling.compiler import CompileError, Flat, compile_graph
+from ebmppl.sampling.engines import Engine, Refused, compile_traced, get, put, together
 from ebmppl.sampling.noise import AtHand, NoiseSource
 from ebmppl.sampling.program import Carried, Log, Program, Traced, copy, first_log, flatten, unflatten
 from ebmppl.sampling.replay import NotReplayable, Replay
 from ebmppl.sampling.scopes import threads, using_threads
 from ebmppl.sampling.trial import wrong_fields
 
-MOST_NODES = 3000  # of a graph that is compiled: seconds to minutes of the compiler
-_KEPT = 32  # engines in the process, and a quarter of so many callables with what they hold
+_KEPT = 8  # callables with what they hold
 _LARGE = 1 << 22  # numbers of a state from which its own memory counts more than calls do
-
-
-class Refused(Exception):
-    """Ticks can't be compiled; the message says why.
-
-    Args:
-        reason: in one line.
-        worth_a_warning: also where nobody asked for compiled ticks.
-    """
-
-    def __init__(self, reason: str, *, worth_a_warning: bool = True) -> None:
-        super().__init__(reason)
-        self.worth_a_warning = worth_a_warning
-
-
-class Engine(NamedTuple):
-    """A compiled tick, without the tensors of a run."""
-
-    run: Flat
-    threads: int
-    nodes: int
 
 
 class _Known(NamedTuple):
@@ -62,9 +40,9 @@ class Share(NamedTuple):
     log: Log
     tuning: Any
     engine: tuple[Engine, Traced] | None  # once there is one
+    beside: Callable[[], None]  # compiles what belongs to the same unit of C++
 
 
-_engines: OrderedDict[Hashable, Engine] = OrderedDict()  # by traced code and shapes
 _known: OrderedDict[Hashable, _Known] = OrderedDict()  # by callable, settings and shapes: nothing is even traced
 
 
@@ -150,7 +128,7 @@ class Compiled:
         inputs = [*flatten(self.first), *self.chunks, *self.log.buffers]
         shapes = tuple((t.shape, t.stride(), t.dtype, t.device) for t in inputs)
         key = (kernel.identity(), shapes, tuple(self.noise.held.items()), threads())
-        known = _get(_known, key)
+        known = get(_known, key)
         now = fingerprint(energy)
         if known is not None and known.fingerprint == now and self._wrong(known.engine, known.traced) is None:
             self._require_worth(known.engine.nodes)
@@ -169,11 +147,14 @@ class Compiled:
             raise Refused(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from error
         self._require_worth(traced.nodes)
         use = threads(traced.work) if self._share is None else 1
-        engine = compile_traced(traced, [*inputs, *traced.constants], shapes, use)
+        with together():
+            engine = compile_traced(traced, [*inputs, *traced.constants], shapes, use)
+            if self._share is not None:
+                self._share.beside()
         wrong = self._wrong(engine, traced)
         if wrong is not None:
             raise Refused(f"the compiled tick differs from the eager one in {wrong}")
-        _put(_known, key, _KEPT // 4, _Known(now, traced._replace(graph=None), engine))
+        put(_known, key, _KEPT, _Known(now, traced._replace(graph=None), engine))
         return engine, traced
 
     def _require_worth(self, nodes: int) -> None:
@@ -261,34 +242,3 @@ class Compiled:
             return
         for _ in range(ticks):
             self.traced.advance(self.engine.run, self.leaves, self._rest)
-
-
-def compile_traced(traced: Traced, inputs: Sequence[Tensor], shapes: Hashable, use: int) -> Engine:
-    """The engine of a graph at so many threads, from the process's own store if it is there."""
-    graph = traced.graph
-    assert graph is not None  # just traced
-    if traced.nodes > MOST_NODES:
-        raise Refused(f"the graph of a tick has {traced.nodes} nodes, more than {MOST_NODES}")
-    constants = tuple((t.shape, t.stride(), t.dtype) for t in traced.constants)
-    key = (graph.code, shapes, constants, use)
-    engine = _get(_engines, key)
-    if engine is None:
-        try:
-            with using_threads(use):
-                engine = Engine(compile_graph(graph, inputs), use, traced.nodes)
-        except CompileError as error:
-            raise Refused(f"the compiler failed: {error}") from error
-        _put(_engines, key, _KEPT, engine)
-    return engine
-
-
-def _get(store: OrderedDict[Hashable, Any], key: Hashable) -> Any:
-    if key in store:
-        store.move_to_end(key)
-    return store.get(key)
-
-
-def _put(store: OrderedDict[Hashable, Any], key: Hashable, most: int, value: object) -> None:
-    store[key] = value
-    while len(store) > most:
-        store.popitem(last=False)

@@ -11,7 +11,8 @@ import torch
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.adaptation import Adaptation
 from ebmppl.kernels.base import Kernel, require
-from ebmppl.sampling.backends import Compiled, Refused
+from ebmppl.sampling.backends import Compiled
+from ebmppl.sampling.engines import Refused
 from ebmppl.sampling.noise import NoiseSource
 from ebmppl.sampling.parts import Parts, compiled_ticks
 

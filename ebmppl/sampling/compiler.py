@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
+from functools import cached_property, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,6 +24,7 @@ from ebmppl.sampling.native import Unit
 _BEFORE_HEADERS = 3  # graphs
 _patching = threading.Lock()  # what is replaced in Inductor is the process's own
 _compiled = 0  # graphs in this process
+_compiling = threading.local()  # its ``unit`` is what kernels are put in, and ``options`` how it is compiled
 Flat = Callable[[list[Tensor]], Sequence[Tensor]]
 
 
@@ -45,13 +48,42 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Flat:
     Raises:
         CompileError: when there is no compiler or it fails.
     """
-    with warnings.catch_warnings(), _without_collections():
+    with warnings.catch_warnings(), _without_collections(), one_unit():
         warnings.simplefilter("ignore")  # of the compiler about itself
         try:
             return _inner_compile(graph, inputs)
         except (ImportError, AttributeError, TypeError):
             return _by_dynamo(graph, inputs)
         except Exception as error:  # compilers fail in many ways
+            raise CompileError(_one_line(error)) from error
+
+
+@contextmanager
+def one_unit() -> Iterator[None]:
+    """Put the C++ of all graphs that this thread compiles within in one unit: most of its cost is to read its headers.
+
+    Functions of these graphs can be called only after it.
+
+    Raises:
+        CompileError: when that unit fails, and so do its kernels alone.
+    """
+    if getattr(_compiling, "unit", None) is not None:
+        yield  # it is an outer one's
+        return
+    _compiling.unit = unit = Unit(_build)
+    try:
+        yield
+    finally:
+        _compiling.unit = None
+    if not unit.kernels:
+        return
+    from torch._inductor import config
+
+    with warnings.catch_warnings(), config.patch(_compiling.options):
+        warnings.simplefilter("ignore")
+        try:
+            unit.compile()
+        except Exception as error:
             raise CompileError(_one_line(error)) from error
 
 
@@ -70,29 +102,33 @@ def _without_collections() -> Iterator[None]:
 def _inner_compile(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Flat:
     from torch._guards import TracingContext, tracing
     from torch._inductor import config
-    from torch._inductor.compile_fx import compile_fx_inner
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    with _templates_late():
+        from torch._inductor.compile_fx import compile_fx_inner
 
     fake = FakeTensorMode(shape_env=ShapeEnv())  # without one Inductor's disk cache steps aside
     fakes = [fake.from_tensor(tensor, static_shapes=True) for tensor in inputs]
+    _compiling.options = _options()
     with (
-        config.patch(_options()),
+        config.patch(_compiling.options),
         tracing(TracingContext(fake)),
         torch.no_grad(),
         _patching,
         _rules_once(),
-        _one_unit(),
+        _strides_at_once(),
+        _into_unit(),
     ):
         compiled = compile_fx_inner(graph, fakes, is_inference=True)
     return getattr(compiled, "current_callable", None) or compiled
 
 
 @contextmanager
-def _one_unit() -> Iterator[None]:
-    """All C++ kernels that a wrapper asks for in one unit: most of what a unit costs is to read its headers."""
+def _into_unit() -> Iterator[None]:
+    """All C++ kernels that a wrapper asks for in the thread's unit."""
     from torch._inductor.async_compile import AsyncCompile
 
-    unit, here = Unit(_build), threading.get_ident()
+    unit, here = _compiling.unit, threading.get_ident()
     alone: Any = getattr(AsyncCompile, "cpp_pybinding", None)
 
     def cpp_pybinding(*args: Any, **options: Any) -> Any:
@@ -102,7 +138,6 @@ def _one_unit() -> Iterator[None]:
 
     with patch.object(AsyncCompile, "cpp_pybinding", cpp_pybinding) if callable(alone) else nullcontext():
         yield
-        unit.compile()
 
 
 @contextmanager
@@ -125,6 +160,55 @@ def _rules_once() -> Iterator[None]:
             known = there
 
     with patch.object(DtypePropagationOpsHandler, "__init__", make_if_new):
+        yield
+
+
+@contextmanager
+def _strides_at_once() -> Iterator[None]:
+    """Inductor lets SymPy simplify indices before it asks for strides, a sixth of its time; only divisions need that."""
+    try:
+        from torch._inductor import sizevars
+        from torch.utils._sympy.functions import FloorDiv, ModularIndexing
+    except ImportError:
+        yield
+        return
+    simplify = getattr(sizevars, "simplify_index_in_vec_range", None)
+
+    def if_it_divides(index: Any, *args: Any) -> Any:
+        return simplify(index, *args) if index.has(FloorDiv, ModularIndexing) else index  # type: ignore[misc]
+
+    with patch.object(sizevars, "simplify_index_in_vec_range", if_it_divides) if callable(simplify) else nullcontext():
+        yield
+
+
+class _Late:
+    """Something that is made when it is first looked at."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    @cached_property
+    def _made(self) -> Any:
+        return self._make()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._made, name)
+
+
+@contextmanager
+def _templates_late() -> Iterator[None]:
+    """Inductor compiles its templates of GPU kernels when it is imported: a seventh of that time."""
+    if "torch._inductor.compile_fx" in sys.modules:
+        yield
+        return
+    from torch._inductor.codegen.common import KernelTemplate
+
+    compile_now = getattr(KernelTemplate, "_template_from_string", None)
+    if not callable(compile_now) or find_spec("jinja2") is None:
+        yield
+        return
+    late = staticmethod(lambda source: _Late(partial(compile_now, source)))
+    with patch.object(KernelTemplate, "_template_from_string", late):
         yield
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from ebmppl.kernels.adaptation import Adaptation
 from ebmppl.kernels.base import Kernel
 from ebmppl.kernels.gradients import TRACING
 from ebmppl.kernels.hamiltonian import HamiltonianKernel
-from ebmppl.sampling.backends import Compiled, Refused, Share, compile_traced
+from ebmppl.sampling.backends import Compiled, Share
+from ebmppl.sampling.engines import Engine, Refused, compile_traced
 from ebmppl.sampling.native import Driver, Team
 from ebmppl.sampling.noise import AtHand, NoiseSource
 from ebmppl.sampling.program import Carried, Log, Program, first_log, make_graph
@@ -73,15 +74,23 @@ class Pool:
     def __init__(self, adaptation: Adaptation, tuning: Any, used: Any, averaging: Any, log: Log, info: Any) -> None:
         self._adaptation, self._tuning, self._used, self._form = adaptation, tuning, used, type(averaging)
         self._log, self._info, self._first = log, info, averaging
+        self._made: tuple[Engine, list[Tensor], list[int]] | None = None
+        self._idle = False
         self.calls: Replay | None = None
+
+    def compile(self) -> None:
+        """Find its engine, unless nothing adapts but the row."""
+        if self._made is not None or self._idle:
+            return
+        tuning, averaging, info = self._tuning, self._first, self._info
         given = [*(leaf.clone() for leaf in averaging), torch.zeros(1, dtype=torch.int64)]
-        own = [leaf for leaf, common in zip(used, tuning, strict=True) if leaf is not common]
-        inputs, changed = [*given, *tuning, *own, *log.buffers[1:]], list[int]()
+        own = [leaf for leaf, common in zip(self._used, tuning, strict=True) if leaf is not common]
+        inputs, changed = [*given, *tuning, *own, *self._log.buffers[1:]], list[int]()
 
         def run(*tensors: Tensor) -> list[Tensor]:
             row, rest = tensors[len(given) - 1], tensors[len(given) :]
             before, of_kernel = self._form(*tensors[: len(given) - 1]), type(tuning)(*rest[: len(tuning)])
-            logged = log.info(row, type(info), rest[len(tuning) + len(own) :])
+            logged = self._log.info(row, type(info), rest[len(tuning) + len(own) :])
             after, adapted = self._adaptation.update(before, of_kernel, logged)
             steps = [a for a, b in zip(self._adaptation.own_steps(after, adapted), adapted, strict=True) if a is not b]
             for old, new in zip([*of_kernel, *rest[len(tuning) :][: len(own)]], [*adapted, *steps], strict=True):
@@ -92,14 +101,23 @@ class Pool:
             return [outputs[i] for i in changed]
 
         with TRACING:
-            traced = make_graph(run, inputs, lambda: changed)
-            if len(changed) == 1:
-                return  # nothing adapts but the row
-            shapes = tuple((t.shape, t.stride(), t.dtype, t.device) for t in inputs)
-            engine = compile_traced(traced, [*inputs, *traced.constants], shapes, 1)
+            # tracing computes, and what it writes into are the run's own
+            traced = make_graph(run, [tensor.clone() for tensor in inputs], lambda: changed)
+            self._idle = len(changed) == 1
+            if not self._idle:
+                shapes = tuple((t.shape, t.stride(), t.dtype, t.device) for t in inputs)
+                inputs += traced.constants
+                self._made = compile_traced(traced, inputs, shapes, 1), inputs, changed
+
+    def prepare(self) -> None:
+        """Have its calls at hand, tried, if there are any."""
+        self.compile()
+        if self._made is None:
+            return
+        engine, inputs, changed = self._made
         with torch.no_grad(), using_threads(1):
             try:
-                self.calls = Replay(engine.run, [*inputs, *traced.constants], changed)
+                self.calls = Replay(engine.run, inputs, changed)
             except NotReplayable:
                 raise Unsuited from None
             self._try(self.calls)
@@ -169,6 +187,10 @@ class Parts:
         self.log, info = first_log(self.program, self.first, self.chunks, ticks, record=record)
         if not all(value.dim() and len(value) == noise.chains for value in info):
             raise Unsuited
+        pool = None
+        if record and averaging is not None and adaptation is not None:
+            pool = Pool(adaptation, self._tuning, self._used, self.first.averaging, self.log, info)
+        self._beside: Callable[[], None] = (lambda: None) if pool is None else pool.compile
         self.parts: list[Compiled] = []
         for begin in range(0, noise.chains, size):
             self.parts.append(self._part(kernel, begin, begin + size, ticks, least_nodes))
@@ -177,8 +199,8 @@ class Parts:
         self.threads = min(len(self.parts), threads() if work >= _SMALL else 1)
         self._fingerprint = fingerprint(kernel.target)
         self._adapting, self._pool = False, None
-        if record and averaging is not None and adaptation is not None:
-            pool = Pool(adaptation, self._tuning, self._used, self.first.averaging, self.log, info)
+        if pool is not None:
+            pool.prepare()
             self._pool = pool if pool.calls is not None else None
         drivers = [_driver(part.calls) for part in self.parts]
         self._team = Team(drivers, None if self._pool is None else _driver(self._pool.calls))
@@ -188,7 +210,7 @@ class Parts:
         known = (self.parts[0].engine, self.parts[0].traced) if self.parts else None
         pairs = zip(self._used, self._tuning, strict=True)
         tuning = type(self._used)(*(own if own is common else own[begin:end] for own, common in pairs))
-        share = Share(chunks, self.log.part(begin, end), tuning, known)
+        share = Share(chunks, self.log.part(begin, end), tuning, known, self._beside)
         state = type(self._home)(*(leaf[begin:end] for leaf in self._home))
         options: dict[str, Any] = {"ticks": ticks, "capture": False, "least_nodes": least_nodes}
         return Compiled(kernel, None, self.noise, state, tuning, None, share=share, **options)

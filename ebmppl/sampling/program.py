@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ebmppl.kernels.adaptation import Adaptation
@@ -178,10 +179,12 @@ def make_graph(
         inputs: of it.
         changed: known once it ran: of which inputs its outputs take the place.
     """
+    from torch._guards import TracingContext, tracing
     from torch._inductor.decomposition import select_decomp_table
 
     pure = torch.func.functionalize(run, remove="mutations")
-    with torch.no_grad():
+    one = FakeTensorMode(allow_fallback_kernels=True)  # or every value gets a mode of its own, a third of the time
+    with torch.no_grad(), tracing(TracingContext(one)):
         graph = make_fx(pure, select_decomp_table())(*inputs)
     _leave_out_factors_of_one(graph)
     constants = _lift(graph)

@@ -65,8 +65,9 @@ class InPainting(Measured):
         return self.values.new_ones(())
 
     def check(self, x: Tensor, t: Tensor) -> None:
-        """Another event shape."""
+        """Another event shape, too."""
         _check_known(self, x)
+        super().check(x, t)
 
 
 class Replacement(Conditional):

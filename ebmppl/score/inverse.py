@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ebmppl.score.base import LinearSDE, over, require
 from ebmppl.score.conditions import Conditional, Score, form, require_positive
 from ebmppl.score.parameterisations import same_shape
-from ebmppl.score.pullback import Pull, pullback
+from ebmppl.score.pullback import Pull, pullback, require_gradient
 
 METHODS = ("pigdm", "tmpd", "dps", "annealed")
 
@@ -74,6 +74,11 @@ class Measured(Conditional):
         else:
             score, gradient = self._through_denoised(x, t)
         return score + over(self.given("scale", x), x) * gradient
+
+    def check(self, x: Tensor, t: Tensor) -> None:
+        """A score without the gradient that the method goes through."""
+        if self.method != "annealed":
+            require_gradient(lambda at: self.denoiser.score(at, t), x, "a score")
 
     def _annealed(self, x: Tensor, t: Tensor) -> Tensor:
         """Of x0 given x alone, N(x / a, r^2 I)."""
@@ -202,6 +207,7 @@ class LinearGuidance(Measured):
         return self.squares
 
     def check(self, x: Tensor, t: Tensor) -> None:
-        """Another dimension."""
+        """Another dimension, too."""
         wanted = x[0].numel()
         require(self.rows.shape[1] == wanted, f"a matrix (measurements, {wanted})", tuple(self.rows.shape))
+        super().check(x, t)

@@ -17,6 +17,7 @@ from ebmppl.score.base import SDE, LinearSDE, over, require
 from ebmppl.score.conditions import chosen_rows, num_conditions
 from ebmppl.score.ode import CALLS, Field, attempt, error_ratio, factor, first_step
 from ebmppl.score.parameterisations import same_shape
+from ebmppl.score.pullback import require_gradient
 
 _LEAST_STEP = {torch.float64: 1e-9, torch.float32: 1e-5}  # of the time, under which a tolerance can't be met
 
@@ -131,7 +132,8 @@ def _check(
     )
     require(all(0 < tol < math.inf for tol in tolerances), "rtol > 0 and atol > 0", tolerances)
     require(0 < t_min < sde.t_max, f"t_min in (0, {sde.t_max:g})", t_min)
-    require(probes is None or probes >= 1, "at least 1 probe, or None", probes)
+    whole = isinstance(probes, int) and not isinstance(probes, bool)
+    require(probes is None or (whole and probes >= 1), "at least 1 probe, or None", probes)
 
 
 def _signs(probes: int | None, flat: Tensor, seed: int, *, same: bool) -> Tensor | None:
@@ -152,7 +154,8 @@ def _flow(
     signs: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """Ends, integrals of the divergence ``(batch, 1)`` or of its estimates ``(batch, probes)``, failures and rows."""
-    same_shape(score(x, x.new_full((len(x),), t_min)), x)
+    begun = x.new_full((len(x),), t_min)
+    same_shape(require_gradient(lambda at: score(at, begun), x, "a score"), x)
     flat, event = x.reshape(len(x), -1), x.shape[1:]
 
     by_row, none = num_conditions(score) is not None, 1 if signs is None else len(signs)

@@ -77,6 +77,7 @@ class ScorePrediction(Parameterisation):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """The output."""
+        self.sde.require_times(t)
         return self.output(x, t, labels)
 
 
@@ -203,6 +204,7 @@ class EnergyGradient(Parameterisation):
 
     def energy(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Energies ``(batch,)`` in nats."""
+        self.sde.require_times(t)
         energy = self.called(x, t, labels)
         if energy.shape != x.shape[:1]:
             raise ValueError(f"expected energies of shape ({len(x)},), got {tuple(energy.shape)}")

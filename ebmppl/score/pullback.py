@@ -37,3 +37,27 @@ def value_and_grad(fn: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, T
     """Values ``(batch,)`` of rows that don't depend on one another, and their gradients ``(batch, *event)``; see ``pullback``."""
     values, _, pull = pullback(lambda at: (fn(at), at), x)
     return values, pull(torch.ones_like(values)) if pull is not None else torch.zeros_like(x)
+
+
+def require_gradient(fn: Callable[[Tensor], Tensor], x: Tensor, what: str) -> Tensor:
+    """Values at x of a function of points; ``ValueError`` where they change from point to point, but never with a gradient.
+
+    So are those of a function that is detached, or steps.
+    """
+
+    def look(at: Tensor) -> tuple[Tensor, bool]:
+        values, _, pull = pullback(lambda point: (fn(point), point), at)
+        if not isinstance(values, Tensor) or pull is None:
+            return values, not isinstance(values, Tensor)
+        v = torch.linspace(1, 2, values.numel(), dtype=values.dtype, device=values.device)
+        return values, bool((pull(v.view(values.shape)) != 0).any())
+
+    first, good = look(x)
+    if good:
+        return first
+    others = [look(at) for at in (-x, x + 1, 2 * x)]
+    if not any(good for _, good in others) and any(bool((values != first).any()) for values, _ in others):
+        raise ValueError(
+            f"expected {what} that is differentiable in x, got one that changes in steps, or detached: its gradient is 0"
+        )
+    return first

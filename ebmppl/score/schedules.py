@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -126,6 +127,16 @@ def _require_levels(num_levels: int, sigma_min: float, sigma_max: float) -> None
 def _require_grid(sde: SDE, num_steps: int, t_min: float) -> None:
     require(num_steps >= 1, "at least 1 step", num_steps)
     require(0 < t_min < sde.t_max, f"t_min in (0, {sde.t_max:g})", t_min)
+
+
+def decreasing(name: str, values: object) -> Tensor:
+    """Positive, decreasing numbers, a tensor or a sequence of such, as float64 ``(many,)`` on the CPU; else ``ValueError``."""
+    if not isinstance(values, Tensor):
+        numbers = isinstance(values, Sequence) and all(isinstance(v, (int, float)) for v in values)
+        require(numbers, f"{name} as a tensor or a sequence of numbers", repr(values))
+        values = torch.tensor(values, dtype=torch.float64)
+    require_decreasing(name, values)
+    return values.detach().to("cpu", torch.float64)
 
 
 def require_decreasing(name: str, values: Tensor) -> None:
