@@ -23,6 +23,7 @@ LAYERS = [
 UPWARD = {
     "kernels/base.py": {"sampling"},  # Pyro's interface, written once in the base
     "kernels/under_pyro.py": {"sampling"},  # and the chains behind it
+    "score/velocity.py": {"sampling"},  # compiled for likelihoods
     "sampling/mcmc.py": {"diagnostics", "interop"},  # mcmc.to_arviz(), mcmc.summary()
 }
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import ebmppl as eb
 from ebmppl.errors import EnergyError, SamplingWarning
 from ebmppl.kernels.score import SteppedKernel
+from ebmppl.sampling.apart import advance_together
 from ebmppl.sampling.chains import Chains
 from ebmppl.score import (
     VE,
@@ -593,6 +594,28 @@ def broken_at(lowest: float, highest: float) -> Callable[[Tensor, Tensor], Tenso
         return torch.where(bad.unsqueeze(1), math.nan, -x)
 
     return score
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda score: eb.ReverseSDE(score, VP(), (2,), 7),
+        lambda score: eb.ReverseSDE(score, VP(), (2,), 7, last_noise=True),
+        lambda score: eb.ReverseSDE(score, generic(VP()), (2,), 7, "heun"),
+        lambda score: eb.ProbabilityFlow(score, VP(), (2,), 7, "dpm_solver_3m"),
+        lambda score: eb.ProbabilityFlow(score, VP(), (2,), 7, "euler", forward=True),
+    ],
+)
+def test_ticks_without_infos_give_the_same_states(make: Callable[[Any], SteppedKernel]) -> None:
+    """Bit for bit, over the ends of draws, one of which fails in some chains."""
+    kernel = make(broken_at(0.3, 0.6))
+    many, one = (Chains(kernel, normal(20, 2), 1, record=False) for _ in range(2))
+    rates: list[Tensor] = []
+    many.now = advance_together(kernel, many.noise, many.now, 17, rates)
+    wanted = [one._tick(adapt=False).acceptance_rate for _ in range(17)]
+    torch.testing.assert_close(tuple(many.now.state), tuple(one.now.state), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(rates, wanted, rtol=0, atol=0)
+    assert 0 < int((many.now.state.failure != 0).sum()) < 20
 
 
 @pytest.mark.parametrize(

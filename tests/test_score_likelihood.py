@@ -14,8 +14,9 @@ from torch import Tensor
 
 import ebmppl as eb
 from ebmppl.errors import SamplingWarning
-from ebmppl.score import VP, GenericSDE, LinearSDE, SubVP
-from ebmppl.score.ode import attempt
+from ebmppl.sampling import functions
+from ebmppl.score import VP, GenericSDE, LinearSDE, SubVP, TimeMLP, likelihood
+from ebmppl.score.ode import Field, attempt, solve
 from tests.score_targets import MIXTURE, PARAMETERS, DiffusedMixture, sdes
 
 F64 = torch.float64
@@ -134,6 +135,73 @@ def test_the_drifts_own_divergence(probes: int | None) -> None:
     torch.testing.assert_close(flat.divergence, wanted.expand(3), rtol=0, atol=1e-4)  # nats, at the default tolerance
 
 
+def test_compiled_values_are_the_eager_ones() -> None:
+    """In float64 at a tolerance of 1e-8, whose errors are a thousandth of what is allowed here; other parameters are seen."""
+    torch.manual_seed(0)
+    network, sde, x = TimeMLP((2,), (8,)).double(), VP(), torch.cat([normal(5, 2), 30 * normal(1, 2)])
+    value = lambda backend: eb.log_likelihood(network, sde, x, 1e-8, 1e-8, probes=2, backend=backend)
+    before = value("eager")
+    compiled = value("inductor")
+    torch.testing.assert_close(compiled.value, before.value, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(compiled.std_error, before.std_error, rtol=1e-6, atol=1e-6)
+    assert (
+        before.rows < compiled.rows < 1.5 * before.rows
+    )  # points that have ended are kept for a while: steps are compiled
+    (known,) = {id(v.engine) for k, v in functions._known.items() if k[0].startswith("divergence torch.Size([2]) 2")}
+    with torch.no_grad():
+        network.last.weight.mul_(2.0)
+    torch.testing.assert_close(value("inductor").value, value("eager").value, rtol=1e-6, atol=1e-6)
+    network.load_state_dict({k: 0.5 * v for k, v in network.state_dict().items()}, assign=True)
+    torch.testing.assert_close(value("inductor").value, value("eager").value, rtol=1e-6, atol=1e-6)
+    assert float((value("eager").value - before.value).abs().min()) > 1e-3
+    assert known in {id(v.engine) for v in functions._known.values()}  # compiled once
+
+
+def test_what_cannot_be_compiled_runs_eagerly() -> None:
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        return -x if float(x.detach().sum()) < 1e9 else x
+
+    x = normal(3, 2)
+    with pytest.warns(SamplingWarning, match="the flow runs eagerly, slower: .*"):
+        found = eb.log_likelihood(score, VP(), x, backend="inductor")
+    torch.testing.assert_close(found.value, eb.log_likelihood(score, VP(), x).value, rtol=0, atol=1e-12)
+
+
+def test_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of at most 6 numbers, so 3 points: the last one takes points of the one before again."""
+    mixture, x = DiffusedMixture(VP(), *MIXTURE), normal(7, 2)
+    values = lambda: eb.log_likelihood(mixture, VP(), x, probes=2)
+    whole = values()
+    monkeypatch.setattr(likelihood, "_NUMBERS", 6)
+    parts = values()
+    for name in ("value", "std_error", "end", "divergence"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-9, atol=1e-9)
+    assert parts.rows > whole.rows
+
+
+def test_rows_that_have_ended_change_nothing_beside_others() -> None:
+    """x' = c x for rows of different c, one of which ends in NaN half way: with the ended kept in the batch, and without."""
+    rates, seen = torch.tensor([0.0, 1.0, -30.0, 5.0, 5.0], dtype=F64), []
+
+    def fields(rows: Tensor) -> tuple[Field, Field]:
+        def field(y: Tensor, t: Tensor) -> Tensor:
+            seen.append(len(y))
+            broken = (rows == 4) & (t > 0.5)
+            return torch.where(broken, math.nan, rates[rows] * t).unsqueeze(1) * y
+
+        return field, field
+
+    start = torch.ones(5, 1, dtype=F64)
+    kept = solve(fields, start, 0.1, 1.0, 1e-8, 1e-8, fewest=0.4)
+    assert set(seen) == {5, 2}  # two of five are 0.4 of them
+    alone = solve(fields, start, 0.1, 1.0, 1e-8, 1e-8)
+    torch.testing.assert_close(kept.end, alone.end, rtol=0, atol=0)
+    torch.testing.assert_close(kept.failed_at, alone.failed_at, rtol=0, atol=0)
+    torch.testing.assert_close(kept.end[:4, 0], (rates[:4] * 0.495).exp(), rtol=1e-6, atol=1e-8)
+    assert (kept.failed_at > 0).tolist() == [False, False, False, False, True]
+    assert kept.rows > alone.rows
+
+
 def test_bits_per_dimension() -> None:
     """A uniform density on [0, 1) has 8 bits for each of 256 levels."""
     value, zero = torch.zeros(2), torch.zeros(2)
@@ -168,6 +236,7 @@ def test_modes_of_modules_are_kept() -> None:
         (lambda: eb.log_likelihood(lambda x, t: x, VP(), normal(2, 2), rtol=0.0), "rtol > 0 and atol > 0"),
         (lambda: eb.log_likelihood(lambda x, t: x, VP(), normal(2, 2), t_min=0.0), r"t_min in \(0, 1\), got 0.0"),
         (lambda: eb.log_likelihood(lambda x, t: x, VP(), normal(2, 2), probes=0), "at least 1 probe, or None, got 0"),
+        (lambda: eb.log_likelihood(lambda x, t: x, VP(), normal(2, 2), backend="cuda"), "'inductor', got 'cuda'"),
         (
             lambda: eb.log_likelihood(lambda x, t: x, VP(), normal(2, 2), probes=1.5),
             "at least 1 probe, or None, got 1.5",

@@ -306,11 +306,14 @@ def test_in_painting_digits(
 def test_in_painting_real_digits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every way is nearer to the hidden pixels than the average digit is. A minute of one core."""
+    """Every way is nearer to the hidden pixels than the average digit is. A minute and a half of one core.
+
+    A model of fewer steps is not good enough for that (1,500 of the 4,000: 4.3 to 4.6 levels, the average digit 4.3).
+    """
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(TUTORIALS))
-    assert tutorial("inpainting_digits").main(epochs=150, n=10, chains=6) == 0
+    assert tutorial("inpainting_digits").main() == 0
     assert quietly_written(tmp_path, "inpainting_digits")
 
 

@@ -94,7 +94,7 @@ def _apart(rows: Tensor) -> Tensor:
 def _likeness(rows: Tensor, bandwidth: float | None) -> Tensor:
     if bandwidth is None:
         some = torch.pdist(rows)  # every pair once, which has the same median as twice, in half the memory
-        some = some[some > 0]
+        some = some if bool(some.all()) else some[some > 0]  # a copy of as much memory only where it is needed
         bandwidth = float(some.median()) if len(some) else 1.0
         del some
     return _apart(rows).div_(positive("bandwidth", bandwidth)).square_().mul_(-0.5).exp_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -14,7 +15,7 @@ from ebmppl.energies.function import same_energy
 from ebmppl.errors import EnergyError
 from ebmppl.kernels.accept import not_finite, select, some
 from ebmppl.kernels.base import Kernel, Noise, NoiseSpec, positive, require
-from ebmppl.score.base import SDE, over
+from ebmppl.score.base import SDE
 from ebmppl.score.conditions import check_conditions, choosing_rows
 from ebmppl.score.parameterisations import same_shape
 
@@ -220,27 +221,56 @@ class SteppedKernel(ScoreKernel):
             specs[self._start] = NoiseSpec("normal", self._event, held=self._ticks)
         return specs
 
+    def _moved(
+        self, x: Tensor, time: Tensor, score: Tensor, row: Sequence[Tensor], history: Tensor, noise: Noise
+    ) -> tuple[Tensor, Tensor]:
+        """Points after the step of a row of the table, and what is kept for the ones to come."""
+        kept, sde = self._kept, self.target.sde
+        if self._steps.drift is not None and sde is not None:
+            score = torch.addcmul(sde.drift(x, time), row[-1], score)
+        new = torch.addcmul(row[1] * x, row[2], score)
+        if self._noisy:
+            new = torch.addcmul(new, row[3], noise["normal"])
+        if kept:
+            for j, by_history in enumerate(row[4 : 4 + kept]):
+                new = torch.addcmul(new, by_history, history[:, j])
+            q = torch.addcmul(row[4 + kept] * x, row[5 + kept], score).unsqueeze(1)
+            history = torch.cat([q, history[:, :-1]], 1)
+        return new, history
+
+    def ticks(self, state: SteppedState, tuning: SteppedTuning, noise: Sequence[Noise]) -> tuple[Any, list[Tensor]]:
+        """On a CPU, without what only an info tells: as of small networks it takes most of a tick's time."""
+        if not state.point.is_cpu:
+            return super().ticks(state, tuning, noise)
+        position, x, history, begun, steps, failed_at, failure = state
+        step, rows, rates = int(steps[0]), tuning.table.unbind(0), []
+        rate = (failed_at == 0).to(x.dtype)
+        for numbers in noise:
+            row = rows[step].unbind(0)
+            time = row[0].expand(len(x))
+            score = self.target.fn(x, time)
+            sums = score.reshape(len(x), -1).sum(1)
+            if not math.isfinite(float(sums.sum())):
+                failed_at = torch.where((failed_at == 0) & not_finite(sums), time, failed_at)
+                rate = (failed_at == 0).to(x.dtype)
+            x, history = self._moved(x, time, score, row, history, numbers)
+            step += 1
+            rates.append(rate)
+            if step == self._ticks:
+                position, x, step = x, self.start(numbers[self._start]) if self._renew else begun, 0
+                history, failure, failed_at = torch.zeros_like(history), failed_at, torch.zeros_like(failed_at)
+                rate = torch.ones_like(rate)
+        return SteppedState(position, x, history, begun, torch.full_like(steps, step), failed_at, failure), rates
+
     def tick(self, state: SteppedState, tuning: SteppedTuning, noise: Noise) -> tuple[SteppedState, ScoreInfo]:
         """One step of every chain."""
         x, target = state.point, self.target
         # all chains are at the same step, so one row of the table serves them
-        time, *rest = tuning.table.index_select(0, state.step[:1]).unbind(1)
-        time = time.expand(len(x))
-        point, by_score, by_noise, *rest = (over(c, x) for c in rest)
-        by_history, rest = rest[: self._kept], rest[self._kept :]
+        row = tuning.table.index_select(0, state.step[:1]).squeeze(0).unbind(0)
+        time = row[0].expand(len(x))
         score = target.fn(x, time)
         bad = not_finite(score.reshape(len(x), -1).sum(1))
-        if self._steps.drift is not None and target.sde is not None:
-            score = torch.addcmul(target.sde.drift(x, time), rest[2], score)
-        new = torch.addcmul(point * x, by_score, score)
-        if self._noisy:
-            new = torch.addcmul(new, by_noise, noise["normal"])
-        history = state.history
-        if self._kept:
-            for j, c in enumerate(by_history):
-                new = torch.addcmul(new, c, history[:, j])
-            q = torch.addcmul(rest[0] * x, rest[1], score).unsqueeze(1)
-            history = torch.cat([q, history[:, :-1]], 1)
+        new, history = self._moved(x, time, score, row, state.history, noise)
         n_steps = state.step + 1
         done = n_steps == self._ticks
         first = (state.failed_at == 0) & bad

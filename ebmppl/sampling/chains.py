@@ -209,7 +209,7 @@ class Chains:
         self.prepare(n, values=False)
         ticks = n * self.kernel.ticks_per_draw if self.kernel.in_step else None
         unseen = observe is None and not adapt
-        if ticks is not None and unseen and (self.compiled is not None or rates is not None):
+        if ticks is not None and unseen:
             for first in range(0, ticks, self._most_ticks):
                 count = min(self._most_ticks, ticks - first)
                 if self.compiled is None:

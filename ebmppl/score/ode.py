@@ -24,6 +24,7 @@ _ERROR = tuple(a - b for a, b in zip((*_LAST, 0.0), _FOURTH, strict=True))
 _SAFETY, _LEAST, _MOST = 0.9, 0.2, 5.0
 _STEERS = 0  # the stage whose slope is in no result: _LAST[1] and _ERROR[1] are 0
 CALLS = 6  # of the field for a step
+_LEAST_STEP = {torch.float64: 1e-9, torch.float32: 1e-5}  # of the time, under which a tolerance can't be met
 
 
 class Attempt(NamedTuple):
@@ -79,3 +80,64 @@ def _sum(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
         if weight:
             total = torch.add(total, slope, alpha=weight)
     return total
+
+
+class Solution(NamedTuple):
+    """Of every row."""
+
+    end: Tensor  # (rows, n)
+    failed_at: Tensor  # (rows,), a time, or 0 where it arrived
+    rows: int  # that the field was asked for in all
+
+
+def solve(
+    fields: Callable[[Tensor], tuple[Field, Field]],
+    y: Tensor,
+    first: float,
+    last: float,
+    rtol: float,
+    atol: float,
+    fewest: float = 1.0,
+) -> Solution:
+    """From points ``(rows, n)`` at the time ``first`` to the time ``last``, every row by steps of its own.
+
+    Args:
+        fields: from numbers of rows to their field and its steering, see ``attempt``.
+        y: the points.
+        first: the first time.
+        last: the last one, later.
+        rtol: relative tolerance of a step, > 0.
+        atol: absolute tolerance, > 0.
+        fewest: the share of rows under way, in (0, 1], from which on those that have ended are left out.
+    """
+    span, least = last - first, _LEAST_STEP.get(y.dtype, 1e-3) * (last - first)
+    ends, failed_at = y.clone(), y.new_zeros(len(y))
+    active = torch.arange(len(y), device=y.device)
+    live = torch.ones_like(active, dtype=torch.bool)
+    t = y.new_full((len(y),), first)
+    flow, steering = fields(active)
+    velocity = flow(y, t)
+    h, rows = first_step(y, velocity, span, rtol, atol), len(y)
+    while len(active):
+        left = last - t
+        final = h >= left
+        size = torch.minimum(h, left)
+        tried = attempt(flow, y, t, size, velocity, steering=steering)
+        rows += CALLS * len(active)
+        ratio = error_ratio(tried, y, rtol, atol)
+        taken, h = ratio <= 1, size * factor(ratio)
+        column = taken.unsqueeze(1)
+        y, velocity = torch.where(column, tried.end, y), torch.where(column, tried.velocity, velocity)
+        failed = ~taken & (h < least)
+        t = torch.where(taken, t + size, t)
+        over_now = ((taken & final) | failed) & live
+        if not bool(over_now.any()):
+            continue
+        ends[active[over_now]] = y[over_now]
+        failed_at[active[failed & live]] = t[failed & live]
+        live = live & ~over_now
+        if int(live.sum()) <= fewest * len(live):
+            active, y, velocity, t, h = (v[live] for v in (active, y, velocity, t, h))
+            live = live[live]
+            flow, steering = fields(active)
+    return Solution(ends, failed_at, rows)
