@@ -16,7 +16,7 @@ from ebmppl.energies.discrete import indexed
 from ebmppl.kernels.gibbs import BlockSweep, Gibbs
 from ebmppl.kernels.layer_sweep import LayerSweep
 from ebmppl.kernels.pair_sweep import PairSweep
-from ebmppl.kernels.words import LEAST, labels, thresholds, upper_by_word, words
+from ebmppl.kernels.words import LEAST, bits_by_word, labels, thresholds, upper_by_word, words
 from ebmppl.models import BernoulliRBM, Graph, Ising
 from ebmppl.sampling.chains import Chains
 from tests.discrete import exact_draws, law, number, p_value
@@ -113,6 +113,25 @@ def test_probabilities_are_exact_to_one_in_two_to_the_32(dtype: torch.dtype) -> 
     assert bool((chance >= 1).all() & (chance <= 2.0**32 - 1).all())  # never impossible, never certain
     table = thresholds(log_odds).double() - LEAST
     assert bool(((table - wanted).abs() <= 1.0).all() & (table >= 1).all() & (table <= 2.0**32 - 1).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_bits_by_words_are_as_probable_as_their_log_odds(dtype: torch.dtype) -> None:
+    """Of all 2^32 words those that draw the less probable bit are -1, -2, ... (1) or 0, 1, ... (0): as many as its share."""
+    log_odds = torch.tensor([-400.0, -90.0, -21.0, -5.0, -0.3, 0.0, 1e-3, 2.0, 17.0, 21.0, 89.0, 400.0], dtype=dtype)
+    rare, side = (log_odds <= 0).to(dtype), torch.where(log_odds > 0, 1, -1)
+    low, high = torch.ones(len(log_odds), dtype=torch.int64), torch.full((len(log_odds),), 1 << 31)  # of abs(word)
+    assert torch.equal(bits_by_word(log_odds, (side * low).to(torch.int32)), rare)  # never impossible
+    while bool((high - low > 1).any()):
+        middle = (low + high) // 2
+        drawn = bits_by_word(log_odds, (side * middle).to(torch.int32)) == rare
+        low, high = torch.where(drawn, middle, low), torch.where(drawn, high, middle)
+        other = bits_by_word(log_odds, (-side * middle).to(torch.int32))
+        assert torch.equal(other[log_odds != 0], (1 - rare)[log_odds != 0])  # at 0 the last word may be rounded to 2^31
+    wanted = torch.sigmoid(-log_odds.double().abs()) * 2.0**32
+    # float32 rounds log-odds' exponentials, sums, words and reciprocals, each to 6e-8; 0 and one end more or less
+    rounding = 2.0 + wanted * (4e-7 if dtype == torch.float32 else 1e-12)
+    assert bool(((low - wanted).abs() <= rounding).all())
 
 
 def test_ties_go_by_every_bit() -> None:

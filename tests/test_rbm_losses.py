@@ -16,6 +16,7 @@ from ebmppl.energies import Energy
 from ebmppl.kernels import Gibbs
 from ebmppl.kernels.layer_sweep import JointSweep
 from ebmppl.losses import CD, PCD, Loss
+from ebmppl.losses.base import all_bits
 from ebmppl.models import BernoulliRBM
 from ebmppl.partition import Exact
 from ebmppl.sampling.chains import Chains
@@ -120,7 +121,7 @@ def test_log_odds_at_hand_are_those_of_the_parameters_as_they_are(make: Any, k: 
     bound = make(k, kernel=Gibbs, seed=5)(model.joint)
     seen: list[tuple[Tensor, Tensor]] = []
     inside = bound.gap
-    bound.gap = lambda x, end, known=None: seen.append((x, end)) or inside(x, end, known)
+    bound.gap = lambda x, end, known: seen.append((x, known["visible"])) or inside(x, end, known)
     for step in range(4):
         bound.train(step != 2)
         model.zero_grad()
@@ -129,13 +130,69 @@ def test_log_odds_at_hand_are_those_of_the_parameters_as_they_are(make: Any, k: 
         found = flat(model)
         model.zero_grad()
         x, end = seen[-1]
-        wanted = model(x[:, :4]).mean() - model(end[:, :4].to(F64)).mean()
+        wanted = model(x[:, :4]).mean() - model(end).mean()
         wanted.backward()
         torch.testing.assert_close(value, wanted, **EXACT)
         torch.testing.assert_close(found, flat(model), **EXACT)
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.sub_(0.3 * parameter.grad)
+
+
+class Whole(Gibbs):
+    """Makes all of its ticks."""
+
+    def known_after(self, state: Any, tuning: Any, noise: Any) -> None:
+        return None
+
+
+class Anew(Gibbs):
+    """Begins every step from the points."""
+
+    def renew(self, state: Any) -> Any:
+        return self.resume(*self.held(state))
+
+
+@pytest.mark.parametrize(("make", "other"), [(partial(CD, 2), Whole), (partial(PCD, 2, num_chains=9), Anew)])
+def test_what_is_left_out_changes_nothing(make: Any, other: Any) -> None:
+    """Last hidden bits that nobody looks at, and points that nobody moved: steps are the same, bit for bit."""
+    found = []
+    for kernel in (Gibbs, other):
+        model = rbm()
+        bound = make(kernel=kernel, seed=5)(model.joint)
+        optim = torch.optim.SGD(model.parameters(), 0.3)
+        for step in range(4):
+            optim.zero_grad()
+            bound(data_of(model, seed=step)).backward()
+            optim.step()
+        found.append((torch.cat([p.detach().flatten() for p in model.parameters()]), bound.diagnostics()))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1]["gap"] == found[1][1]["gap"]
+    assert found[0][1]["acceptance"] == found[1][1]["acceptance"] == 1.0
+
+
+def test_persistent_chains_that_were_put_elsewhere_go_on_from_there() -> None:
+    """In place, as ``load_state_dict`` and roll-backs do: as a loss does that had the points from the start."""
+    model, x = rbm(), data_of(rbm())
+    bounds = [PCD(kernel=Gibbs, num_chains=400, seed=5)(model.joint) for _ in range(2)]
+    for bound in bounds:
+        bound(x)
+    zeros = torch.zeros_like(bounds[0].points)
+    bounds[0].points.copy_(zeros)
+    bounds[1].load_state_dict({**bounds[1].state_dict(), "points": zeros})
+    fresh = PCD(kernel=Gibbs, num_chains=400, seed=5)(model.joint)
+    fresh.load_state_dict({**bounds[0].state_dict()})
+    unmoved = PCD(kernel=Gibbs, num_chains=400, seed=5)(model.joint)
+    unmoved(x)
+    values = [bound(x).item() for bound in (*bounds, fresh, unmoved)]
+    assert values[0] == values[1] == values[2] != values[3]
+
+
+def test_bits_are_told_from_all_other_numbers() -> None:
+    good = torch.tensor([0.0, 1.0, -0.0])
+    others = (0.5, 2.0, -1.0, 1 + 2.0**-23, 1 - 2.0**-24, 1e-38, -1e-38, torch.inf, -torch.inf, torch.nan)
+    assert all_bits(good)
+    assert [other for other in others if all_bits(torch.cat([good, torch.tensor([other])]))] == []
 
 
 def test_chains_of_losses_record_no_energies() -> None:

@@ -85,7 +85,7 @@ def test_training_in_the_plane_fails_and_recovers(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     module = tutorial("train_2d")
-    assert module.main(steps=60, points=1000) in (0, 1)  # too short for a good model
+    assert module.main(steps=60, failing=60, points=1000) in (0, 1)  # too short for a good model
     for name in ("energy", "gap"):
         assert (tmp_path / f"out/train_2d_{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "Held-out log-likelihood" in capsys.readouterr().out

@@ -52,6 +52,7 @@ class Kernel(MCMCKernel):
         proportional: fields of the state, where it has them, that double when the energy does.
         step_size_by_chain: whether ``step_size`` in the tuning may be ``(chains,)``, one for each chain.
         independent: whether a chain's draws don't depend on those before.
+        looks_at_points: whether ``prepare`` looks at the points.
     """
 
     calls_per_tick: ClassVar[int] = 1
@@ -61,6 +62,7 @@ class Kernel(MCMCKernel):
     proportional: ClassVar[tuple[str, ...]] = ("energy", "grad")
     step_size_by_chain: ClassVar[bool] = False
     independent: ClassVar[bool] = False
+    looks_at_points: ClassVar[bool] = True
 
     energy: Energy
     target: Energy
@@ -115,9 +117,19 @@ class Kernel(MCMCKernel):
         """The state of chains that held this, under the energy as it is now."""
         return self.init(x)
 
+    def renew(self, state: Any) -> Any:
+        """The state of the same chains under the energy as it is now."""
+        return self.resume(*self.held(state))
+
     def known(self, state: Any) -> dict[str, Tensor]:
         """What ticks came upon at their last positions, by name, and a caller would have to compute again."""
         return {}
+
+    def known_after(
+        self, state: Any, tuning: Any, noise: Sequence[Noise]
+    ) -> tuple[dict[str, Tensor], list[Tensor]] | None:
+        """What ``known`` would tell after these eager ticks, and acceptance rates; None where that takes all of ``ticks``."""
+        return None
 
     def random_dtype(self, x: Tensor) -> torch.dtype:
         """Of the random numbers of chains at such points."""

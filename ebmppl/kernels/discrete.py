@@ -28,6 +28,11 @@ class DiscreteKernel(Kernel):
         self._levels = levels_of(self.target)
         self.num_coordinates = self.target.event_shape.numel()
 
+    @property
+    def integers(self) -> bool:
+        """Whether states hold points as integers, so that it is best to begin with such."""
+        return True
+
     def random_dtype(self, x: Tensor) -> torch.dtype:
         """That of the energy."""
         return dtype_and_device(self.target)[0]

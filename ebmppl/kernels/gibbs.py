@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -70,6 +70,8 @@ class Gibbs(DiscreteKernel):
         ValueError: for a continuous energy.
     """
 
+    looks_at_points: ClassVar[bool] = False
+
     def __init__(self, energy: Energy, *, record_energy: bool = True) -> None:
         super().__init__(energy)
         require(isinstance(record_energy, bool), "record_energy as True or False", repr(record_energy))
@@ -85,9 +87,22 @@ class Gibbs(DiscreteKernel):
         elif isinstance(self._conditionals, BothLayers):
             self._sweep = JointSweep(self._conditionals.layers, self._levels, dtype_and_device(self.target)[0])
 
+    @property
+    def integers(self) -> bool:
+        """Not of two layers, ready for products."""
+        return not isinstance(self._sweep, TwoLayers)
+
     def init(self, x: Tensor) -> Any:
         """State at points ``(chains, *event)``."""
         return self._sweep.init(self.flat(x))
+
+    def resume(self, x: Tensor, *more: Tensor) -> Any:
+        """Of both layers a look at x, which no sweep changes."""
+        return self._sweep.init(x.detach(), own=False) if isinstance(self._sweep, JointSweep) else self.init(x)
+
+    def renew(self, state: Any) -> Any:
+        """Sweeps begin with points alone."""
+        return state
 
     def init_tuning(self, x: Tensor) -> NoTuning:
         """None."""
@@ -114,14 +129,24 @@ class Gibbs(DiscreteKernel):
     def tick(self, state: Any, tuning: NoTuning, noise: Noise) -> tuple[Any, Any]:
         """One sweep of every chain."""
         state = self._sweep.sweep(state, noise)
-        chains = next(iter(noise.values())).shape[0]
-        dtype = state[0].dtype if isinstance(self._sweep, TwoLayers) else self.random_dtype(state[0])
-        rate = torch.ones(chains, dtype=dtype, device=state[0].device)
+        chains = _chains(noise)
+        rate = torch.ones(chains, dtype=self._real(state), device=state[0].device)
         done = torch.ones(chains, dtype=torch.bool, device=state[0].device)
         if not self.record_energy:
             return state, GibbsInfoWithoutEnergy(done, rate, ~done)
         energy = self._sweep.energies(state)
         return state, GibbsInfo(done, -energy, energy, rate.to(energy.dtype), not_finite(energy))
+
+    def ticks(self, state: Any, tuning: NoTuning, noise: Sequence[Noise]) -> tuple[Any, list[Tensor]]:
+        """Sweeps of which only the end counts."""
+        rates: list[Tensor] = []
+        for row in noise:
+            state = self._sweep.sweep(state, row)
+            rates = rates or [torch.ones(_chains(row), dtype=self._real(state), device=state[0].device)]
+        return state, rates * len(noise)
+
+    def _real(self, state: Any) -> torch.dtype:
+        return state[0].dtype if isinstance(self._sweep, TwoLayers) else self.random_dtype(state[0])
 
     def position(self, state: Any) -> Tensor:
         """The chains' last draws ``(chains, *event)``."""
@@ -131,6 +156,20 @@ class Gibbs(DiscreteKernel):
     def known(self, state: Any) -> dict[str, Tensor]:
         """Of both layers of a model, after a sweep, the ``visible`` units and their ``hidden_logits``."""
         return self._sweep.known(state) if isinstance(self._sweep, JointSweep) else {}
+
+    def known_after(
+        self, state: Any, tuning: NoTuning, noise: Sequence[Noise]
+    ) -> tuple[dict[str, Tensor], list[Tensor]] | None:
+        """Of both layers of a model: the last hidden bits needn't be drawn."""
+        if not isinstance(self._sweep, JointSweep):
+            return None
+        state, rates = self.ticks(state, tuning, noise[:-1])
+        half = self._sweep.half(state, noise[-1])
+        return self._sweep.known(half), [*rates, half.visible.new_ones(len(half.visible))]
+
+
+def _chains(noise: Noise) -> int:
+    return next(iter(noise.values())).shape[0]
 
 
 class BlockSweep:

@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 from ebmppl.energies.discrete import Layers, Levels
 from ebmppl.kernels.base import Noise, NoiseSpec
 from ebmppl.kernels.discrete import draw_level
-from ebmppl.kernels.words import KEYS, labels, uniform_of, upper_by_word, words
+from ebmppl.kernels.words import KEYS, bits_by_word, labels, uniform_of, upper_by_word, words
 
 
 class LayerState(NamedTuple):
@@ -39,30 +39,34 @@ class TwoLayers:
 
     def __init__(self, layers: Layers, levels: Levels, dtype: torch.dtype) -> None:
         self.layers, self.levels, self.dtype = layers, levels, dtype
-        self._sizes = [layers.num_hidden, len(levels.table)]
-        self._labels = labels(sum(self._sizes))
+        number = layers.num_hidden
+        self._of_hidden, self._of_visible = labels(number), labels(len(levels.table), number)
         self._bits = levels.most == 2 and bool((levels.table == torch.arange(2)).all())
 
     def noise(self) -> dict[str, NoiseSpec]:
         """Two keys."""
         return {"keys": KEYS}
 
-    def words(self, noise: Noise, device: torch.device) -> tuple[Tensor, Tensor]:
-        """For the hidden bits, and for the visible units."""
-        first, second = noise["keys"].unsqueeze(2).unbind(1)
-        of_hidden, of_visible = words(self._labels.to(device), first, second).split(self._sizes, 1)
-        return of_hidden, of_visible
+    def hidden(self, logits: Tensor, noise: Noise) -> Tensor:
+        """Hidden bits by their log-odds."""
+        return bits_by_word(logits, _words(self._of_hidden, noise, logits.device))
 
-    def visible(self, h: Tensor, word: Tensor) -> Tensor:
+    def visible(self, h: Tensor, noise: Noise) -> Tensor:
         """Visible units given hidden bits."""
-        logits = self.layers.visible_logits(h)
+        logits, word = self.layers.visible_logits(h), _words(self._of_visible, noise, h.device)
         if logits.dim() == 2 and self._bits:
-            return upper_by_word(logits, word).to(h.dtype)
+            return bits_by_word(logits, word)
         values = self.levels.table.to(h.device, h.dtype)
         if logits.dim() == 2:
             return torch.where(upper_by_word(logits, word), values[:, 1], values[:, 0])
         drawn = draw_level(logits, uniform_of(word, logits.dtype))
         return values.gather(1, drawn.mT).mT.contiguous()
+
+
+def _words(label: Tensor, noise: Noise, device: torch.device) -> Tensor:
+    """For the units of one layer; both layers' together would not stay in cache."""
+    first, second = noise["keys"].unsqueeze(2).unbind(1)
+    return words(label.to(device), first, second)
 
 
 class LayerSweep(TwoLayers):
@@ -78,10 +82,8 @@ class LayerSweep(TwoLayers):
 
     def sweep(self, state: LayerState, noise: Noise) -> LayerState:
         """Hidden bits, which are forgotten, then visible units."""
-        v = state.visible
-        of_hidden, of_visible = self.words(noise, v.device)
-        h = upper_by_word(self.layers.hidden_logits(v), of_hidden).to(v.dtype)
-        return LayerState(self.visible(h, of_visible))
+        h = self.hidden(self.layers.hidden_logits(state.visible), noise)
+        return LayerState(self.visible(h, noise))
 
     def energies(self, state: LayerState) -> Tensor:
         """``(chains,)`` in nats: one more product."""
@@ -103,11 +105,13 @@ class JointSweep(TwoLayers):
         number = len(levels.table) - layers.num_hidden
         super().__init__(layers, levels._replace(table=levels.table[:number], counts=levels.counts[:number]), dtype)
 
-    def init(self, x: Tensor) -> JointState:
-        """Of flat points ``(chains, coordinates)``."""
+    def init(self, x: Tensor, *, own: bool = True) -> JointState:
+        """Of flat points ``(chains, coordinates)``; with memory of its ``own``, or where x will do x's."""
         parts = x.split([len(self.levels.table), self.layers.num_hidden], 1)
-        v, h = (part.to(self.dtype).contiguous() for part in parts)
-        return JointState(v, h, torch.zeros_like(h))
+        v, h = (part.to(self.dtype) for part in parts)
+        if not own:
+            return JointState(v, h, h)  # whose last field nobody looks at
+        return JointState(v.contiguous(), h.contiguous(), torch.zeros_like(h))
 
     def points(self, state: JointState, dtype: torch.dtype) -> Tensor:
         """Flat points ``(chains, coordinates)``."""
@@ -115,10 +119,13 @@ class JointSweep(TwoLayers):
 
     def sweep(self, state: JointState, noise: Noise) -> JointState:
         """Visible units, then hidden bits."""
-        of_hidden, of_visible = self.words(noise, state.hidden.device)
-        v = self.visible(state.hidden, of_visible)
-        logits = self.layers.hidden_logits(v)
-        return JointState(v, upper_by_word(logits, of_hidden).to(v.dtype), logits)
+        half = self.half(state, noise)
+        return half._replace(hidden=self.hidden(half.logits, noise))
+
+    def half(self, state: JointState, noise: Noise) -> JointState:
+        """The hidden bits are not drawn yet: they are those that the visible units were drawn by."""
+        v = self.visible(state.hidden, noise)
+        return JointState(v, state.hidden, self.layers.hidden_logits(v))
 
     def energies(self, state: JointState) -> Tensor:
         """Of both layers ``(chains,)`` in nats, after a sweep: no product."""

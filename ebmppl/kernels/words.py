@@ -18,6 +18,7 @@ KEYS = NoiseSpec("bits", (2,))  # of one tick of one chain
 _GOLDEN = -1640531527  # 2^32 times the golden section, less 2^32
 _FACTORS = (2146121005, -2073254261)
 LEAST = -(1 << 31)
+_ALMOST_1 = 1.0 - 2.0**-20
 
 
 def labels(number: int, first: int = 0, device: torch.device | None = None) -> Tensor:
@@ -49,6 +50,16 @@ def upper_by_word(log_odds: Tensor, word: Tensor) -> Tensor:
     least = log_odds.abs().neg_().sigmoid_().mul_(4294967296.0).clamp_(1.0, most)
     below = least.copysign_(-log_odds).to(torch.int32).add_(LEAST)  # which wraps
     return word < below
+
+
+def bits_by_word(log_odds: Tensor, word: Tensor) -> Tensor:
+    """Bits 0 or 1, at the dtype of their log-odds: drawn as by ``upper_by_word`` (not by the same words), in fewer passes.
+
+    The less probable bit, of probability q, is drawn by words w in [-q 2^32, 0) if it is 1, in [0, q 2^32) if it is 0: where
+    1 / w is beyond -+1 / (q 2^32) = -+(1 + exp(abs(log_odds))) / 2^32. Floats tell 1 / w apart as finely as q.
+    """
+    beyond = log_odds.abs().exp_().add_(1.0).mul_(2.0**-32).clamp_(max=_ALMOST_1).copysign_(log_odds)
+    return word.to(log_odds.dtype).reciprocal_().le_(beyond)
 
 
 def thresholds(log_odds: Tensor) -> Tensor:

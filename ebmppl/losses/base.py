@@ -201,11 +201,19 @@ def checked_data(energy: Energy, x: Data) -> Tensor:
     for name, value in by_site.items():
         support = energy.site_support(name) if name in energy.sites else constraints.real
         require_numbers(name, value, real=not is_discrete(support))
+        if support is constraints.boolean and value.is_floating_point() and all_bits(value):
+            continue  # finite as well
         require_finite(name, value)
         if elementwise(support) is not constraints.real:
             _require(support.check(value), value, f"data of site {name!r} in {describe(support)}")
     x = shaped(energy.event_shape, energy.pack(by_site) if isinstance(x, Mapping) else x)
     return at_dtype_of(energy, x)
+
+
+def all_bits(x: Tensor) -> bool:
+    """Whether all numbers are 0 or 1, in two passes: at nothing else is x - x^2 = 0."""
+    least, most = torch.aminmax(torch.addcmul(x, x, x, value=-1)) if x.numel() else (x.new_zeros(()),) * 2
+    return least.item() == 0.0 == most.item()
 
 
 def at_dtype_of(module: nn.Module, x: Tensor) -> Tensor:

@@ -62,9 +62,12 @@ class BoundCD(EnergyGap):
 
     def terms(self, x: Tensor) -> dict[str, Tensor]:
         """Mean energies of the data, and minus those of the chains' ends."""
+        end: Tensor | None = None
         with torch.no_grad():
-            end, *_ = self.chains.move((self.chains.inward(x),), self.k)
-        return self.gap(x, self.chains.outward(end), self.chains.known)
+            start = self.chains.inward(x)
+            if not self.summed or not self.chains.look_ahead(start, self.k):
+                end = self.chains.outward(self.chains.move((start,), self.k)[0])
+        return self.gap(x, end, self.chains.known)
 
     def keep(self) -> None:
         """The next call has other random numbers."""
@@ -191,7 +194,7 @@ class BoundPCD(EnergyGap):
             self.age.index_add_(0, which, torch.ones_like(which))
         if again is not None:
             self.age.index_fill_(0, again if which is None else which[again], 1)
-        self.chains.keep()
+        self.chains.keep(self.held if which is None else ())
 
     def adapt(self, draws: int) -> None:
         """Move all chains by so many draws, in which the kernel's tuning adapts to the energy as it is now."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ebmppl.energies.base import Energy
 from ebmppl.kernels.base import Kernel, require
+from ebmppl.kernels.words import bits_by_word, labels, words
 from ebmppl.losses.base import BoundLoss, Data, checked_data
 from ebmppl.losses.negative import KernelFactory, ModelChains, mixed
 from ebmppl.models.rbm_views import RBMJoint
@@ -50,6 +51,7 @@ class EnergyGap(BoundLoss):
         super().__init__(energy, guide)
         self.chains = ModelChains(energy, kernel, seed)
         self.hidden = hidden
+        self._labels: Tensor | None = None  # of an RBM's hidden units
         self._energies: tuple[Tensor, Tensor] | None = None  # of the last call: data and model
         self._logits: tuple[Tensor, Tensor] | None = None  # points of an RBM's joint, and their hidden units' log-odds
 
@@ -75,12 +77,12 @@ class EnergyGap(BoundLoss):
     def _posterior(self, energy: RBMJoint, v: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden bits of an RBM given its visible units, and their log-odds."""
         seed = mixed(int(self.chains.seed) + 1, int(self.step))
-        uniform = torch.rand(
-            (len(v), energy.rbm.num_hidden),
-            generator=torch.Generator(v.device).manual_seed(seed), dtype=energy.rbm.W.dtype, device=v.device,
-        )  # fmt: skip
+        keys = torch.empty((2, len(v), 1), dtype=torch.int32, device=v.device)
+        keys.random_(-(1 << 31), 1 << 31, generator=torch.Generator(v.device).manual_seed(seed))
         logits = energy.rbm.hidden_logits(v)
-        return (uniform < torch.sigmoid(logits)).to(v.dtype), logits
+        if self._labels is None or self._labels.device != v.device:
+            self._labels = labels(energy.rbm.num_hidden, device=v.device)
+        return bits_by_word(logits, words(self._labels, keys[0], keys[1])), logits
 
     def _guided(self, x: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         missing = sorted(set(self.energy.sites) - set(x))
@@ -93,36 +95,44 @@ class EnergyGap(BoundLoss):
         )
         return {name: value.detach() for name, value in found.items()}  # type: ignore[union-attr]
 
-    def gap(self, x: Tensor, model: Tensor, known: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    @property
+    def summed(self) -> bool:
+        """Whether energies are those with an RBM's hidden layer summed out."""
+        return isinstance(self.energy, RBMJoint) and self.hidden == "mean"
+
+    def gap(self, x: Tensor, model: Tensor | None, known: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The terms of the loss at data and model samples ``(rows, *event)``, which count as constants.
 
         Args:
             x: data.
-            model: samples.
+            model: samples; None where all that is needed of them is ``known``.
             known: of these, what a kernel tells: see ``Kernel.known``.
         """
         rows, energy = len(x), self.energy
-        if isinstance(energy, RBMJoint) and self.hidden == "mean":
-            data, samples = self._free_energies(energy, x, model.detach(), known or {})
+        if isinstance(energy, RBMJoint) and self.summed:
+            data, samples = self._free_energies(energy, x, model, known or {})
         else:
+            assert model is not None  # nothing else is known of them
             both = energy(torch.cat([x, model.detach()]))  # one call for both
             data, samples = both[:rows], both[rows:]
         self._energies = data.detach(), samples.detach()
         return {"data": data.mean(), "model": -samples.mean()}
 
     def _free_energies(
-        self, energy: RBMJoint, x: Tensor, model: Tensor, known: Mapping[str, Tensor]
+        self, energy: RBMJoint, x: Tensor, model: Tensor | None, known: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Of data and samples, by the hidden log-odds where these are at hand: a product each that needn't be made."""
         rbm, (at, logits) = energy.rbm, self._logits or (None, None)
         self._logits = None
         found = known.get("visible")
         v = x if x.shape[1:] == rbm.event_shape else energy.unpack(x)["v"]
-        of_model = energy.unpack(model)["v"] if found is None else found
-        v, of_model = v.to(rbm.W.dtype), of_model.to(rbm.W.dtype)
+        if found is None:
+            assert model is not None
+            found = energy.unpack(model.detach())["v"].to(rbm.W.dtype)
+        v, of_model = v.to(rbm.W.dtype), found
         with torch.no_grad():
             of_data = logits if at is x and logits is not None else rbm.hidden_logits(v)
-            of_samples = known["hidden_logits"] if found is not None else rbm.hidden_logits(of_model)
+            of_samples = known["hidden_logits"] if "visible" in known else rbm.hidden_logits(of_model)
         data, samples = rbm.trained_energies((v, of_data), (of_model, of_samples))
         return data, samples
 

@@ -15,7 +15,7 @@ from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.draws import Draws
 from ebmppl.sampling.initial import Start, starting_points
 from ebmppl.sampling.noise import seed_of
-from ebmppl.sampling.scopes import evaluating
+from ebmppl.sampling.scopes import evaluating, using_threads
 
 KernelFactory = Callable[[Energy], Kernel]
 Held = tuple[Tensor, ...]  # what chains are known by: see ``Kernel.held``
@@ -49,6 +49,9 @@ class ModelChains(nn.Module):
             self.register_buffer(f"tuning_{name}", value)
         self._chains: dict[Any, Chains] = {}
         self._next: int | None = None  # ticks after the last move
+        self._left: list[
+            tuple[Tensor, int]
+        ] = []  # what chains held at the last ``keep``, and versions: unchanged since?
         self._rates: list[Tensor] = []  # acceptance rates of the last move, by tick
         self.known: dict[str, Tensor] = {}  # of the points where the last move ended: see ``Kernel.known``
 
@@ -78,7 +81,8 @@ class ModelChains(nn.Module):
         """Points of the energy ``(rows, *event)`` in the kernel's coordinates."""
         target, energy = self.kernel.target, self.kernel.energy
         z = x if target is energy else target.unconstrain(energy.unpack(x))
-        return z if self._integers is None else z.to(self._integers)
+        as_is = self._integers is None or not getattr(self.kernel, "integers", True)
+        return z if as_is else z.to(self._integers)
 
     def outward(self, z: Tensor) -> Tensor:
         """The inverse of ``inward``, at the dtype of z."""
@@ -106,6 +110,21 @@ class ModelChains(nn.Module):
         self._next = chains.now.tick
         self.known = self.kernel.known(chains.now.state)
         return self.kernel.held(chains.now.state)
+
+    @torch.no_grad()
+    def look_ahead(self, x: Tensor, draws: int) -> bool:
+        """What is ``known`` after so many draws of chains that begin at x, if the kernel can tell for less than a ``move``."""
+        with evaluating(self.kernel.target):
+            chains = self._at((x,))
+            chains.prepare(draws, values=False)
+            now, end = chains.now, chains.now.tick + draws * self.kernel.ticks_per_draw
+            with using_threads(chains.threads):
+                rows = [chains.noise.row(tick) for tick in range(now.tick, end)]
+                found = self.kernel.known_after(now.state, now.tuning, rows)
+        if found is None:
+            return False
+        (self.known, self._rates), self._next = found, end
+        return True
 
     @torch.no_grad()
     def adapt(self, held: Held, draws: int) -> Held:
@@ -138,10 +157,11 @@ class ModelChains(nn.Module):
         self._rates = [kept.buffers["acceptance_rate"][:draws]]
         return kept.buffers["position"][:draws].reshape(draws * chains, *target.event_shape)
 
-    def keep(self) -> None:
-        """Count the ticks of the last move, so that the next one has other random numbers."""
+    def keep(self, held: Held = ()) -> None:
+        """Count the ticks of the last move, so that the next one has other random numbers; ``held`` is where it ended."""
         if self._next is not None:
             self.ticks.fill_(self._next)
+        self._left = [(value, value._version) for value in held]
 
     def acceptance(self) -> float:
         """Of the last move or run, the mean acceptance rate; NaN before any."""
@@ -155,7 +175,10 @@ class ModelChains(nn.Module):
         self._chains[key] = chains  # the last used comes last
         if len(self._chains) > _SHAPES:
             del self._chains[next(iter(self._chains))]
-        chains.put(int(self.ticks), held, self._tuning_at(chains))
+        left = [(value, value._version) for value in held]
+        there = chains.now.tick == int(self.ticks) and len(left) == len(self._left)
+        there = there and all(a is b and i == j for (a, i), (b, j) in zip(left, self._left, strict=True))
+        chains.put(int(self.ticks), None if there else held, self._tuning_at(chains))
         return chains
 
     def _tuning_at(self, chains: Chains) -> Any:
@@ -167,7 +190,7 @@ class ModelChains(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Without what is made from the rest: traces and generators don't travel."""
         made = {"kernel", "_kind", "_integers"}
-        return {**{k: v for k, v in self.__dict__.items() if k not in made}, "_chains": {}, "known": {}}
+        return {**{k: v for k, v in self.__dict__.items() if k not in made}, "_chains": {}, "known": {}, "_left": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a copy, with a kernel of its own."""

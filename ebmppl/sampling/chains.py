@@ -87,7 +87,8 @@ class Chains:
         if not holds and self.choice.backend != "eager":
             self._choose_backend()
         if self.compiled is None:
-            self.kernel.prepare(self.position(), values=values, many=self._planned >= self.kernel.target.traced_from)
+            x = self.position() if self.kernel.looks_at_points else self.now.state[0]  # points may have to be made
+            self.kernel.prepare(x, values=values, many=self._planned >= self.kernel.target.traced_from)
         if other and self.now.counts is not None and bool(self.now.counts.finished.any()):
             told = "the energy is another one than at the last draw (new parameters or data): draws to come are of it"
             warnings.warn(told, SamplingWarning, stacklevel=4)
@@ -282,10 +283,14 @@ class Chains:
         return self.kernel.position(self.now.state)
 
     @ticking
-    def put(self, tick: int, held: tuple[Tensor, ...], tuning: Any) -> None:
-        """Be at a tick of a run, where chains held this: see ``Kernel.held``; so many ticks also tell what pays."""
+    def put(self, tick: int, held: tuple[Tensor, ...] | None, tuning: Any) -> None:
+        """Be at a tick of a run, where chains held this: see ``Kernel.held``; so many ticks also tell what pays.
+
+        None for chains that are where they were left, under an energy that may be another one.
+        """
         self._planned = tick
-        self.now = Now(tick, self.kernel.resume(*held), tuning, None, None, None)
+        state = self.kernel.renew(self.now.state) if held is None else self.kernel.resume(*held)
+        self.now = Now(tick, state, tuning, None, None, None)
 
     @ticking
     def move(self, x: Tensor) -> None:
