@@ -249,9 +249,9 @@ class SteppedKernel(ScoreKernel):
             row = rows[step].unbind(0)
             time = row[0].expand(len(x))
             score = self.target.fn(x, time)
-            sums = score.reshape(len(x), -1).sum(1)
-            if not math.isfinite(float(sums.sum())):
-                failed_at = torch.where((failed_at == 0) & not_finite(sums), time, failed_at)
+            if not math.isfinite(float(score.sum())):  # in some chain
+                bad = not_finite(score.reshape(len(x), -1).sum(1))
+                failed_at = torch.where((failed_at == 0) & bad, time, failed_at)
                 rate = (failed_at == 0).to(x.dtype)
             x, history = self._moved(x, time, score, row, history, numbers)
             step += 1
