@@ -308,7 +308,7 @@ def test_in_painting_real_digits(
 ) -> None:
     """The score with a likelihood, and guidance, are nearer to the hidden pixels than the average digit. 80 s of one core.
 
-    They were 3.4 to 3.7 levels away in two runs, the average digit 4.3; the Pyro model, of few steps, 3.9 and 4.5.
+    They were 3.4 to 3.7 levels away in two runs, the average digit 4.3; the Pyro model, of 25 steps a level, 3.9 and 4.5.
     """
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
