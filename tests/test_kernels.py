@@ -768,3 +768,17 @@ def test_settings_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert kernel.settings()["num_steps"] == 7
     assert "step_size=0.3" in repr(kernel)
     assert capsys.readouterr().out == ""
+
+
+def test_a_tick_of_its_own_is_taken_where_only_the_end_counts_too() -> None:
+    """Langevin has a shorter way for several ticks, which a kernel made from it can't mean."""
+
+    class Still(Langevin):
+        def tick(self, state: Any, tuning: Any, noise: Any) -> Any:
+            return state, super().tick(state, tuning, noise)[1]
+
+    energy, x = Gaussian(torch.zeros(2), torch.ones(2)), torch.ones(4, 2)
+    for kernel, still in ((Still(energy, step_size=0.5), True), (Langevin(energy, step_size=0.5), False)):
+        chains = Chains(kernel, x, 0)
+        chains.advance(3)
+        assert torch.equal(chains.position(), x) == still

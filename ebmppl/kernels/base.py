@@ -94,6 +94,14 @@ class Kernel(MCMCKernel):
     def tick(self, state: Any, tuning: Any, noise: Noise) -> tuple[Any, Any]:
         """One tick of all chains: the next state, and an info whose ``done`` ``(chains,)`` says who finished a draw."""
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """A tick of its own makes no use of what its base has written for several."""
+        super().__init_subclass__(**options)
+        if "tick" in vars(cls):
+            for name in ("ticks", "known_after"):
+                if name not in vars(cls):
+                    setattr(cls, name, getattr(Kernel, name))
+
     def ticks(self, state: Any, tuning: Any, noise: Sequence[Noise]) -> tuple[Any, list[Tensor]]:
         """Eager ticks of which only the end counts, and the acceptance rates: the state, and rates ``(chains,)`` of each tick.
 
