@@ -9,7 +9,8 @@ from scipy import stats
 
 from ebmppl.kernels.base import NoiseSpec
 from ebmppl.kernels.pooling import BLOCK
-from ebmppl.sampling import noise
+from ebmppl.sampling import hashed, noise
+from ebmppl.sampling.compiler import CompileError
 from ebmppl.sampling.noise import NoiseSource, block_seeds
 
 CPU = torch.device("cpu")
@@ -45,13 +46,13 @@ def test_what_a_compiled_run_has_at_hand_are_the_rows_of_its_ticks(
         monkeypatch.setattr(noise, "_HELD", held)
         found, wanted = source(chains), source(chains)
         for name in SPECS:
-            rows = found.held[name]
-            assert rows % found.ticks[name] == 0
-            assert held or rows == found.ticks[name]
+            rows, least = found.held[name], 1 if name == "hashed" else found.ticks[name]
+            assert rows % least == 0
+            assert held or rows == least
             drawn = found.fill(name, 2)
-            assert drawn.numel() <= held or rows == found.ticks[name]
+            assert drawn.numel() <= held or rows == least
             for row, numbers in enumerate(drawn):
-                assert torch.equal(found.of_row(name, numbers), wanted.row(2 * rows + row)[name])
+                assert torch.equal(numbers, wanted.row(2 * rows + row)[name])
 
 
 def test_a_chain_has_the_same_numbers_in_any_larger_run() -> None:
@@ -147,7 +148,7 @@ def test_bits_are_uniform_words_of_every_block() -> None:
 def test_hashed_normal_numbers_are_standard_and_independent(dtype: torch.dtype) -> None:
     """Kolmogorov-Smirnov at 1e-4; powers, and products of neighbours along ticks, chains and numbers, at 4.5 errors."""
     source = NoiseSource({"n": NoiseSpec("normal", (100,))}, 128, 5, dtype, CPU)
-    assert source.fill("n", 0).dtype == torch.int32  # two words for a hundred numbers
+    assert source.chunk("n", 0).shape == (32, 128, 2)  # two words for a hundred numbers
     x = torch.stack([source.row(tick)["n"] for tick in range(100)]).double()
     assert stats.kstest(x.flatten().numpy(), "norm").pvalue > 1e-4
     for power, mean, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96), (5, 0, 945), (6, 15, 10170)):
@@ -164,5 +165,28 @@ def test_hashed_numbers_are_drawn_once_a_tick(monkeypatch: pytest.MonkeyPatch) -
     """Kernels may look twice."""
     row = source().row(3)
     first = row["hashed"]
-    monkeypatch.setattr(noise, "normals", lambda *_: pytest.fail("drawn anew"))
+    monkeypatch.setattr(hashed, "normals", lambda *_: pytest.fail("drawn anew"))
     assert row["hashed"] is first
+
+
+@pytest.mark.parametrize(("size", "chains", "threads"), [(64, 3, 1), (77, 5, 1), (100, 515, 3), (1000, 64, 2)])
+def test_c_gives_the_hashed_numbers_of_torch(size: int, chains: int, threads: int) -> None:
+    """To 8 units in the last place, tails and what is left over of a row included; and bit for bit on any threads."""
+    source = NoiseSource({"n": NoiseSpec("normal", (size,))}, chains, 5, torch.float32, CPU)
+    found = source.fill("n", 3, threads=threads)
+    assert hashed._library() is not None  # or torch is compared with itself
+    first = 3 * source.held["n"]
+    wanted = torch.stack([source.row(first + i)["n"] for i in range(len(found))])
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-37)
+    assert chains < 64 or float(found.abs().max()) > 3.5
+    assert torch.equal(found, source.fill("n", 3, threads=1))
+
+
+def test_without_a_compiler_hashed_numbers_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(source: str) -> None:
+        raise CompileError("no compiler")
+
+    monkeypatch.setattr(hashed, "load", broken)
+    monkeypatch.setattr(hashed, "_library", hashed._library.__wrapped__)
+    noise = NoiseSource({"n": NoiseSpec("normal", (70,))}, 9, 5, torch.float32, CPU)
+    assert torch.equal(noise.fill("n", 0), torch.stack([noise.row(tick)["n"] for tick in range(noise.held["n"])]))

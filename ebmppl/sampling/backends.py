@@ -82,7 +82,7 @@ class Compiled:
         share: Share | None = None,
     ) -> None:
         self._least_nodes, self._share = least_nodes, share
-        self.noise, self.program = noise, Program(kernel, adaptation, noise)
+        self.noise, self.program = noise, Program(kernel, adaptation, noise.held_rows)
         self.first = self.program.first(state, tuning, averaging)
         if share is None:
             self._at_hand = AtHand(noise)

@@ -212,6 +212,22 @@ def _templates_late() -> Iterator[None]:
         yield
 
 
+def load(source: str) -> ctypes.CDLL:
+    """Compile and load C++ of no graph, or find it in Inductor's disk cache.
+
+    Raises:
+        CompileError: when there is no compiler or it fails.
+    """
+    try:
+        from torch._inductor import config
+
+        with config.patch(_options()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _build(source)
+    except Exception as error:
+        raise CompileError(_one_line(error)) from error
+
+
 def _build(source: str) -> ctypes.CDLL:
     """Compile and load C++ as Inductor does, its disk cache included."""
     from torch._inductor.codecache import CppPythonBindingsCodeCache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_CALL = re.compile(r"\b(tmp\d+)\.(exp|log|log1p|erfinv)\(\)")
+_CALL = re.compile(r"\b(tmp\d+)\.(exp|log|log1p)\(\)")
 
 
 def in_line(kernel: str) -> str:
@@ -13,8 +13,8 @@ def in_line(kernel: str) -> str:
 
 
 # Cody and Waite's reduction of arguments with the polynomials of Cephes (S. Moshier, expf.c and logf.c): within 1.3 units
-# in the last place for exp and 0.9 for log and log1p. erfinv is of Giles 2010, "Approximating the erfinv function", within
-# 5. What they don't reach (overflow, infinities, NaN, subnormal numbers, other types than float) goes to the library.
+# in the last place for exp and 0.9 for log and log1p. What they don't reach (overflow, infinities, NaN, subnormal numbers,
+# other types than float) goes to the library.
 FAST_MATH = """
 #if INDUCTOR_USE_VECTOR_TYPES()
 namespace fast {
@@ -24,7 +24,6 @@ using I = at::vec::Vectorized<int32_t>;
 template <typename T> inline T exp(const T& x) { return x.exp(); }
 template <typename T> inline T log(const T& x) { return x.log(); }
 template <typename T> inline T log1p(const T& x) { return x.log1p(); }
-template <typename T> inline T erfinv(const T& x) { return x.erfinv(); }
 
 inline bool all(const F& mask) { return mask.zero_mask() == 0; }
 
@@ -71,18 +70,6 @@ inline F log1p(const F& x) {
     const F u = x + F(1.0f), most = u - F(1.0f);
     const F lost = (F(1.0f) - (u - most)) + (x - most);  // u + lost = 1 + x exactly
     return log_of(u, lost / u);
-}
-
-inline F erfinv(const F& x) {
-    const F q = (F(1.0f) - x) * (F(1.0f) + x);
-    if (C10_UNLIKELY(!all(q >= F(1.17549435e-38f)))) return x.erfinv();
-    const F w = log_of(q, F(0.0f)).neg();
-    const F centre = polynomial(w - F(2.5f), 1.50140941f, 0.246640727f, -0.00417768164f, -0.00125372503f, 0.00021858087f,
-                                -4.39150654e-06f, -3.5233877e-06f, 3.43273939e-07f, 2.81022636e-08f);
-    if (C10_LIKELY(all(w < F(5.0f)))) return x * centre;
-    const F tail = polynomial(w.sqrt() - F(3.0f), 2.83297682f, 1.00167406f, 0.00943887047f, -0.0076224613f,
-                              0.00573950773f, -0.00367342844f, 0.00134934322f, 0.000100950558f, -0.000200214257f);
-    return x * F::blendv(tail, centre, w < F(5.0f));
 }
 }
 #endif

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ebmppl.kernels.base import NoiseSpec, require, whole
 from ebmppl.kernels.pooling import BLOCK
-from ebmppl.kernels.words import KEYS, labels, normals
+from ebmppl.kernels.words import KEYS
+from ebmppl.sampling.hashed import Hashed
 
 STREAMS = {"ticks": 0, "initial": 1, "step_size": 2}
 _MOST_TICKS = 32  # of one draw
@@ -87,19 +88,19 @@ class NoiseSource:
         if unknown:
             raise ValueError(f"expected noise of kind {', '.join(map(repr, _DRAW))}, got {sorted(unknown)}")
         self.specs, self.chains, self.dtype, self.device = dict(specs), chains, dtype, device
-        self._labels = {name: labels(_size(s), device=device) for name, s in self.specs.items() if _is_hashed(s)}
-        self._draws_of = {name: KEYS if name in self._labels else s for name, s in self.specs.items()}
+        self._hashed = {name: Hashed(_size(s), dtype) for name, s in self.specs.items() if _is_hashed(s, device)}
+        self._drawn_for = {name: KEYS if name in self._hashed else s for name, s in self.specs.items()}
         self._generator = torch.Generator(device)
         starts = np.random.SeedSequence([seed, STREAMS[stream]]).generate_state(len(self.specs), np.uint32)
         self._starts = dict(zip(self.specs, starts.tolist(), strict=True))
-        self.rows = {
-            name: 1 if s.held > 1 else _at_once(s, device) for name, s in self._draws_of.items()
-        }  # of one draw
+        self.rows = {n: 1 if s.held > 1 else _at_once(s, device) for n, s in self._drawn_for.items()}  # of one draw
         self.ticks = {name: max(self.rows[name], spec.held) for name, spec in self.specs.items()}  # that use them
         self.blocks = -(-chains // BLOCK)
         draws = {name: self._draws(name) for name in self.specs}  # of one ``fill``
         self.held = {name: draws[name] * ticks for name, ticks in self.ticks.items()}  # ticks that it is for
         self.held_rows = {name: draws[name] * rows for name, rows in self.rows.items()}
+        for name in self._hashed:  # ticks of one draw of keys, or some of them
+            self.held[name] = self.held_rows[name] = self._ticks_at_hand(name)
         self._drawn: dict[str, _Drawn] = {}
 
     def row(self, tick: int) -> Mapping[str, Tensor]:
@@ -109,18 +110,20 @@ class NoiseSource:
     def numbers(self, name: str, tick: int) -> Tensor:
         """One of the row's values."""
         chunk, row = divmod(tick, self.ticks[name])
+        rows = self._chunk(name, chunk)
+        numbers = rows[row if len(rows) > 1 else 0]
+        hashed = self._hashed.get(name)
+        return numbers if hashed is None else hashed.draw(numbers).view(self.chains, *self.specs[name].shape)
+
+    def _chunk(self, name: str, chunk: int) -> tuple[Tensor, ...]:
+        """Rows of what is drawn, by tick."""
         drawn = self._drawn.get(name)
         if drawn is None or drawn.chunk != chunk:
             drawn = self._drawn[name] = _Drawn(chunk, self.chunk(name, chunk).unbind(0))
-        return self.of_row(name, drawn.rows[row if len(drawn.rows) > 1 else 0])
-
-    def of_row(self, name: str, row: Tensor) -> Tensor:
-        """Numbers ``(chains, *shape)`` of a row of what was drawn."""
-        label = self._labels.get(name)
-        return row if label is None else normals(label, row, self.dtype).view(len(row), *self.specs[name].shape)
+        return drawn.rows
 
     def fill(self, name: str, number: int, out: Tensor | None = None, threads: int | None = None) -> Tensor:
-        """What is drawn for the ticks ``number * held`` and after, ``held_rows`` of several draws, in ``out`` if given.
+        """Numbers of the ticks ``number * held`` and after, ``held_rows`` of several draws, in ``out`` if given.
 
         Args:
             name: of the numbers.
@@ -128,26 +131,38 @@ class NoiseSource:
             out: where they go.
             threads: that share the work where it is worth it; torch's setting when None.
         """
-        out = self._room(name, self.held_rows[name]) if out is None else out
+        out = self._room(self.specs[name], self.held_rows[name]) if out is None else out
+        threads = torch.get_num_threads() if threads is None else threads
+        hashed = self._hashed.get(name)
+        if hashed is not None:
+            several = threads if out.numel() >= _WORTH_THREADS else 1
+            chunk, row = divmod(number * len(out), self.ticks[name])
+            keys = torch.cat(self._chunk(name, chunk)[row : row + len(out)])
+            hashed.fill(keys, out.view(len(keys), -1), _helpers(os.getpid()) if several > 1 else None, several)
+            return out
         parts = out.split(self.rows[name])
-        self._fill(name, number * len(parts), parts, torch.get_num_threads() if threads is None else threads)
+        self._fill(name, number * len(parts), parts, threads)
         return out
 
-    def _room(self, name: str, rows: int) -> Tensor:
-        """For so many rows of what is drawn."""
-        spec = self._draws_of[name]
+    def _room(self, spec: NoiseSpec, rows: int) -> Tensor:
+        """For so many rows."""
         dtype = torch.int32 if spec.kind == "bits" else self.dtype
         return torch.empty((rows, self.chains, *spec.shape), dtype=dtype, device=self.device)
 
     def _draws(self, name: str) -> int:
         """How many draws a compiled run has at hand: it stops to fetch the next ones."""
-        numbers = self.rows[name] * self.chains * _size(self._draws_of[name])
+        numbers = self.rows[name] * self.chains * _size(self._drawn_for[name])
         several = self.device.type == "cpu" and self.specs[name].held == 1
         return max(1, min(_MOST_TICKS // self.rows[name], _HELD // numbers)) if several else 1
 
+    def _ticks_at_hand(self, name: str) -> int:
+        """Of hashed numbers, a power of two."""
+        most = max(1, min(_MOST_TICKS, _HELD // (self.chains * _size(self.specs[name]))))
+        return 1 << (most.bit_length() - 1)
+
     def chunk(self, name: str, chunk: int) -> Tensor:
         """What is drawn, ``(rows, chains, *shape)``, for the ticks ``chunk * ticks`` and after."""
-        whole = self._room(name, self.rows[name])
+        whole = self._room(self._drawn_for[name], self.rows[name])
         self._fill(name, chunk, [whole], torch.get_num_threads())
         return whole
 
@@ -156,7 +171,7 @@ class NoiseSource:
         places = [self._places(rows) for rows in chunks]
         every = [place for own in places for place in own]
         seeds = block_seeds(self._starts[name], first, self.blocks, len(chunks))
-        draw = _DRAW[self._draws_of[name].kind]
+        draw = _DRAW[self._drawn_for[name].kind]
         worth = every[0].is_cpu and sum(rows.numel() for rows in chunks) >= _WORTH_THREADS
         several = min(threads, len(every)) if worth else 1
 
@@ -233,8 +248,8 @@ def _size(spec: NoiseSpec) -> int:
     return max(1, torch.Size(spec.shape).numel())
 
 
-def _is_hashed(spec: NoiseSpec) -> bool:
-    return spec.kind == "normal" and spec.held == 1 and _size(spec) >= _HASHED
+def _is_hashed(spec: NoiseSpec, device: torch.device) -> bool:
+    return device.type == "cpu" and spec.kind == "normal" and spec.held == 1 and _size(spec) >= _HASHED
 
 
 def _at_once(spec: NoiseSpec, device: torch.device) -> int:

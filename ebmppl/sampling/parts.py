@@ -177,7 +177,7 @@ class Parts:
         least_nodes: int = 0,
         record: bool = True,
     ) -> None:
-        self.noise, self.program = noise, Program(kernel, adaptation, noise)
+        self.noise, self.program = noise, Program(kernel, adaptation, noise.held_rows)
         self.first = self.program.first(state, tuning, averaging)
         self._home, self._tuning, self._adaptation = self.first.state, self.first.tuning, adaptation
         own = self._own_steps(self.first.averaging)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ebmppl.kernels.adaptation import Adaptation
 from ebmppl.kernels.base import Kernel
 from ebmppl.sampling.compiler import Flat
-from ebmppl.sampling.noise import NoiseSource
 
 
 class Carried(NamedTuple):
@@ -90,12 +89,12 @@ class Program:
     Args:
         kernel: the kernel, its gradient traced.
         adaptation: what warm-up adapts.
-        noise: of the run; a chunk holds its ``held_rows``.
+        ticks: by name of the noise, how many rows a chunk holds.
     """
 
-    def __init__(self, kernel: Kernel, adaptation: Adaptation | None, noise: NoiseSource) -> None:
-        self.kernel, self.adaptation, self.ticks, self._numbers = kernel, adaptation, noise.held_rows, noise.of_row
-        several = sorted({n for n in self.ticks.values() if n > 1})
+    def __init__(self, kernel: Kernel, adaptation: Adaptation | None, ticks: Mapping[str, int]) -> None:
+        self.kernel, self.adaptation, self.ticks = kernel, adaptation, dict(ticks)
+        several = sorted({n for n in ticks.values() if n > 1})
         self.row_of = {n: i + 1 for i, n in enumerate(several)}  # in Carried.rows, by ticks of the chunk
         self.changed: list[int] = []  # leaves of Carried that a tick changes, other than in place; known once traced
 
@@ -109,10 +108,7 @@ class Program:
     def tick(self, carried: Carried, chunks: Sequence[Tensor]) -> tuple[Carried, Any]:
         """One tick: what the next one is given, and the kernel's info."""
         state, tuning, averaging, adapting, rows = carried
-        noise = {
-            name: self._numbers(name, self._row(n, chunk, rows))
-            for (name, n), chunk in zip(self.ticks.items(), chunks, strict=True)
-        }
+        noise = {name: self._row(n, chunk, rows) for (name, n), chunk in zip(self.ticks.items(), chunks, strict=True)}
         if averaging is None or self.adaptation is None:
             state, info = self.kernel.tick(state, tuning, noise)
         else:
