@@ -246,7 +246,8 @@ def regression(x: Tensor) -> Tensor:
 def test_ticks_in_c_are_what_inductors_own_kernels_called_from_python_give(
     energy: Callable[[Tensor], Tensor], dtype: torch.dtype, compiles: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bit for bit, in every number that a tick leaves and logs."""
+    """Bit for bit, in every number that a tick leaves and logs, with the same elementary functions."""
+    monkeypatch.setattr(native, "in_line", lambda kernel: kernel)
     x = torch.randn(STATES, 3, dtype=dtype, generator=torch.Generator().manual_seed(4))
     runs = []
     for own in (False, True):
