@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from ebmppl import score
 from ebmppl.score import (
@@ -149,10 +150,30 @@ def test_a_users_own_sde() -> None:
 
 
 @pytest.mark.parametrize("t", [-0.01, 1.2, math.nan])
-@pytest.mark.parametrize("name", ["ve", "vp", "subvp", "cosine"])
+@pytest.mark.parametrize("name", ["ve", "vp", "subvp", "cosine", "karras", "discrete", "own"])
 def test_times_outside_are_refused(name: str, t: float) -> None:
-    with pytest.raises(ValueError, match=r"expected times in \[0, .*\], got"):
-        SDES[name]().marginal(f64(0.5, t))
+    own = GenericSDE(lambda x, t: -x, torch.ones_like, 1.0, marginal=lambda t: (t, t))
+    sde, t = own if name == "own" else SDES[name](), t * 20 if name == "karras" else t
+    by_time = [sde.marginal, sde.diffusion, lambda at: sde.drift(normal(2, 3), at)]
+    more = [sde.drift_coefficient, sde.ratio] if isinstance(sde, LinearSDE) else []
+    for call in (*by_time, *more, lambda at: sde.perturb(normal(2, 3), at, normal(2, 3))):
+        call(f64(0.5, 0.7))
+        with pytest.raises(ValueError, match=rf"expected times in \[0, .*\], got {t:g}"):
+            call(f64(0.5, t))
+
+
+def test_times_are_not_looked_at_where_that_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in a trace, which it would break, nor on a device, whose queue it would wait for."""
+    sde, x, t = VP(), normal(2, 3), f64(0.5, 0.7)
+
+    def calls(x: Tensor, t: Tensor) -> Tensor:
+        return sde.drift(x, t) * sde.diffusion(t).unsqueeze(-1) + NoisePrediction(lambda x, t: x, sde)(x, t)
+
+    close(make_fx(calls)(x, t)(x, t), calls(x, t))
+    close(torch.func.vmap(lambda x, t: calls(x[None], t[None])[0])(x, t), calls(x, t))
+    close(torch.compile(calls, fullgraph=True, backend="eager")(x, t), calls(x, t))
+    monkeypatch.setattr(torch.Tensor, "__float__", lambda self: pytest.fail("a tensor was read"))
+    calls(x.to("meta"), t.to("meta"))
 
 
 @pytest.mark.parametrize(
@@ -161,8 +182,9 @@ def test_times_outside_are_refused(name: str, t: float) -> None:
 def test_models_refuse_times_outside(kind: type[Parameterisation]) -> None:
     """Those too that don't ask for the marginal."""
     network = (lambda x, t: x.sum(1)) if kind is EnergyGradient else (lambda x, t: x)
-    with pytest.raises(ValueError, match=r"expected times in \[0, 1\], got 1.2"):
-        kind(network, VP())(normal(2, 2), f64(0.5, 1.2))
+    for t in (1.2, 0.0, -0.1, math.nan):
+        with pytest.raises(ValueError, match=rf"expected times in \(0, 1\], got {t:g}"):
+            kind(network, VP())(normal(2, 2), f64(0.5, t))
 
 
 @pytest.mark.parametrize(
@@ -238,12 +260,12 @@ def test_grids_go_down_from_the_end_to_t_min(name: str, times: Callable[..., Ten
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: score.geometric_sigmas(1, 0.1, 1.0), "at least 2 levels, got 1"),
+        (lambda: score.geometric_sigmas(1, 0.1, 1.0), "a whole num_levels >= 2, got 1"),
         (lambda: score.geometric_sigmas(5, 1.0, 0.1), "0 < sigma_min < sigma_max"),
         (lambda: score.karras_sigmas(5, 0.1, 1.0, rho=0.0), "rho > 0, got 0.0"),
         (lambda: score.linear_betas(10), "beta_max < num_steps"),
         (lambda: score.cosine_betas(10, most=1.0), r"most in \(0, 1\), got 1.0"),
-        (lambda: score.uniform_times(VP(), 0, 1e-3), "at least 1 step, got 0"),
+        (lambda: score.uniform_times(VP(), 0, 1e-3), "a whole num_steps >= 1, got 0"),
         (lambda: score.uniform_times(VP(), 5, 0.0), r"t_min in \(0, 1\), got 0.0"),
         (lambda: score.uniform_times(VP(), 5, 1.0), r"t_min in \(0, 1\), got 1.0"),
         (lambda: score.karras_times(GenericSDE(lambda x, t: x, lambda t: t, 1.0), 5, 1e-3), "a linear SDE, got Gen"),
@@ -392,7 +414,7 @@ def test_fine_features_tell_pixels_apart_that_differ_by_less_than_their_range() 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TimeMLP((2,), ()), r"hidden layers of sizes >= 1, got \[\]"),
+        (lambda: TimeMLP((2,), ()), "hidden layers, got none"),
         (lambda: TimeMLP((2,), num_features=3), "an even number of features, got 3"),
         (lambda: UNet((8, 8)), r"an image shape .* got \(8, 8\)"),
         (lambda: UNet((1, 6, 8)), r"multiples of 4, got \(6, 8\)"),
