@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+import ebmppl as eb
 from ebmppl import score
 from ebmppl.score import (
     EDM,
@@ -350,6 +351,42 @@ def test_the_gradient_of_an_energy_is_a_score_and_trains() -> None:
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in network.layers.parameters())
     with pytest.raises(ValueError, match=r"energies of shape \(6,\), got \(6, 1\)"):
         EnergyGradient(lambda x, t: x[:, 0, :1], sde)(x, t)
+
+
+@torch.no_grad()
+def by_no_grad(x: Tensor, t: Tensor) -> Tensor:
+    return x.square().sum(1)
+
+
+@pytest.mark.parametrize(
+    "energy",
+    [
+        by_no_grad,
+        lambda x, t: x.detach().square().sum(1) * nn.Parameter(f64(2.0)),
+        lambda x, t: (x > 0.5).double().sum(1),
+    ],
+    ids=["no_grad", "detached", "steps"],
+)
+@pytest.mark.parametrize("track", [True, False])
+def test_an_energy_without_a_gradient_is_no_score_of_zero(energy: Callable[..., Tensor], track: bool) -> None:
+    model, x, t = EnergyGradient(energy, VP()), normal(3, 2), f64(0.1, 0.5, 0.9)
+    with torch.set_grad_enabled(track), pytest.raises(ValueError, match="an energy that is differentiable in x"):
+        model(x, t)
+    with pytest.raises(ValueError, match="an energy that is differentiable in x"):
+        eb.generate(eb.AnnealedMALA(EnergyGradient(energy, KarrasVE(5.0)), [5.0, 1.0], (2,)), 3, seed=0)
+
+
+def test_energies_that_are_differentiated_anyway() -> None:
+    """Within ``no_grad``, with frozen parameters, and one that does not depend on x; not within ``inference_mode``."""
+    x, t, network = normal(3, 2), f64(0.1, 0.5, 0.9), nn.Linear(2, 1).double().requires_grad_(False)
+    model = EnergyGradient(lambda x, t: network(x).square().sum(1), VP())
+    wanted = -2 * network(x) * network.weight
+    with torch.no_grad():
+        close(model(x, t), wanted)
+    close(EnergyGradient(lambda x, t: t, VP())(x, t), torch.zeros(3, 2))
+    close(EnergyGradient(lambda x, t: t * nn.Parameter(f64(2.0)), VP())(x, t), torch.zeros(3, 2))
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"torch.no_grad\(\) around a gradient, got"):
+        model(x, t)
 
 
 @pytest.mark.parametrize("kind", KINDS)
