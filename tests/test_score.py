@@ -448,6 +448,33 @@ def test_fine_features_tell_pixels_apart_that_differ_by_less_than_their_range() 
     close(network(-x, t), found, 1e-10)  # cosines
 
 
+X, T, LABELS = torch.zeros(3, 2), torch.full((3,), 0.5), torch.tensor([0, 1, -1])
+
+
+@pytest.mark.parametrize(
+    ("x", "t", "labels", "message"),
+    [
+        (torch.zeros(3, 1), T, LABELS, r"points of shape \(batch, 2\), got \(torch.float32, \(3, 1\)\)"),
+        (X, T[:2], LABELS, r"times of shape \(3,\) or \(\), got .* \(2,\)"),
+        (X, T.long(), LABELS, "times as a floating point tensor, got .*int64"),
+        (X, T, LABELS - 1, "labels from 0 to 2, or -1 for none, got -2"),
+        (X, T, LABELS + 2, "labels from 0 to 2, or -1 for none, got 3"),
+        (X, T, LABELS[:2], "a label for each time, got"),
+        (X, T, LABELS + 0.5, "labels as a tensor of whole numbers, got .*float32"),
+    ],
+)
+def test_networks_look_at_what_they_are_given(x: Tensor, t: Tensor, labels: Tensor, message: str) -> None:
+    network = TimeMLP((2,), (4,), num_classes=3)
+    assert network(X, T, LABELS).shape == (3, 2)
+    with pytest.raises(ValueError, match=message):
+        network(x, t, labels)
+
+
+def test_a_time_for_each_point() -> None:
+    with pytest.raises(ValueError, match=r"a time \(or number\) for each point, \(3,\) or \(\), got \(2,\)"):
+        VP().drift(X, T[:2])
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -496,5 +523,5 @@ def test_networks_take_labels(make: Callable[[], nn.Module]) -> None:
     apart = (found[:4].unsqueeze(0) - found[:4].unsqueeze(1)).abs().flatten(2).amax(2)
     assert bool((apart + torch.eye(4) > 1e-4).all())
     torch.testing.assert_close(network(x[:1], t[:1]), found[3:4])  # no label
-    with pytest.raises(IndexError, match="out of bounds"):
+    with pytest.raises(ValueError, match="labels from 0 to 2, or -1 for none, got 3"):
         network(x[:1], t[:1], torch.tensor([3]))

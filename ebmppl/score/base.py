@@ -17,8 +17,25 @@ _HALVINGS = 80  # of an interval in float64, to its last bit
 
 
 def over(t: Tensor, x: Tensor) -> Tensor:
-    """A number for each point, ``(*batch)``, with axes for the events of x ``(*batch, *event)``."""
-    return t.reshape(*t.shape, *[1] * (x.dim() - t.dim())) if t.dim() else t
+    """A number for each point, ``(*batch)``, with axes for the events of x ``(*batch, *event)``.
+
+    Raises:
+        ValueError: for numbers of another shape.
+    """
+    if not t.dim():
+        return t
+    if t.shape != x.shape[: t.dim()] and t.shape != (1,):
+        raise ValueError(
+            f"expected a time (or number) for each point, {tuple(x.shape[:1])} or (), got {tuple(t.shape)}"
+        )
+    return t.reshape(*t.shape, *[1] * (x.dim() - t.dim()))
+
+
+def readable(values: Tensor) -> bool:
+    """Whether a look at values costs nothing: not in a trace, which it would break, nor on a device, whose queue it waits for."""
+    if torch.compiler.is_compiling() or not values.is_cpu or is_in_torch_dispatch_mode() or not values.numel():
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(values)
 
 
 class SDE(nn.Module):
@@ -66,11 +83,9 @@ class SDE(nn.Module):
         return over(mean, x) * x + over(std, x) * noise
 
     def require_times(self, t: Tensor, *, zero: bool = True) -> None:
-        """Raise ``ValueError`` for times outside [0, T], or (0, T] where 0 is none; looked at where that costs nothing."""
+        """Raise ``ValueError`` for times outside [0, T], or (0, T] where 0 is none, as far as they are ``readable``."""
         require(isinstance(t, Tensor) and t.is_floating_point(), "times as a floating point tensor", form(t))
-        if torch.compiler.is_compiling() or not t.is_cpu or is_in_torch_dispatch_mode() or not t.numel():
-            return
-        if torch._C._functorch.is_functorch_wrapped_tensor(t):
+        if not readable(t):
             return
         rounding = 4 * torch.finfo(t.dtype).eps * self.t_max
         low, high = (float(end) for end in t.detach().aminmax())

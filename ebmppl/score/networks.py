@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmppl.arguments import form, positive, require, size, whole
+from ebmppl.score.base import readable
 
 
 class FourierFeatures(nn.Module):
@@ -68,7 +69,20 @@ class Condition(nn.Module):
         if self.classes is None:
             require(labels is None, "no labels for a network without num_classes", "labels")
             return features
-        return features + self.classes[0 if labels is None else labels + 1]  # the first row is that of no label
+        if labels is None:
+            return features + self.classes[0]  # the row of no label
+        self._require_labels(labels, t, len(self.classes) - 2)
+        return features + self.classes[labels + 1]
+
+    @staticmethod
+    def _require_labels(labels: Tensor, t: Tensor, last: int) -> None:
+        integers = isinstance(labels, Tensor) and not labels.is_floating_point() and labels.dtype != torch.bool
+        require(integers, "labels as a tensor of whole numbers", form(labels))
+        require(labels.dim() == 0 or t.dim() == 0 or labels.shape == t.shape, "a label for each time", form(labels))
+        if readable(labels):
+            least, most = (int(end) for end in labels.aminmax())
+            good = least >= -1 and most <= last
+            require(good, f"labels from 0 to {last}, or -1 for none", least if least < -1 else most)
 
 
 class TimeMLP(nn.Module):
@@ -118,17 +132,19 @@ class TimeMLP(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Outputs ``(batch, *out_shape)`` at points ``(batch, *event_shape)``, times and labels ``(batch,)``."""
-        require_points(x, self.event_shape)
+        require_points(x, t, self.event_shape)
         h, features = x.reshape(len(x), -1), self.features(t, labels)
         for layer, time in zip(self.layers, self.times, strict=True):
             h = nn.functional.silu(layer(h) + time(features))
         return self.last(h).reshape(len(x), *self.out_shape)
 
 
-def require_points(x: Tensor, event_shape: torch.Size) -> None:
-    """Raise ``ValueError`` for anything but points ``(batch, *event)``."""
+def require_points(x: Tensor, t: Tensor, event_shape: torch.Size) -> None:
+    """Raise ``ValueError`` for anything but points ``(batch, *event)`` and times ``(batch,)`` or one for all."""
     good = isinstance(x, Tensor) and x.dim() == len(event_shape) + 1 and x.shape[1:] == event_shape
     require(good, f"points of shape (batch, {', '.join(map(str, event_shape))})", form(x))
+    fits = isinstance(t, Tensor) and t.shape in ((), (1,), x.shape[:1])
+    require(fits, f"times of shape ({len(x)},) or ()", form(t))
 
 
 class _Block(nn.Module):
@@ -226,7 +242,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Outputs ``(batch, channels, height, width)`` at images of that shape, times and labels ``(batch,)``."""
-        require_points(x, self.event_shape)
+        require_points(x, t, self.event_shape)
         features, skips = self.embedding(self.features(t, labels)), []
         h = self.first(nn.functional.pixel_unshuffle(self._inputs(x), self.patch))
         for block, coarser in zip(self.down, self.coarser, strict=True):
