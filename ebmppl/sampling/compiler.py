@@ -253,6 +253,7 @@ def _options() -> dict[str, object]:
         "pattern_matcher": False,
         "cpp.enable_tiling_heuristics": False,
         "cpp.enable_loop_tail_vec": False,
+        "aot_inductor.enable_line_tables": False,  # for debuggers: a quarter of the C++ compiler's time
         "cpp.min_chunk_size": 4096,  # numbers of a loop that are worth a thread
     }
     options |= _headers()
