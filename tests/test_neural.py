@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -125,6 +127,19 @@ def test_what_score_matching_asks_of_an_mlp(name: str, hidden: tuple[int, ...], 
         ]
         for a, b in zip(*grads, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_what_is_dropped_is_freed(number: int) -> None:
+    """At once: a node that kept its own outputs would wait for the garbage collector, and steps get new memory each."""
+    energy, x, what = MLPEnergy(2, (3, 2), generator=gen(), dtype=F64), normal(4, 2), matchings(4, 2)[number]
+    gc.collect()
+    gc.disable()
+    try:
+        node = weakref.ref(energy.matched(x, what)[0].grad_fn)
+        assert node() is None
+    finally:
+        gc.enable()
 
 
 def test_it_can_be_differentiated_again() -> None:

@@ -100,10 +100,7 @@ class Energy(nn.Module):
         return all(part.own_values for part in self.modules() if isinstance(part, Energy))
 
     def matched(self, x: Tensor, what: Matching) -> tuple[Tensor, Tensor | None] | None:
-        """The terms of ``Matching`` at x ``(rows, *event)`` by a closed form, differentiable in parameters, else None.
-
-        The second one is None where there are no directions.
-        """
+        """The terms of ``Matching`` at x ``(rows, *event)`` by a closed form, differentiable in parameters, else None."""
         return None
 
     @property

@@ -15,6 +15,8 @@ class Matching(NamedTuple):
     .. math:: \tfrac12 \overline{|\nabla E(x) - t|^2} \text{ or } \tfrac12 \overline{(v^\top \nabla E(x))^2},
         \qquad -\overline{v^\top \nabla^2 E(x)\, v}
 
+    The second term is None where there are no directions.
+
     Attributes:
         target: t / scale ``(rows, *event)``; None for 0.
         v: directions ``(n, rows, *event)``; None for none, and no second derivative.
@@ -30,7 +32,7 @@ class Matching(NamedTuple):
     @property
     def directions(self) -> Tensor | None:
         """V, without its first axis where there is one direction: operations on three axes take longer."""
-        return self.v[0] if self.v is not None and len(self.v) == 1 else self.v
+        return self.v[0] if self.v is not None and self.v.shape[0] == 1 else self.v
 
     @property
     def number(self) -> int:
@@ -46,24 +48,25 @@ class Matching(NamedTuple):
         target = torch.zeros_like(grad) if self.target is None else self.scale * self.target
         return mse_loss(grad, target, reduction="sum") * (0.5 / len(grad))
 
-    def apart(self, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """The same, of ``(rows, D)``, and what is squared in it: ``(rows, D)``, or ``(n, rows, 1)``, ``(rows, 1)`` for one v."""
-        v = self.directions
+    def apart(self, grad: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The same, of ``(rows, D)``, and what is squared in it: ``(rows, D)``, or ``(n, rows, 1)``, ``(rows, 1)`` for one v.
+
+        ``v`` are the ``directions``.
+        """
         if self.along and v is not None:
             apart, number = (v * grad).sum(-1, keepdim=True), self.number
         else:
             apart = grad if self.target is None else torch.add(grad, self.target, alpha=-self.scale)
-            number = len(grad)
+            number = grad.shape[0]
         flat = apart.reshape(-1)
         return flat.dot(flat) * (0.5 / number), apart
 
-    def pulled(self, apart: Tensor, by: Tensor) -> Tensor:
+    def pulled(self, apart: Tensor, by: Tensor, v: Tensor | None) -> Tensor:
         """Derivatives in the gradients ``(rows, D)`` from ``by``, that in the square."""
-        v = self.directions
         if self.along and v is not None:
             pulled = v * (apart * (by / self.number))
             return pulled if pulled.dim() == 2 else pulled.sum(0)
-        return apart * (by / len(apart))
+        return apart * (by / apart.shape[0])
 
     def flat(self) -> Matching:
         """The same over points as vectors."""

@@ -195,7 +195,9 @@ def checked_data(energy: Energy, x: Data) -> Tensor:
     Raises:
         ValueError: for another shape or dtype, no rows, NaN or infinite values (says where), or values outside the support.
     """
-    if energy.support is constraints.real and not energy.packed and isinstance(x, Tensor):  # what is said below, in short
+    if (
+        energy.support is constraints.real and not energy.packed and isinstance(x, Tensor)
+    ):  # what is said below, in short
         require_numbers(ONE_SITE, x, real=True)
         require_finite(ONE_SITE, x)
         return at_dtype_of(energy, shaped(energy.event_shape, x))
