@@ -82,11 +82,10 @@ class AdaptiveFlow(ScoreKernel):
         forward: bool = False,
     ) -> None:
         require(isinstance(sde, SDE), "an SDE", type(sde).__name__)
-        require(isinstance(t_min, (int, float)) and 0 < t_min < sde.t_max, f"t_min in (0, {sde.t_max:g})", t_min)
+        self.t_min = sde.require_start(t_min)
         super().__init__(ScoreTarget(score, event_shape, sde.prior_std, sde))
         self.rtol, self.atol = positive("rtol", rtol), positive("atol", atol)
-        self.t_min, self.forward = float(t_min), forward
-        self._sde = sde
+        self._sde, self.forward = sde, forward
 
     @property
     def first_time(self) -> float:

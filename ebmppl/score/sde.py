@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ebmppl.score.base import LinearSDE, Marginal, require
+from ebmppl.arguments import positive, real, require
+from ebmppl.score.base import LinearSDE, Marginal
 
 
 class VE(LinearSDE):
@@ -32,16 +33,19 @@ class VE(LinearSDE):
 
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
         super().__init__()
-        require(0 < sigma_min < sigma_max < math.inf, "0 < sigma_min < sigma_max", (sigma_min, sigma_max))
-        self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
+        self.sigma_min, self.sigma_max = real(sigma_min), real(sigma_max)
+        good = 0 < self.sigma_min < self.sigma_max < math.inf
+        require(good, "finite 0 < sigma_min < sigma_max", (sigma_min, sigma_max))
         self.prior_std = self.sigma_max
 
     def drift_coefficient(self, t: Tensor) -> Tensor:
         """0."""
+        self.require_times(t)
         return torch.zeros_like(t)
 
     def diffusion(self, t: Tensor) -> Tensor:
         """G(t), of the shape of t."""
+        self.require_times(t)
         return self._sigma(t) * math.sqrt(2 * math.log(self.sigma_max / self.sigma_min))
 
     def marginal(self, t: Tensor) -> Marginal:
@@ -78,15 +82,16 @@ class KarrasVE(LinearSDE):
 
     def __init__(self, sigma_max: float = 80.0) -> None:
         super().__init__()
-        require(0 < sigma_max < math.inf, "sigma_max > 0", sigma_max)
-        self.t_max = self.prior_std = float(sigma_max)
+        self.t_max = self.prior_std = positive("sigma_max", sigma_max)
 
     def drift_coefficient(self, t: Tensor) -> Tensor:
         """0."""
+        self.require_times(t)
         return torch.zeros_like(t)
 
     def diffusion(self, t: Tensor) -> Tensor:
         """The root of 2t."""
+        self.require_times(t)
         return (2 * t).sqrt()
 
     def marginal(self, t: Tensor) -> Marginal:
@@ -112,10 +117,12 @@ class PreservingSDE(LinearSDE):
 
     def drift_coefficient(self, t: Tensor) -> Tensor:
         """-beta(t) / 2."""
+        self.require_times(t)
         return -0.5 * self.beta(t)
 
     def diffusion(self, t: Tensor) -> Tensor:
         """The root of beta(t)."""
+        self.require_times(t)
         return self.beta(t).sqrt()
 
     def marginal(self, t: Tensor) -> Marginal:
@@ -134,8 +141,9 @@ class _LinearBeta(PreservingSDE):
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
         super().__init__()
-        require(0 < beta_min <= beta_max < math.inf, "0 < beta_min <= beta_max", (beta_min, beta_max))
-        self.beta_min, self.beta_max = float(beta_min), float(beta_max)
+        self.beta_min, self.beta_max = real(beta_min), real(beta_max)
+        good = 0 < self.beta_min <= self.beta_max < math.inf
+        require(good, "finite 0 < beta_min <= beta_max", (beta_min, beta_max))
 
     def beta(self, t: Tensor) -> Tensor:
         """The noise rate, of the shape of t."""
@@ -182,6 +190,7 @@ class SubVP(_LinearBeta):
 
     def diffusion(self, t: Tensor) -> Tensor:
         """G(t), of the shape of t."""
+        self.require_times(t)
         return (-self.beta(t) * torch.expm1(4 * self.log_mean(t))).sqrt()
 
     def marginal(self, t: Tensor) -> Marginal:
@@ -213,9 +222,8 @@ class CosineVP(PreservingSDE):
 
     def __init__(self, offset: float = 0.008, t_max: float = 0.995) -> None:
         super().__init__()
-        require(0 <= offset < math.inf, "offset >= 0", offset)
-        require(0 < t_max < 1, "t_max in (0, 1)", t_max)
-        self.offset, self.t_max = float(offset), float(t_max)
+        self.offset, self.t_max = positive("offset", offset, zero=True), real(t_max)
+        require(0 < self.t_max < 1, "t_max in (0, 1)", repr(t_max))
 
     def beta(self, t: Tensor) -> Tensor:
         """The noise rate, of the shape of t."""
