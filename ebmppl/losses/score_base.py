@@ -70,9 +70,13 @@ class BoundScoreLoss(SeededLoss):
 
     def terms(self, x: Tensor) -> dict[str, Tensor]:
         """See ``of_points``; under ``no_grad`` too, where scores are gradients all the same."""
+        x = x.detach() if x.requires_grad else x
         graph = torch.is_grad_enabled()
-        with torch.enable_grad():
-            terms = self.of_points(x.detach(), graph=graph)
+        if graph:
+            terms = self.of_points(x, graph=True)
+        else:
+            with torch.enable_grad():
+                terms = self.of_points(x, graph=False)
         if self._unseen:
             self._unseen = False
             self._look_for_curvature(terms)
