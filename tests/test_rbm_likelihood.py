@@ -15,7 +15,8 @@ from tests.benchmarks.side_by_side import SideBySide
 
 T_4 = 2.132  # of a one-sided test of 5 paired differences at the level of 0.05
 PEER_RATE = 0.2  # the best of the benchmark's grid by validation data
-BEST = {"CD-1": Setting(1000, 0.4), "CD-10": Setting(300, 0.8), "PCD": Setting(300, 0.8)}  # by splits 0 to 4
+# by validation digits of splits 0 to 4
+BEST = {"CD-1": Setting(1000, 0.4), "CD-10": Setting(300, 0.8), "PCD": Setting(300, 0.8)}
 FRESH = range(5, 15)  # other splits
 T_9 = 1.833  # of 10 differences
 
