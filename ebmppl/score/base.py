@@ -115,12 +115,17 @@ class LinearSDE(SDE):
 
     def solve(self, ratio: Tensor) -> Tensor:
         """The time, in float64, of ratios that were looked at; by bisection where there is no closed form: ratio(t) increases."""
-        low, high = torch.zeros_like(ratio), torch.full_like(ratio, self.t_max)
-        for _ in range(_HALVINGS):
-            middle = 0.5 * (low + high)
-            below = self.ratio(middle) < ratio
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return 0.5 * (low + high)
+        return bisect(self.ratio, ratio, self.t_max)
+
+
+def bisect(increasing: Callable[[Tensor], Tensor], wanted: Tensor, t_max: float) -> Tensor:
+    """The times in [0, t_max] at which a function of the time takes these values, to the last bit."""
+    low, high = torch.zeros_like(wanted), torch.full_like(wanted, t_max)
+    for _ in range(_HALVINGS):
+        middle = 0.5 * (low + high)
+        below = increasing(middle) < wanted
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return 0.5 * (low + high)
 
 
 class GenericSDE(SDE):

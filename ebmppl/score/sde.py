@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ebmppl.score.base import LinearSDE, Marginal, require
+from ebmppl.score.base import LinearSDE, Marginal, bisect, require
 
 
 class VE(LinearSDE):
@@ -128,6 +128,14 @@ class PreservingSDE(LinearSDE):
         """Log of the mean coefficient where noise over signal is ``ratio``."""
         return -0.5 * torch.log1p(ratio.square())
 
+    def time_at(self, log_mean: Tensor) -> Tensor:
+        """The time, in float64, at which the log of the mean coefficient is this; by bisection where there is no closed form."""
+        return bisect(lambda t: -self.log_mean(t), -log_mean, self.t_max)
+
+    def solve(self, ratio: Tensor) -> Tensor:
+        """The time of the mean coefficient."""
+        return self.time_at(self.log_mean_at(ratio))
+
 
 class _LinearBeta(PreservingSDE):
     """Beta grows linearly from beta_min to beta_max."""
@@ -145,10 +153,9 @@ class _LinearBeta(PreservingSDE):
         """Log of the mean coefficient, of the shape of t."""
         return -0.25 * t * t * (self.beta_max - self.beta_min) - 0.5 * self.beta_min * t
 
-    def solve(self, ratio: Tensor) -> Tensor:
+    def time_at(self, log_mean: Tensor) -> Tensor:
         """The root of the quadratic (beta_max - beta_min) t^2 / 2 + beta_min t = -2 log a."""
-        exponent = -2 * self.log_mean_at(ratio)
-        slope = 2 * (self.beta_max - self.beta_min)
+        exponent, slope = -2 * log_mean, 2 * (self.beta_max - self.beta_min)
         return 2 * exponent / (self.beta_min + (self.beta_min**2 + slope * exponent).sqrt())
 
 
@@ -225,9 +232,9 @@ class CosineVP(PreservingSDE):
         """Log of the mean coefficient, of the shape of t."""
         return (torch.cos(self._angle(t)).log() - math.log(self._first)).clamp_max(0)  # rounding at t = 0
 
-    def solve(self, ratio: Tensor) -> Tensor:
+    def time_at(self, log_mean: Tensor) -> Tensor:
         """From the angle whose cosine is a times the first one's."""
-        angle = torch.acos(self._first * self.log_mean_at(ratio).exp())
+        angle = torch.acos(self._first * log_mean.exp())
         return angle * (1 + self.offset) / (0.5 * math.pi) - self.offset
 
     @property
@@ -277,6 +284,13 @@ class DiscreteVP(PreservingSDE):
         """Log of the mean coefficient, of the shape of t."""
         before, after, part = self._around(t)
         return torch.lerp(before.to(t.dtype), after.to(t.dtype), part)
+
+    def time_at(self, log_mean: Tensor) -> Tensor:
+        """Within the step where log a is passed."""
+        log_means = self.log_means.to(log_mean.device)
+        step = torch.searchsorted(-log_means, -log_mean).sub(1).clamp(0, self.num_steps - 1)
+        before, after = log_means[step], log_means[step + 1]
+        return (step + (log_mean - before) / (after - before)) / self.num_steps
 
     def _around(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log a at the ends of t's step, and the part of it before t; a time within rounding of a step's end is that end."""
