@@ -68,7 +68,8 @@ def one_thread_of_float64() -> Iterator[None]:
     threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    yield
+    with torch.random.fork_rng():
+        yield
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
 

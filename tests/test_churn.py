@@ -105,8 +105,8 @@ def test_moments_of_a_mixture() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"churn": -1.0}, "churn > 0, got -1"),
-        ({"churn": math.nan}, "churn > 0, got nan"),
+        ({"churn": -1.0}, "churn >= 0, got -1"),
+        ({"churn": math.nan}, "churn >= 0, got nan"),
         ({"churn": 1.0, "method": "euler"}, 'the method "heun" with a linear SDE, backward, for churn, got euler'),
         ({"churn": 1.0, "forward": True}, "backward, for churn"),
         ({"churn": 1.0, "churn_range": (2.0, 1.0)}, r"0 <= S_tmin < S_tmax, got \(2.0, 1.0\)"),

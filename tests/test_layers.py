@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "ebmppl"
 
 # from the bottom to the top; packages of one line don't import one another, except as the line says
 LAYERS = [
-    {"errors", "__version__"},
+    {"arguments", "errors", "__version__"},
     {"energies", "score"},
     {"models"},
     {"kernels"},

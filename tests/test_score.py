@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
+import ebmppl as eb
 from ebmppl import score
 from ebmppl.score import (
     EDM,
@@ -149,10 +151,30 @@ def test_a_users_own_sde() -> None:
 
 
 @pytest.mark.parametrize("t", [-0.01, 1.2, math.nan])
-@pytest.mark.parametrize("name", ["ve", "vp", "subvp", "cosine"])
+@pytest.mark.parametrize("name", ["ve", "vp", "subvp", "cosine", "karras", "discrete", "own"])
 def test_times_outside_are_refused(name: str, t: float) -> None:
-    with pytest.raises(ValueError, match=r"expected times in \[0, .*\], got"):
-        SDES[name]().marginal(f64(0.5, t))
+    own = GenericSDE(lambda x, t: -x, torch.ones_like, 1.0, marginal=lambda t: (t, t))
+    sde, t = own if name == "own" else SDES[name](), t * 20 if name == "karras" else t
+    by_time = [sde.marginal, sde.diffusion, lambda at: sde.drift(normal(2, 3), at)]
+    more = [sde.drift_coefficient, sde.ratio] if isinstance(sde, LinearSDE) else []
+    for call in (*by_time, *more, lambda at: sde.perturb(normal(2, 3), at, normal(2, 3))):
+        call(f64(0.5, 0.7))
+        with pytest.raises(ValueError, match=rf"expected times in \[0, .*\], got {t:g}"):
+            call(f64(0.5, t))
+
+
+def test_times_are_not_looked_at_where_that_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in a trace, which it would break, nor on a device, whose queue it would wait for."""
+    sde, x, t = VP(), normal(2, 3), f64(0.5, 0.7)
+
+    def calls(x: Tensor, t: Tensor) -> Tensor:
+        return sde.drift(x, t) * sde.diffusion(t).unsqueeze(-1) + NoisePrediction(lambda x, t: x, sde)(x, t)
+
+    close(make_fx(calls)(x, t)(x, t), calls(x, t))
+    close(torch.func.vmap(lambda x, t: calls(x[None], t[None])[0])(x, t), calls(x, t))
+    close(torch.compile(calls, fullgraph=True, backend="eager")(x, t), calls(x, t))
+    monkeypatch.setattr(torch.Tensor, "__float__", lambda self: pytest.fail("a tensor was read"))
+    calls(x.to("meta"), t.to("meta"))
 
 
 @pytest.mark.parametrize(
@@ -161,8 +183,9 @@ def test_times_outside_are_refused(name: str, t: float) -> None:
 def test_models_refuse_times_outside(kind: type[Parameterisation]) -> None:
     """Those too that don't ask for the marginal."""
     network = (lambda x, t: x.sum(1)) if kind is EnergyGradient else (lambda x, t: x)
-    with pytest.raises(ValueError, match=r"expected times in \[0, 1\], got 1.2"):
-        kind(network, VP())(normal(2, 2), f64(0.5, 1.2))
+    for t in (1.2, 0.0, -0.1, math.nan):
+        with pytest.raises(ValueError, match=rf"expected times in \(0, 1\], got {t:g}"):
+            kind(network, VP())(normal(2, 2), f64(0.5, t))
 
 
 @pytest.mark.parametrize(
@@ -238,12 +261,12 @@ def test_grids_go_down_from_the_end_to_t_min(name: str, times: Callable[..., Ten
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: score.geometric_sigmas(1, 0.1, 1.0), "at least 2 levels, got 1"),
+        (lambda: score.geometric_sigmas(1, 0.1, 1.0), "a whole num_levels >= 2, got 1"),
         (lambda: score.geometric_sigmas(5, 1.0, 0.1), "0 < sigma_min < sigma_max"),
         (lambda: score.karras_sigmas(5, 0.1, 1.0, rho=0.0), "rho > 0, got 0.0"),
         (lambda: score.linear_betas(10), "beta_max < num_steps"),
         (lambda: score.cosine_betas(10, most=1.0), r"most in \(0, 1\), got 1.0"),
-        (lambda: score.uniform_times(VP(), 0, 1e-3), "at least 1 step, got 0"),
+        (lambda: score.uniform_times(VP(), 0, 1e-3), "a whole num_steps >= 1, got 0"),
         (lambda: score.uniform_times(VP(), 5, 0.0), r"t_min in \(0, 1\), got 0.0"),
         (lambda: score.uniform_times(VP(), 5, 1.0), r"t_min in \(0, 1\), got 1.0"),
         (lambda: score.karras_times(GenericSDE(lambda x, t: x, lambda t: t, 1.0), 5, 1e-3), "a linear SDE, got Gen"),
@@ -330,6 +353,42 @@ def test_the_gradient_of_an_energy_is_a_score_and_trains() -> None:
         EnergyGradient(lambda x, t: x[:, 0, :1], sde)(x, t)
 
 
+@torch.no_grad()
+def by_no_grad(x: Tensor, t: Tensor) -> Tensor:
+    return x.square().sum(1)
+
+
+@pytest.mark.parametrize(
+    "energy",
+    [
+        by_no_grad,
+        lambda x, t: x.detach().square().sum(1) * nn.Parameter(f64(2.0)),
+        lambda x, t: (x > 0.5).double().sum(1),
+    ],
+    ids=["no_grad", "detached", "steps"],
+)
+@pytest.mark.parametrize("track", [True, False])
+def test_an_energy_without_a_gradient_is_no_score_of_zero(energy: Callable[..., Tensor], track: bool) -> None:
+    model, x, t = EnergyGradient(energy, VP()), normal(3, 2), f64(0.1, 0.5, 0.9)
+    with torch.set_grad_enabled(track), pytest.raises(ValueError, match="an energy that is differentiable in x"):
+        model(x, t)
+    with pytest.raises(ValueError, match="an energy that is differentiable in x"):
+        eb.generate(eb.AnnealedMALA(EnergyGradient(energy, KarrasVE(5.0)), [5.0, 1.0], (2,)), 3, seed=0)
+
+
+def test_energies_that_are_differentiated_anyway() -> None:
+    """Within ``no_grad``, with frozen parameters, and one that does not depend on x; not within ``inference_mode``."""
+    x, t, network = normal(3, 2), f64(0.1, 0.5, 0.9), nn.Linear(2, 1).double().requires_grad_(False)
+    model = EnergyGradient(lambda x, t: network(x).square().sum(1), VP())
+    wanted = -2 * network(x) * network.weight
+    with torch.no_grad():
+        close(model(x, t), wanted)
+    close(EnergyGradient(lambda x, t: t, VP())(x, t), torch.zeros(3, 2))
+    close(EnergyGradient(lambda x, t: t * nn.Parameter(f64(2.0)), VP())(x, t), torch.zeros(3, 2))
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"torch.no_grad\(\) around a gradient, got"):
+        model(x, t)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_wrong_networks_are_refused(kind: type[Parameterisation]) -> None:
     with pytest.raises(ValueError, match="a network .* got int"):
@@ -389,10 +448,37 @@ def test_fine_features_tell_pixels_apart_that_differ_by_less_than_their_range() 
     close(network(-x, t), found, 1e-10)  # cosines
 
 
+X, T, LABELS = torch.zeros(3, 2), torch.full((3,), 0.5), torch.tensor([0, 1, -1])
+
+
+@pytest.mark.parametrize(
+    ("x", "t", "labels", "message"),
+    [
+        (torch.zeros(3, 1), T, LABELS, r"points of shape \(batch, 2\), got \(torch.float32, \(3, 1\)\)"),
+        (X, T[:2], LABELS, r"times of shape \(3,\) or \(\), got .* \(2,\)"),
+        (X, T.long(), LABELS, "times as a floating point tensor, got .*int64"),
+        (X, T, LABELS - 1, "labels from 0 to 2, or -1 for none, got -2"),
+        (X, T, LABELS + 2, "labels from 0 to 2, or -1 for none, got 3"),
+        (X, T, LABELS[:2], "a label for each time, got"),
+        (X, T, LABELS + 0.5, "labels as a tensor of whole numbers, got .*float32"),
+    ],
+)
+def test_networks_look_at_what_they_are_given(x: Tensor, t: Tensor, labels: Tensor, message: str) -> None:
+    network = TimeMLP((2,), (4,), num_classes=3)
+    assert network(X, T, LABELS).shape == (3, 2)
+    with pytest.raises(ValueError, match=message):
+        network(x, t, labels)
+
+
+def test_a_time_for_each_point() -> None:
+    with pytest.raises(ValueError, match=r"a time \(or number\) for each point, \(3,\) or \(\), got \(2,\)"):
+        VP().drift(X, T[:2])
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TimeMLP((2,), ()), r"hidden layers of sizes >= 1, got \[\]"),
+        (lambda: TimeMLP((2,), ()), "hidden layers, got none"),
         (lambda: TimeMLP((2,), num_features=3), "an even number of features, got 3"),
         (lambda: UNet((8, 8)), r"an image shape .* got \(8, 8\)"),
         (lambda: UNet((1, 6, 8)), r"multiples of 4, got \(6, 8\)"),
@@ -437,5 +523,5 @@ def test_networks_take_labels(make: Callable[[], nn.Module]) -> None:
     apart = (found[:4].unsqueeze(0) - found[:4].unsqueeze(1)).abs().flatten(2).amax(2)
     assert bool((apart + torch.eye(4) > 1e-4).all())
     torch.testing.assert_close(network(x[:1], t[:1]), found[3:4])  # no label
-    with pytest.raises(IndexError, match="out of bounds"):
+    with pytest.raises(ValueError, match="labels from 0 to 2, or -1 for none, got 3"):
         network(x[:1], t[:1], torch.tensor([3]))

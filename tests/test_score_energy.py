@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -28,15 +28,7 @@ P = torch.tensor([[2.0, 0.6], [0.6, 1.0]], dtype=F64)
 ETA = 1.2  # large, so that the stationary law is far from the density
 
 
-@pytest.fixture(autouse=True)
-def _one_thread_of_float64() -> Iterator[None]:
-    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    torch.set_num_threads(1)
-    torch.set_default_dtype(F64)
-    with torch.random.fork_rng():
-        yield
-    torch.set_num_threads(threads)
-    torch.set_default_dtype(dtype)
+pytestmark = pytest.mark.usefixtures("one_thread_of_float64")
 
 
 def linear(x: Tensor, t: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import ebmppl as eb
 from ebmppl.errors import SamplingWarning
-from ebmppl.sampling import functions
+from ebmppl.sampling import compiled_function
 from ebmppl.score import VP, GenericSDE, LinearSDE, SubVP, TimeMLP, likelihood
 from ebmppl.score.ode import Field, attempt, solve
 from tests.score_targets import MIXTURE, PARAMETERS, DiffusedMixture, sdes
@@ -28,7 +28,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def at_end(mixture: DiffusedMixture, sde: LinearSDE) -> Callable[[Tensor], Tensor]:
-    return lambda x: mixture.log_prob(x, torch.full((len(x),), sde.t_max, dtype=F64))
+    return lambda x: mixture.log_prob(x, torch.full_like(x[:, 0], sde.t_max))
 
 
 @pytest.mark.data
@@ -54,12 +54,12 @@ def sixteen(sde: LinearSDE) -> DiffusedMixture:
 
 
 @pytest.mark.parametrize("name", SDES)
-def test_sixteen_dimensions_with_the_exact_end(name: str) -> None:
+def test_sixteen_dimensions_with_the_exact_end(name: str, device: torch.device) -> None:
     sde = SDES[name]
-    mixture = sixteen(sde)
-    x = normal(6, 16, seed=3)
+    mixture = sixteen(sde).to(device)
+    x = normal(6, 16, seed=3).to(device)
     found = eb.log_likelihood(mixture, sde, x, log_prior=at_end(mixture, sde))
-    wanted = mixture.log_prob(x, torch.full((6,), 1e-5, dtype=F64))
+    wanted = mixture.log_prob(x, torch.full((6,), 1e-5, dtype=F64, device=device))
     torch.testing.assert_close(found.value, wanted, rtol=0, atol=1e-3)
 
 
@@ -147,14 +147,16 @@ def test_compiled_values_are_the_eager_ones() -> None:
     assert (
         before.rows < compiled.rows < 1.5 * before.rows
     )  # points that have ended are kept for a while: steps are compiled
-    (known,) = {id(v.engine) for k, v in functions._known.items() if k[0].startswith("divergence torch.Size([2]) 2")}
+    (known,) = {
+        id(v.engine) for k, v in compiled_function._known.items() if k[0].startswith("divergence torch.Size([2]) 2")
+    }
     with torch.no_grad():
         network.last.weight.mul_(2.0)
     torch.testing.assert_close(value("inductor").value, value("eager").value, rtol=1e-6, atol=1e-6)
     network.load_state_dict({k: 0.5 * v for k, v in network.state_dict().items()}, assign=True)
     torch.testing.assert_close(value("inductor").value, value("eager").value, rtol=1e-6, atol=1e-6)
     assert float((value("eager").value - before.value).abs().min()) > 1e-3
-    assert known in {id(v.engine) for v in functions._known.values()}  # compiled once
+    assert known in {id(v.engine) for v in compiled_function._known.values()}  # compiled once
 
 
 def test_what_cannot_be_compiled_runs_eagerly() -> None:
@@ -233,13 +235,13 @@ def test_modes_of_modules_are_kept() -> None:
     [
         (lambda: eb.log_likelihood("s", VP(), normal(2, 2)), "a score .* got str"),
         (lambda: eb.log_likelihood(lambda x, t: x, 3, normal(2, 2)), "an SDE, got int"),
-        (lambda: eb.log_likelihood(lambda x, t: x, VP(), normal(2, 2), rtol=0.0), "rtol > 0 and atol > 0"),
+        (lambda: eb.log_likelihood(lambda x, t: x, VP(), normal(2, 2), rtol=0.0), "a finite rtol > 0, got 0.0"),
         (lambda: eb.log_likelihood(lambda x, t: x, VP(), normal(2, 2), t_min=0.0), r"t_min in \(0, 1\), got 0.0"),
-        (lambda: eb.log_likelihood(lambda x, t: x, VP(), normal(2, 2), probes=0), "at least 1 probe, or None, got 0"),
+        (lambda: eb.log_likelihood(lambda x, t: x, VP(), normal(2, 2), probes=0), "a whole probes >= 1, got 0"),
         (lambda: eb.log_likelihood(lambda x, t: x, VP(), normal(2, 2), backend="cuda"), "'inductor', got 'cuda'"),
         (
             lambda: eb.log_likelihood(lambda x, t: x, VP(), normal(2, 2), probes=1.5),
-            "at least 1 probe, or None, got 1.5",
+            "a whole probes >= 1, got 1.5",
         ),
         (
             lambda: eb.log_likelihood(lambda x, t: -x.detach(), VP(), normal(2, 2)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -33,15 +33,7 @@ MAKE: dict[str, Callable[[Any], Kernel]] = {
 SHORT, LONG = 1999, 499
 
 
-@pytest.fixture(autouse=True)
-def _one_thread_and_float64() -> Iterator[None]:
-    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    torch.set_num_threads(1)
-    torch.set_default_dtype(F64)
-    with torch.random.fork_rng():
-        yield
-    torch.set_default_dtype(dtype)
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread_of_float64")
 
 
 def exact_draws(n: int, seed: int = 0) -> Tensor:

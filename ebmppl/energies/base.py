@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
+from ebmppl.arguments import size
 from ebmppl.energies.linalg import rowwise
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Energy(nn.Module):
         super().__init__()
         self.packed = isinstance(event_shape, Mapping)
         shapes = event_shape if isinstance(event_shape, Mapping) else {ONE_SITE: event_shape}
-        self.sites = {name: _as_size(name, shape) for name, shape in shapes.items()}
+        self.sites = {name: size(f"the shape of site {name!r}", shape) for name, shape in shapes.items()}
         require_names(self.sites)
         if not self.sites:
             raise ValueError("expected at least one site, got an empty dict of shapes")
@@ -99,7 +100,7 @@ class Energy(nn.Module):
         """Whether values are known; if not, of this energy or of one inside, ``value_and_grad`` gives NaN for them."""
         return all(part.own_values for part in self.modules() if isinstance(part, Energy))
 
-    def matched(self, x: Tensor, what: Matching) -> tuple[Tensor, Tensor] | None:
+    def matched(self, x: Tensor, what: Matching) -> tuple[Tensor, Tensor | None] | None:
         """The terms of ``Matching`` at x ``(rows, *event)`` by a closed form, differentiable in parameters, else None."""
         return None
 
@@ -239,18 +240,6 @@ class Energy(nn.Module):
 
 def _potential(target: Energy, params: Mapping[str, Tensor]) -> Tensor:
     return target(target.pack(params))
-
-
-def _as_size(name: str, shape: Shape) -> torch.Size:
-    if isinstance(shape, int):
-        raise ValueError(f"expected the shape of site {name!r} as a sequence such as ({shape},), got {shape}")
-    try:
-        size = torch.Size(shape)
-    except TypeError as error:
-        raise ValueError(f"expected the shape of site {name!r} as a sequence of integers, got {shape!r}") from error
-    if any(n < 1 for n in size):
-        raise ValueError(f"expected positive sizes in the shape of site {name!r}, got {tuple(size)}")
-    return size
 
 
 def _dims(shape: torch.Size) -> str:

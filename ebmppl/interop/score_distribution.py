@@ -13,13 +13,13 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from ebmppl.energies.base import dtype_and_device
+from ebmppl.arguments import form, positive, require, size, whole
+from ebmppl.energies.base import dtype_and_device, flatten_batch
 from ebmppl.kernels import AdaptiveFlow
-from ebmppl.kernels.base import whole
 from ebmppl.kernels.score import Score
 from ebmppl.sampling.generate import transport
 from ebmppl.sampling.scopes import evaluating
-from ebmppl.score.base import SDE, over, require
+from ebmppl.score.base import SDE, over
 from ebmppl.score.likelihood import log_likelihood
 from ebmppl.score.parameterisations import same_shape
 
@@ -92,11 +92,15 @@ class ScoreDistribution(TorchDistribution):
     ) -> None:
         probes = None if probes is None else whole("probes", probes, 1)
         require(log_prior is None or callable(log_prior), "a callable log_prior", type(log_prior).__name__)
-        own = (t_min, rtol, atol, probes, log_prior, whole("seed", seed, 0))
-        self._flow = _Flow.of(score, sde, torch.Size(event_shape), own)
+        require(isinstance(sde, SDE), "an SDE", type(sde).__name__)
+        tolerances = positive("rtol", rtol), positive("atol", atol)
+        own = (sde.require_start(t_min), *tolerances, probes, log_prior, whole("seed", seed, 0))
+        self._flow = _Flow.of(score, sde, size("the event shape", event_shape), own)
         dtype, device = dtype_and_device(self._flow.kernel.target)
+        good = like is None or (isinstance(like, Tensor) and like.is_floating_point())
+        require(good, "like as a floating point tensor", form(like))
         self._like = torch.empty(0, dtype=dtype, device=device) if like is None else like.new_empty(0)
-        super().__init__(torch.Size(batch_shape), self._flow.event_shape, validate_args=validate_args)
+        super().__init__(size("the batch shape", batch_shape, 0), self._flow.event_shape, validate_args=validate_args)
 
     @property
     def support(self) -> constraints.Constraint:
@@ -124,8 +128,8 @@ class ScoreDistribution(TorchDistribution):
         """Log densities ``(*sample_shape, *batch)`` in nats of values ``(*sample_shape, *batch, *event)``."""
         if self._validate_args:
             self._validate_sample(value)
-        batch = value.shape[: value.dim() - len(self.event_shape)]
-        found = _LogProb.apply(value.reshape(-1, *self.event_shape), self._flow).reshape(batch)
+        points, batch = flatten_batch(value, self.event_shape)
+        found = _LogProb.apply(points, self._flow).reshape(batch)
         return found.expand(torch.broadcast_shapes(batch, self.batch_shape))
 
 

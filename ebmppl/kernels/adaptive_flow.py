@@ -85,12 +85,11 @@ class AdaptiveFlow(ScoreKernel):
         forward: bool = False,
     ) -> None:
         require(isinstance(sde, SDE), "an SDE", type(sde).__name__)
-        require(isinstance(t_min, (int, float)) and 0 < t_min < sde.t_max, f"t_min in (0, {sde.t_max:g})", t_min)
+        self.t_min = sde.require_start(t_min)
         super().__init__(ScoreTarget(score, event_shape, sde.prior_std, sde))
         self.rtol, self.atol = positive("rtol", rtol), positive("atol", atol)
-        self.t_min, self.forward = float(t_min), forward
-        self._sde, self._clock = sde, Clock(sde)
-        self._span = self._clock.span(t_min, sde.t_max) * (1 if forward else -1)
+        self._sde, self._clock, self.forward = sde, Clock(sde), forward
+        self._span = self._clock.span(self.t_min, sde.t_max) * (1 if forward else -1)
 
     @property
     def first_time(self) -> float:

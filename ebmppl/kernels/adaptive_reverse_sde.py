@@ -107,12 +107,11 @@ class AdaptiveReverseSDE(ScoreKernel):
         denoise: bool = False,
     ) -> None:
         require(isinstance(sde, SDE), "an SDE", type(sde).__name__)
-        require(isinstance(t_min, (int, float)) and 0 < t_min < sde.t_max, f"t_min in (0, {sde.t_max:g})", t_min)
+        self.t_min = sde.require_start(t_min)
         require(not denoise or isinstance(sde, LinearSDE), "a linear SDE to denoise", type(sde).__name__)
         super().__init__(ScoreTarget(score, event_shape, sde.prior_std, sde))
         self.rtol, self.atol = positive("rtol", rtol), positive("atol", atol)
-        self.t_min, self.denoise = float(t_min), denoise
-        self._sde = sde
+        self._sde, self.denoise = sde, denoise
 
     @property
     def first_time(self) -> float:

@@ -10,13 +10,13 @@ import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
+from ebmppl.arguments import positive as positive
+from ebmppl.arguments import require as require
+from ebmppl.arguments import whole as whole
 from ebmppl.energies.base import Energy
 from ebmppl.energies.fingerprint import fingerprint
 from ebmppl.energies.function import same_energy
 from ebmppl.energies.unconstrained import unconstrained
-from ebmppl.kernels.arguments import positive as positive
-from ebmppl.kernels.arguments import require as require
-from ebmppl.kernels.arguments import whole as whole
 from ebmppl.kernels.gradients import Gradient
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from ebmppl.arguments import real
 from ebmppl.kernels.base import positive, require, whole
 from ebmppl.kernels.score import Score, ScoreTarget, SteppedKernel, steps
 from ebmppl.kernels.solvers import (
@@ -102,7 +103,7 @@ class ProbabilityFlow(SteppedKernel):
         require(method in METHODS, f"a method of {', '.join(map(repr, METHODS))}", repr(method))
         require(not (forward and denoise), "denoise=False where forward", denoise)
         self.num_steps, self.method = whole("num_steps", num_steps, 1), method
-        self.t_min, self.forward, self.denoise = t_min, forward, denoise
+        self.t_min, self.forward, self.denoise = real(t_min), forward, denoise
         self._set_churn(sde, churn, churn_range, churn_noise)
         at = grid(sde, times or self._best_times(sde), self.num_steps, t_min)
         if forward:
@@ -119,12 +120,13 @@ class ProbabilityFlow(SteppedKernel):
         return log_snr_times if self.method.startswith("dpm_solver") else karras_times
 
     def _set_churn(self, sde: SDE, churn: float, within: tuple[float, float], noise: float) -> None:
-        self.churn = positive("churn", churn) if churn != 0 else 0.0
+        self.churn = positive("churn", churn, zero=True)
         fits = self.method == "heun" and isinstance(sde, LinearSDE) and not self.forward
         require(fits or not churn, 'the method "heun" with a linear SDE, backward, for churn', self.method)
         pair = isinstance(within, (tuple, list)) and len(within) == 2
-        require(pair and 0 <= within[0] < within[1], "churn_range as two levels 0 <= S_tmin < S_tmax", within)
-        self._churn = Churn(self.churn, float(within[0]), float(within[1]), positive("churn_noise", noise))
+        least, most = map(real, within) if pair else (math.nan, math.nan)
+        require(0 <= least < most, "churn_range as two levels 0 <= S_tmin < S_tmax", within)
+        self._churn = Churn(self.churn, least, most, positive("churn_noise", noise))
 
     def _rows(self, sde: SDE, at: list[float]) -> tuple[Rows, int]:
         if isinstance(sde, LinearSDE):

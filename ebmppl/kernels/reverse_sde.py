@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from ebmppl.arguments import real
 from ebmppl.kernels.base import positive, require, whole
 from ebmppl.kernels.score import Score, ScoreTarget, SteppedKernel, Steps, steps
 from ebmppl.kernels.solvers import Rows, corrected, denoised, euler, grid, heun, resampled
@@ -82,7 +83,7 @@ class ReverseSDE(SteppedKernel):
     ) -> None:
         require(method in METHODS, f"a method of {', '.join(map(repr, METHODS))}", repr(method))
         self.num_steps, self.method = whole("num_steps", num_steps, 1), method
-        self.t_min, self.last_noise, self.denoise = t_min, last_noise, denoise
+        self.t_min, self.last_noise, self.denoise = real(t_min), last_noise, denoise
         self.snr, self.corrector_steps = positive("snr", snr), whole("corrector_steps", corrector_steps, 1)
         self.resample, self.jump = whole("resample", resample, 1), whole("jump", jump, 1)
         require(resample == 1 or method == "ancestral", 'the method "ancestral" to resample', repr(method))

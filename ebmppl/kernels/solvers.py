@@ -21,7 +21,7 @@ def grid(sde: SDE, times: Callable[[SDE, int, float], Tensor], num_steps: int, t
     """Times from T down to t_min by a user's function, looked at."""
     require(isinstance(sde, SDE), "an SDE", type(sde).__name__)
     require(callable(times), "times as a function of SDE, num_steps and t_min", type(times).__name__)
-    require(isinstance(t_min, (int, float)) and 0 < t_min < sde.t_max, f"t_min in (0, {sde.t_max:g})", t_min)
+    t_min = sde.require_start(t_min)
     at = times(sde, num_steps, t_min)
     require_decreasing("times", at)
     require(len(at) == num_steps + 1, f"{num_steps + 1} times", len(at))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -104,7 +105,12 @@ class NoiseConditionalScoreMatching(DiffusionLoss):
     """
 
     def __init__(
-        self, sigmas: Tensor, *, label_dropout: float = 0.0, low_discrepancy: bool = False, seed: int | None = None
+        self,
+        sigmas: Tensor | Sequence[float],
+        *,
+        label_dropout: float = 0.0,
+        low_discrepancy: bool = False,
+        seed: int | None = None,
     ) -> None:
         super().__init__(
             NoiseLevels(sigmas), t_min=0.0, label_dropout=label_dropout, low_discrepancy=low_discrepancy, seed=seed

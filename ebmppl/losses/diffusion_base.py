@@ -9,8 +9,8 @@ from typing import Any, ClassVar, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from ebmppl.arguments import real, require
 from ebmppl.energies.base import ONE_SITE, Energy
-from ebmppl.kernels.base import require
 from ebmppl.losses.base import BoundLoss, Data, Loss, at_dtype_of, require_finite, require_numbers, shaped
 from ebmppl.losses.seeded import SeededLoss, normals, uniforms
 from ebmppl.score.parameterisations import Parameterisation
@@ -57,9 +57,9 @@ class DiffusionLoss(Loss):
         super().__init__()
         known = isinstance(weighting, Weighting) or weighting in _NAMED
         require(known, f"a Weighting, or one of {', '.join(map(repr, _NAMED))}", repr(weighting))
-        require(0 <= label_dropout < 1, "label_dropout in [0, 1)", label_dropout)
+        require(0 <= real(label_dropout) < 1, "label_dropout in [0, 1)", repr(label_dropout))
         self.weighting = weighting if isinstance(weighting, Weighting) else _NAMED[weighting]()
-        self.t_min, self.label_dropout = t_min, float(label_dropout)
+        self.t_min, self.label_dropout = t_min, real(label_dropout)
         self.low_discrepancy, self.seed = low_discrepancy, seed
 
     def __call__(self, energy: Any, guide: Any = None) -> BoundLoss:

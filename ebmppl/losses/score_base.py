@@ -67,10 +67,12 @@ class BoundScoreLoss(SeededLoss):
 
     def terms(self, x: Tensor) -> dict[str, Tensor]:
         """See ``of_points``; under ``no_grad`` too, where scores are gradients all the same."""
-        graph = torch.is_grad_enabled()
+        x = x.detach() if x.requires_grad else x
+        if torch.is_grad_enabled():
+            return self.of_points(x, graph=True)
         with torch.enable_grad():
-            terms = self.of_points(x.detach(), graph=graph)
-        return terms if graph else {name: term.detach() for name, term in terms.items()}
+            terms = self.of_points(x, graph=False)
+        return {name: term.detach() for name, term in terms.items()}
 
     @abstractmethod
     def of_points(self, x: Tensor, *, graph: bool) -> dict[str, Tensor]:

@@ -1,16 +1,14 @@
-"""The one place that knows Inductor: a graph of ``make_fx`` becomes a function of a flat list of tensors."""
+"""Inductor: a graph of ``make_fx`` becomes a function of a flat list of tensors. Only ``quicker.py`` knows it, too."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cached_property, partial
-from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -20,6 +18,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ebmppl.sampling.native import Unit
+from ebmppl.sampling.quicker import quicker, templates_late
 
 _BEFORE_HEADERS = 3  # graphs
 _patching = threading.Lock()  # what is replaced in Inductor is the process's own
@@ -104,7 +103,7 @@ def _inner_compile(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Flat:
     from torch._inductor import config
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    with _templates_late():
+    with templates_late():
         from torch._inductor.compile_fx import compile_fx_inner
 
     fake = FakeTensorMode(shape_env=ShapeEnv())  # without one Inductor's disk cache steps aside
@@ -115,8 +114,7 @@ def _inner_compile(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Flat:
         tracing(TracingContext(fake)),
         torch.no_grad(),
         _patching,
-        _rules_once(),
-        _strides_at_once(),
+        quicker(),
         _into_unit(),
     ):
         compiled = compile_fx_inner(graph, fakes, is_inference=True)
@@ -137,78 +135,6 @@ def _into_unit() -> Iterator[None]:
         return unit.add(args[1], args[2], bind) if expected else bind()
 
     with patch.object(AsyncCompile, "cpp_pybinding", cpp_pybinding) if callable(alone) else nullcontext():
-        yield
-
-
-@contextmanager
-def _rules_once() -> Iterator[None]:
-    """Inductor makes its rules of dtypes anew for every operation, a tenth of its time, and they are the same."""
-    try:
-        from torch._inductor.codegen.common import pointwise_overrides_data
-        from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
-        from torch._inductor.utils import op_dtype_propagation_rules
-    except ImportError:
-        yield
-        return
-    make, known = DtypePropagationOpsHandler.__init__, (0, 0)
-
-    def make_if_new(self: Any) -> None:
-        nonlocal known
-        there = len(op_dtype_propagation_rules), len(pointwise_overrides_data)
-        if there != known:
-            make(self)
-            known = there
-
-    with patch.object(DtypePropagationOpsHandler, "__init__", make_if_new):
-        yield
-
-
-@contextmanager
-def _strides_at_once() -> Iterator[None]:
-    """Inductor lets SymPy simplify indices before it asks for strides, a sixth of its time; only divisions need that."""
-    try:
-        from torch._inductor import sizevars
-        from torch.utils._sympy.functions import FloorDiv, ModularIndexing
-    except ImportError:
-        yield
-        return
-    simplify = getattr(sizevars, "simplify_index_in_vec_range", None)
-
-    def if_it_divides(index: Any, *args: Any) -> Any:
-        return simplify(index, *args) if index.has(FloorDiv, ModularIndexing) else index  # type: ignore[misc]
-
-    with patch.object(sizevars, "simplify_index_in_vec_range", if_it_divides) if callable(simplify) else nullcontext():
-        yield
-
-
-class _Late:
-    """Something that is made when it is first looked at."""
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._make = make
-
-    @cached_property
-    def _made(self) -> Any:
-        return self._make()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._made, name)
-
-
-@contextmanager
-def _templates_late() -> Iterator[None]:
-    """Inductor compiles its templates of GPU kernels when it is imported: a seventh of that time."""
-    if "torch._inductor.compile_fx" in sys.modules:
-        yield
-        return
-    from torch._inductor.codegen.common import KernelTemplate
-
-    compile_now = getattr(KernelTemplate, "_template_from_string", None)
-    if not callable(compile_now) or find_spec("jinja2") is None:
-        yield
-        return
-    late = staticmethod(lambda source: _Late(partial(compile_now, source)))
-    with patch.object(KernelTemplate, "_template_from_string", late):
         yield
 
 
@@ -253,6 +179,7 @@ def _options() -> dict[str, object]:
         "pattern_matcher": False,
         "cpp.enable_tiling_heuristics": False,
         "cpp.enable_loop_tail_vec": False,
+        "aot_inductor.enable_line_tables": False,  # for debuggers: a quarter of the C++ compiler's time
         "cpp.min_chunk_size": 4096,  # numbers of a loop that are worth a thread
     }
     options |= _headers()

@@ -25,7 +25,7 @@ template <typename T> inline T exp(const T& x) { return x.exp(); }
 template <typename T> inline T log(const T& x) { return x.log(); }
 template <typename T> inline T log1p(const T& x) { return x.log1p(); }
 
-inline bool all(const F& mask) { return mask.zero_mask() == 0; }
+inline bool all(const at::vec::VecMask<float, 1>& mask) { return mask.all_masked(); }
 
 template <size_t N> inline F estrin(const std::array<F, N>& c, const F& x) {  // lowest first; a short chain of operations
     if constexpr (N == 1) return c[0];

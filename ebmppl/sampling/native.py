@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import re
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from typing import Any
 
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from ebmppl.sampling.fast_math import FAST_MATH, in_line
 from ebmppl.sampling.ticks_in_c import DRIVER, TEAM
+from ebmppl.sampling.vectors import VECTORS, in_small, suits
 
 Bind = Callable[[], Callable[..., object]]
 
+TORCHS = "#include <torch/csrc/inductor/cpp_prefix.h>\n"
 _INCLUDE = re.compile(r"#include <torch/csrc/inductor/cpp_prefix\.h>")
 _SIGNATURE = re.compile(r'extern "C"\s+void\s+kernel\(')
 _POINTER = re.compile(r"(const )?\w+\*")
@@ -69,17 +72,19 @@ class Unit:
         self.kernels.append(Kernel(self, name, _KERNEL.format(name=name, body=in_line(body), args=args), bind))
         return self.kernels[-1]
 
-    def source(self) -> str:
-        """C++ of all kernels and the driver."""
-        include = "#include <torch/csrc/inductor/cpp_prefix.h>\n"
-        return include + FAST_MATH + "".join(kernel.text for kernel in self.kernels) + DRIVER + TEAM
+    def sources(self) -> Iterator[str]:
+        """C++ of all kernels and the driver: what is read in no time where that has all they need, then with torch's headers."""
+        kernels = "".join(kernel.text for kernel in self.kernels)
+        if suits(kernels):
+            yield VECTORS + in_small(FAST_MATH + kernels) + DRIVER + TEAM
+        yield TORCHS + FAST_MATH + kernels + DRIVER + TEAM
 
     def compile(self) -> None:
         """Make the kernels ready: in one unit, or each alone where that fails."""
         if not self.kernels:
             return
         try:
-            self.library = self._build(self.source())
+            self.library = self._first_built()
             for kernel in self.kernels:
                 kernel.call = getattr(self.library, kernel.name)
         except Exception:  # the compiler's errors are of many kinds; without one, the kernels' own say so
@@ -87,6 +92,13 @@ class Unit:
             for kernel in self.kernels:
                 alone = kernel.bind()
                 kernel.alone = alone.result() if hasattr(alone, "result") else alone
+
+    def _first_built(self) -> ctypes.CDLL:
+        *preferred, last = self.sources()
+        for source in preferred:
+            with suppress(Exception):  # another compiler than GCC
+                return self._build(source)
+        return self._build(last)
 
 
 class Kernel:

@@ -31,17 +31,34 @@ extern "C" int64_t run(const Calls* calls, int64_t ticks) {
 }
 """
 TEAM = """
-#include <chrono>
-#include <thread>
-#include <vector>
+#include <pthread.h>
+#include <sched.h>
+#include <unistd.h>
 
 namespace {
 template <typename Holds>
 void until(const Holds& holds) {
     for (int64_t turn = 0; !holds(); turn++) {
-        if (turn > 5000) std::this_thread::sleep_for(std::chrono::microseconds(50));  // others have the cores
-        else if (turn > 4000) std::this_thread::yield();
+        if (turn > 5000) usleep(50);  // others have the cores
+        else if (turn > 4000) sched_yield();
     }
+}
+
+class Shared {  // a number of all threads; <atomic> and <thread> would take the compiler half a second
+    int64_t value;
+public:
+    Shared(int64_t x) : value(x) {}
+    operator int64_t() const { return __atomic_load_n(&value, __ATOMIC_SEQ_CST); }
+    void operator=(int64_t x) { __atomic_store_n(&value, x, __ATOMIC_SEQ_CST); }
+    void operator++(int) { __atomic_fetch_add(&value, 1, __ATOMIC_SEQ_CST); }
+    bool take(int64_t& ticket) {  // the ticket's number becomes the one that is next where it is not
+        return __atomic_compare_exchange_n(&value, &ticket, ticket + 1, true, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    }
+};
+
+template <typename Work> void* call(void* work) {
+    (*static_cast<Work*>(work))();
+    return nullptr;
 }
 }
 
@@ -49,10 +66,10 @@ void until(const Holds& holds) {
 // pool and opens the next turn. It takes all tickets that nobody else takes, so that it never waits for an idle thread.
 extern "C" int64_t run_team(const Calls* parts, int64_t count, const Calls* pool, int64_t ticks, int64_t threads) {
     const int64_t turns = pool ? ticks : 1, each = pool ? 1 : ticks, closed = -1;
-    std::atomic<int64_t> next{0}, open{count}, done{0}, failed{0};
+    Shared next{0}, open{count}, done{0}, failed{0};
     auto work = [&] {
         for (int64_t ticket = next; ticket < open;) {
-            if (!next.compare_exchange_weak(ticket, ticket + 1)) continue;
+            if (!next.take(ticket)) continue;
             const int64_t turn = ticket / count;
             for (int64_t tick = turn * each; tick < (turn + 1) * each && !failed; tick++)
                 if (int64_t found = once(parts[ticket % count], tick)) failed = found;
@@ -67,10 +84,13 @@ extern "C" int64_t run_team(const Calls* parts, int64_t count, const Calls* pool
             until([&] { return open == closed || next < open; });
         }
     };
-    std::vector<std::thread> helpers;
-    try {
-        for (int64_t number = 1; number < threads && number < count; number++) helpers.emplace_back(help);
-    } catch (...) {}  // as many as there are
+    constexpr int64_t most = 256;
+    pthread_t helpers[most];
+    int64_t there = 0;
+    while (there < most && there + 1 < threads && there + 1 < count) {
+        if (pthread_create(&helpers[there], nullptr, call<decltype(help)>, &help)) break;  // as many as there are
+        there++;
+    }
     for (int64_t turn = 0; turn < turns && !failed; turn++) {
         open = (turn + 1) * count;
         work();
@@ -78,7 +98,7 @@ extern "C" int64_t run_team(const Calls* parts, int64_t count, const Calls* pool
         if (pool && !failed) failed = once(*pool, turn);
     }
     open = closed;
-    for (auto& helper : helpers) helper.join();
+    while (there) pthread_join(helpers[--there], nullptr);
     return failed;
 }
 """

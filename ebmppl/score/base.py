@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -10,19 +9,33 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from ebmppl.arguments import form, positive, real, size
+from ebmppl.arguments import require as require
+
 Marginal = tuple[Tensor, Tensor]
 _HALVINGS = 80  # of an interval in float64, to its last bit
 
 
-def require(condition: bool, wanted: str, got: object) -> None:  # noqa: FBT001
-    """Raise ``ValueError`` with what was wanted and what came."""
-    if not condition:
-        raise ValueError(f"expected {wanted}, got {got}")
-
-
 def over(t: Tensor, x: Tensor) -> Tensor:
-    """A number for each point, ``(*batch)``, with axes for the events of x ``(*batch, *event)``."""
-    return t.reshape(*t.shape, *[1] * (x.dim() - t.dim())) if t.dim() else t
+    """A number for each point, ``(*batch)``, with axes for the events of x ``(*batch, *event)``.
+
+    Raises:
+        ValueError: for numbers of another shape.
+    """
+    if not t.dim():
+        return t
+    if t.shape != x.shape[: t.dim()] and t.shape != (1,):
+        raise ValueError(
+            f"expected a time (or number) for each point, {tuple(x.shape[:1])} or (), got {tuple(t.shape)}"
+        )
+    return t.reshape(*t.shape, *[1] * (x.dim() - t.dim()))
+
+
+def readable(values: Tensor) -> bool:
+    """Whether a look at values costs nothing: not in a trace, which it would break, nor on a device, whose queue it waits for."""
+    if torch.compiler.is_compiling() or not values.is_cpu or is_in_torch_dispatch_mode() or not values.numel():
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(values)
 
 
 class SDE(nn.Module):
@@ -61,7 +74,7 @@ class SDE(nn.Module):
     def prior(self, event_shape: Sequence[int], like: Tensor | None = None) -> Independent:
         """The distribution N(0, prior_std^2 I) over events, at the dtype and device of ``like``."""
         like = torch.empty(0) if like is None else like
-        scale = like.new_full(tuple(event_shape), self.prior_std)
+        scale = like.new_full(size("the event shape", event_shape), self.prior_std)
         return Independent(Normal(torch.zeros_like(scale), scale, validate_args=False), len(event_shape))
 
     def perturb(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -69,18 +82,24 @@ class SDE(nn.Module):
         mean, std = self.marginal(t)
         return over(mean, x) * x + over(std, x) * noise
 
-    def require_times(self, t: Tensor, least: float = 0.0) -> None:
-        """Raise ``ValueError`` for times outside [least, T]; looked at where that costs nothing."""
-        require(isinstance(t, Tensor) and t.is_floating_point(), "times as a floating point tensor", type(t).__name__)
-        if not t.is_cpu or is_in_torch_dispatch_mode() or torch._C._functorch.is_functorch_wrapped_tensor(t):
+    def require_times(self, t: Tensor, *, zero: bool = True) -> None:
+        """Raise ``ValueError`` for times outside [0, T], or (0, T] where 0 is none, as far as they are ``readable``."""
+        require(isinstance(t, Tensor) and t.is_floating_point(), "times as a floating point tensor", form(t))
+        if not readable(t):
             return
         rounding = 4 * torch.finfo(t.dtype).eps * self.t_max
-        if not t.numel():
-            return
-        low, high = t.detach().aminmax()
-        if not (float(low) >= least - rounding and float(high) <= self.t_max + rounding):  # NaN is outside
-            outside = ~((t >= least - rounding) & (t <= self.t_max + rounding))
-            raise ValueError(f"expected times in [{least:g}, {self.t_max:g}], got {float(t[outside].flatten()[0]):g}")
+        low, high = (float(end) for end in t.detach().aminmax())
+        if not ((low >= -rounding if zero else low > 0) and high <= self.t_max + rounding):  # NaN is outside
+            inside = ((t >= -rounding) if zero else (t > 0)) & (t <= self.t_max + rounding)
+            raise ValueError(
+                f"expected times in {'[' if zero else '('}0, {self.t_max:g}], got {float(t[~inside].flatten()[0]):g}"
+            )
+
+    def require_start(self, t_min: float) -> float:
+        """The time nearest to the data at which something is done; raise ``ValueError`` unless it is a number in (0, T)."""
+        start = real(t_min)
+        require(0 < start < self.t_max, f"t_min in (0, {self.t_max:g})", repr(t_min))
+        return start
 
 
 class LinearSDE(SDE):
@@ -159,16 +178,17 @@ class GenericSDE(SDE):
         super().__init__()
         for name, fn in (("drift", drift), ("diffusion", diffusion), ("marginal", marginal)):
             require(callable(fn) or (fn is None and name == "marginal"), f"a callable {name}", type(fn).__name__)
-        require(0 < prior_std < math.inf, "prior_std > 0", prior_std)
-        require(0 < t_max < math.inf, "t_max > 0", t_max)
-        self.fn, self.prior_std, self.t_max = (drift, diffusion, marginal), float(prior_std), float(t_max)
+        self.fn = drift, diffusion, marginal
+        self.prior_std, self.t_max = positive("prior_std", prior_std), positive("t_max", t_max)
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """The user's f(x, t)."""
+        self.require_times(t)
         return self.fn[0](x, t)
 
     def diffusion(self, t: Tensor) -> Tensor:
         """The user's g(t)."""
+        self.require_times(t)
         return self.fn[1](t)
 
     def marginal(self, t: Tensor) -> Marginal:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ebmppl.score.base import require
+from ebmppl.arguments import require
 
 Score = Callable[[Tensor, Tensor], Tensor]
 
@@ -135,15 +134,3 @@ def _by_row(score: object) -> Iterator[tuple[Conditional, str, Tensor]]:
     for module in score.modules() if isinstance(score, nn.Module) else ():
         if isinstance(module, Conditional):
             yield from ((module, name, module.get_buffer(name)) for name in module.by_row)
-
-
-def require_positive(name: str, value: float, *, zero: bool = False) -> float:
-    """A finite number > 0 (or 0, where that is one); raise ``ValueError`` for anything else."""
-    good = _number(value) and (0 < value < math.inf or (zero and value == 0))
-    require(good, f"a finite {name} {'>=' if zero else '>'} 0", value)
-    return float(value)
-
-
-def form(value: object) -> object:
-    """What a message shows of a value."""
-    return (value.dtype, tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ebmppl.score.base import over, require
+from ebmppl.arguments import require
+from ebmppl.score.base import over
 from ebmppl.score.conditions import Conditional, Score
 from ebmppl.score.parameterisations import same_shape
 from ebmppl.score.pullback import pullback, require_gradient

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ebmppl.score.base import LinearSDE, over, require
-from ebmppl.score.conditions import Conditional, Score, form
+from ebmppl.arguments import form, require, size
+from ebmppl.score.base import LinearSDE, over
+from ebmppl.score.conditions import Conditional, Score
 from ebmppl.score.inverse import Measured
 from ebmppl.score.parameterisations import same_shape
 
@@ -118,7 +119,7 @@ class Replacement(Conditional):
 
 def _keep_known(model: Conditional, event_shape: Sequence[int], mask: Tensor, values: Tensor) -> None:
     """Keep a mask and the values that it shows, each for all or with chains in front."""
-    event = torch.Size(event_shape)
+    event = size("the event shape", event_shape)
     wanted = f"{tuple(event)} or (chains, {', '.join(map(str, event))})"
     for name, value in (("mask", mask), ("values", values)):
         kind = isinstance(value, Tensor) and (

@@ -7,8 +7,9 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from ebmppl.score.base import LinearSDE, over, require
-from ebmppl.score.conditions import Conditional, Score, form, require_positive
+from ebmppl.arguments import form, positive, require
+from ebmppl.score.base import LinearSDE, over
+from ebmppl.score.conditions import Conditional, Score
 from ebmppl.score.parameterisations import same_shape
 from ebmppl.score.pullback import Pull, pullback, require_gradient
 
@@ -51,8 +52,8 @@ class Measured(Conditional):
         super().__init__(score)
         require(method in METHODS, f"a method of {', '.join(map(repr, METHODS))}", repr(method))
         self.denoiser, self.method = Denoiser(score, sde), method
-        self.noise_std = require_positive("noise_std", noise_std, zero=method != "dps")
-        self.data_std = require_positive("data_std", data_std)
+        self.noise_std = positive("noise_std", noise_std, zero=method != "dps")
+        self.data_std = positive("data_std", data_std)
         self.keep_weight("scale", scale, least=0.0)
 
     @abstractmethod

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ebmppl.arguments import positive, require, whole
 from ebmppl.errors import SamplingWarning
-from ebmppl.score.base import SDE, require
+from ebmppl.score.base import SDE
 from ebmppl.score.ode import solve
 from ebmppl.score.parameterisations import same_shape
 from ebmppl.score.pullback import require_gradient
@@ -51,8 +52,7 @@ class LogLikelihood(NamedTuple):
         Averaged over u it bounds the bits of a code for n from above (Theis, van den Oord and Bethge 2016). The scale of pixels
         0 to 255 is 1 / 256 where x is in [0, 1], and 1 / 128 where it is in [-1, 1].
         """
-        require(0 < scale < math.inf, "scale > 0", scale)
-        dimension = self.end[0].numel()
+        scale, dimension = positive("scale", scale), self.end[0].numel()
         return -(self.value / dimension + math.log(scale)) / math.log(2)
 
 
@@ -74,14 +74,13 @@ def log_likelihood(
 
     .. math:: \log p_{t_{min}}(x) = \log p_T(x(T)) + \int_{t_{min}}^T \nabla \cdot v(x(t), t)\,dt
 
-    The integral joins the ODE, by Dormand and Prince's pair with a step size for each point and a ``Clock``. A step is taken where
-    the root mean square, over a point and its integrals, of error over ``atol + rtol |value|`` is at most 1: of the error of the
-    result of order 4, while that of order 5 goes on. A step is six calls of the score; the exact divergence takes as many
-    gradients of five of them as an event has numbers, that of ``probes`` K of them:
-    :math:`\epsilon^\top \tfrac{\partial v}{\partial x} \epsilon` with random signs, a point's own all along (Hutchinson 1990).
+    The integral joins the ODE, by Dormand and Prince's pair with a ``Clock`` and a step size for each point. A step is taken
+    where the root mean square, over point and integrals, of the order-4 result's error over ``atol + rtol |value|`` is at most
+    1; that of order 5 goes on. It is six calls of the score; the exact divergence takes as many gradients of five of them as an
+    event has numbers, that of ``probes`` K: :math:`\epsilon^\top \tfrac{\partial v}{\partial x} \epsilon` by a point's own signs.
 
     References:
-        Chen, Rubanova, Bettencourt and Duvenaud 2018; Grathwohl et al. 2019, "FFJORD"; Song et al. 2021, section 4.3.
+        Hutchinson 1990; Chen et al. 2018, "Neural ODEs"; Grathwohl et al. 2019, "FFJORD"; Song et al. 2021, section 4.3.
 
     Args:
         score: ``(x, t) -> score``, ``(batch, *event)`` from such points and times ``(batch,)``, differentiable in x.
@@ -110,7 +109,7 @@ def log_likelihood(
         >>> log_likelihood(lambda x, t: -x, VP(), torch.zeros(1, 2)).value  # of N(0, I)
         tensor([-1.8379])
     """
-    _check(score, sde, x, (rtol, atol), t_min, probes, backend)
+    _check(score, sde, x, (rtol, atol), t_min, probes, log_prior, seed, backend)
     with _evaluating(score), torch.no_grad():
         x, signs = x.detach(), _signs(probes, x.reshape(len(x), -1), seed, same=same_probes)
         end, integrals, failed_at, rows = _flow(score, sde, x, (rtol, atol), t_min, signs, backend)
@@ -132,8 +131,11 @@ def _check(
     tolerances: tuple[float, float],
     t_min: float,
     probes: int | None,
+    log_prior: object,
+    seed: int,
     backend: str,
 ) -> None:
+    require(log_prior is None or callable(log_prior), "a callable log_prior", type(log_prior).__name__)
     require(callable(score), "a score (x, t) -> tensor", type(score).__name__)
     require(isinstance(sde, SDE), "an SDE", type(sde).__name__)
     assert isinstance(sde, SDE)
@@ -141,10 +143,12 @@ def _check(
     require(
         good, "floating point points (batch, *event)", tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
     )
-    require(all(0 < tol < math.inf for tol in tolerances), "rtol > 0 and atol > 0", tolerances)
-    require(0 < t_min < sde.t_max, f"t_min in (0, {sde.t_max:g})", t_min)
-    whole = isinstance(probes, int) and not isinstance(probes, bool)
-    require(probes is None or (whole and probes >= 1), "at least 1 probe, or None", probes)
+    for name, tolerance in zip(("rtol", "atol"), tolerances, strict=True):
+        positive(name, tolerance)
+    sde.require_start(t_min)
+    if probes is not None:
+        whole("probes", probes, 1)
+    whole("seed", seed, 0)
     require(backend in BACKENDS, f"a backend of {', '.join(map(repr, BACKENDS))}", repr(backend))
 
 

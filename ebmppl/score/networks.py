@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ebmppl.score.base import require
+from ebmppl.arguments import form, positive, require, size, whole
+from ebmppl.score.base import readable
 
 
 class FourierFeatures(nn.Module):
@@ -30,13 +31,14 @@ class FourierFeatures(nn.Module):
 
     def __init__(self, num_features: int, scale: float = 4.0, seed: int = 0) -> None:
         super().__init__()
-        require(num_features >= 2 and num_features % 2 == 0, "an even number of features", num_features)
-        require(0 < scale < math.inf, "scale > 0", scale)
-        generator = torch.Generator().manual_seed(seed)
+        even = whole("num_features", num_features, 2) % 2 == 0
+        require(even, "an even number of features", num_features)
+        scale, generator = positive("scale", scale), torch.Generator().manual_seed(whole("seed", seed, 0))
         self.register_buffer("frequencies", scale * torch.randn(num_features // 2, generator=generator))
 
     def forward(self, t: Tensor) -> Tensor:
         """Features ``(batch, num_features)`` of times ``(batch,)``."""
+        require(isinstance(t, Tensor) and t.is_floating_point(), "times as a floating point tensor", form(t))
         angle = 2 * math.pi * t.unsqueeze(-1) * self.frequencies.to(t.dtype)
         return torch.cat([angle.sin(), angle.cos()], -1)
 
@@ -56,7 +58,7 @@ class Condition(nn.Module):
 
     def __init__(self, num_features: int, scale: float, num_classes: int | None, *, log_time: bool = False) -> None:
         super().__init__()
-        require(num_classes is None or num_classes >= 1, "num_classes >= 1", num_classes)
+        num_classes = None if num_classes is None else whole("num_classes", num_classes, 1)
         self.times, self.num_classes, self.log_time = FourierFeatures(num_features, scale), num_classes, log_time
         shape = (0 if num_classes is None else num_classes + 1), num_features
         self.classes = None if num_classes is None else nn.Parameter(torch.randn(shape))
@@ -67,7 +69,20 @@ class Condition(nn.Module):
         if self.classes is None:
             require(labels is None, "no labels for a network without num_classes", "labels")
             return features
-        return features + self.classes[0 if labels is None else labels + 1]  # the first row is that of no label
+        if labels is None:
+            return features + self.classes[0]  # the row of no label
+        self._require_labels(labels, t, len(self.classes) - 2)
+        return features + self.classes[labels + 1]
+
+    @staticmethod
+    def _require_labels(labels: Tensor, t: Tensor, last: int) -> None:
+        integers = isinstance(labels, Tensor) and not labels.is_floating_point() and labels.dtype != torch.bool
+        require(integers, "labels as a tensor of whole numbers", form(labels))
+        require(labels.dim() == 0 or t.dim() == 0 or labels.shape == t.shape, "a label for each time", form(labels))
+        if readable(labels):
+            least, most = (int(end) for end in labels.aminmax())
+            good = least >= -1 and most <= last
+            require(good, f"labels from 0 to {last}, or -1 for none", least if least < -1 else most)
 
 
 class TimeMLP(nn.Module):
@@ -105,9 +120,10 @@ class TimeMLP(nn.Module):
         log_time: bool = False,
     ) -> None:
         super().__init__()
-        require(len(hidden) > 0 and all(n >= 1 for n in hidden), "hidden layers of sizes >= 1", list(hidden))
-        self.event_shape = torch.Size(event_shape)
-        self.out_shape = torch.Size(event_shape if out_shape is None else out_shape)
+        self.event_shape = size("the event shape", event_shape)
+        self.out_shape = self.event_shape if out_shape is None else size("the output's shape", out_shape)
+        hidden = size("the sizes of hidden layers", hidden)
+        require(len(hidden) > 0, "hidden layers", "none")
         self.features = Condition(num_features, scale, num_classes, log_time=log_time)
         sizes = [self.event_shape.numel(), *hidden]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
@@ -116,10 +132,19 @@ class TimeMLP(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Outputs ``(batch, *out_shape)`` at points ``(batch, *event_shape)``, times and labels ``(batch,)``."""
+        require_points(x, t, self.event_shape)
         h, features = x.reshape(len(x), -1), self.features(t, labels)
         for layer, time in zip(self.layers, self.times, strict=True):
             h = nn.functional.silu(layer(h) + time(features))
         return self.last(h).reshape(len(x), *self.out_shape)
+
+
+def require_points(x: Tensor, t: Tensor, event_shape: torch.Size) -> None:
+    """Raise ``ValueError`` for anything but points ``(batch, *event)`` and times ``(batch,)`` or one for all."""
+    good = isinstance(x, Tensor) and x.dim() == len(event_shape) + 1 and x.shape[1:] == event_shape
+    require(good, f"points of shape (batch, {', '.join(map(str, event_shape))})", form(x))
+    fits = isinstance(t, Tensor) and t.shape in ((), (1,), x.shape[:1])
+    require(fits, f"times of shape ({len(x)},) or ()", form(t))
 
 
 class _Block(nn.Module):
@@ -189,9 +214,10 @@ class UNet(nn.Module):
         log_time: bool = False,
     ) -> None:
         super().__init__()
+        image_shape = size("an image shape (channels, height, width)", image_shape)
         require(len(image_shape) == 3, "an image shape (channels, height, width)", tuple(image_shape))
-        require(width >= 1 and depth >= 0, "width >= 1 and depth >= 0", (width, depth))
-        require(patch >= 1, "patch >= 1", patch)
+        width, depth, patch = whole("width", width, 1), whole("depth", depth, 0), whole("patch", patch, 1)
+        fine = size("fine features' exponents", fine, 0)
         channels, height, length = image_shape
         unit = patch * 2**depth
         require(
@@ -199,9 +225,9 @@ class UNet(nn.Module):
             f"height and width that are multiples of {unit}",
             (height, length),
         )
-        self.event_shape, self.patch = torch.Size(image_shape), patch
+        self.event_shape, self.patch = image_shape, patch
         inputs, outputs = channels * patch**2 * (1 + 2 * len(fine)), channels * patch**2
-        self.register_buffer("fine", 2.0 ** torch.tensor(list(fine)), persistent=False)
+        self.register_buffer("fine", 2.0 ** torch.tensor(fine), persistent=False)
         self.features = Condition(num_features, scale, num_classes, log_time=log_time)
         self.embedding = nn.Sequential(nn.Linear(num_features, num_features), nn.SiLU())
         sizes = [width * 2**level for level in range(depth + 1)]
@@ -216,6 +242,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Outputs ``(batch, channels, height, width)`` at images of that shape, times and labels ``(batch,)``."""
+        require_points(x, t, self.event_shape)
         features, skips = self.embedding(self.features(t, labels)), []
         h = self.first(nn.functional.pixel_unshuffle(self._inputs(x), self.patch))
         for block, coarser in zip(self.down, self.coarser, strict=True):

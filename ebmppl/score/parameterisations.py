@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from ebmppl.score.base import SDE, over, require
+from ebmppl.arguments import positive, require
+from ebmppl.score.base import SDE, over
 from ebmppl.score.pullback import value_and_grad
 
 Network = Callable[..., Tensor]  # of points and times, and of labels where there are some
@@ -30,7 +30,8 @@ class Parameterisation(nn.Module):
         sde: with known marginals.
 
     Raises:
-        ValueError: for a network that isn't callable or an SDE that is none; when called, for another output shape.
+        ValueError: for a network that isn't callable or an SDE that is none; when called, for another output shape, or times
+            outside (0, T].
     """
 
     def __init__(self, network: Network, sde: SDE) -> None:
@@ -77,7 +78,7 @@ class ScorePrediction(Parameterisation):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """The output."""
-        self.sde.require_times(t)
+        self.sde.require_times(t, zero=False)
         return self.output(x, t, labels)
 
 
@@ -94,6 +95,7 @@ class NoisePrediction(Parameterisation):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """-output / sigma."""
+        self.sde.require_times(t, zero=False)
         return -self.output(x, t, labels) / over(self.sde.marginal(t)[1], x)
 
 
@@ -111,6 +113,7 @@ class DataPrediction(Parameterisation):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """(a output - x) / sigma^2."""
+        self.sde.require_times(t, zero=False)
         mean, std = self.sde.marginal(t)
         return (over(mean, x) * self.output(x, t, labels) - x) / over(std.square(), x)
 
@@ -134,6 +137,7 @@ class VelocityPrediction(Parameterisation):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """-(sigma x + a output) / (sigma (a^2 + sigma^2))."""
+        self.sde.require_times(t, zero=False)
         mean, std = self.sde.marginal(t)
         both = std * (mean.square() + std.square())
         return -(over(std, x) * x + over(mean, x) * self.output(x, t, labels)) / over(both, x)
@@ -162,8 +166,7 @@ class EDM(Parameterisation):
 
     def __init__(self, network: Network, sde: SDE, data_std: float = 0.5) -> None:
         super().__init__(network, sde)
-        require(0 < data_std < math.inf, "data_std > 0", data_std)
-        self.data_std = float(data_std)
+        self.data_std = positive("data_std", data_std)
 
     def _ratio(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """A, r, and the root of r^2 + s^2."""
@@ -187,6 +190,7 @@ class EDM(Parameterisation):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """(a D - x) / sigma^2 = -x / (a^2 root^2) + s output / (a r root)."""
+        self.sde.require_times(t, zero=False)
         mean, ratio, root = self._ratio(t)
         gain = self.data_std / (mean * ratio * root)
         return over(gain, x) * self.output(x, t, labels) - x / over((mean * root).square(), x)
@@ -204,10 +208,11 @@ class EnergyGradient(Parameterisation):
 
     def energy(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """Energies ``(batch,)`` in nats."""
-        self.sde.require_times(t)
+        self.sde.require_times(t, zero=False)
         energy = self.called(x, t, labels)
-        if energy.shape != x.shape[:1]:
-            raise ValueError(f"expected energies of shape ({len(x)},), got {tuple(energy.shape)}")
+        good = isinstance(energy, Tensor) and energy.shape == x.shape[:1]
+        got = tuple(energy.shape) if isinstance(energy, Tensor) else type(energy).__name__
+        require(good, f"energies of shape ({len(x)},)", got)
         return energy
 
     def output(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -6,8 +6,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from ebmppl.arguments import require
 
 Pull = Callable[[Tensor], Tensor]
+NO_GRADIENT = "that is differentiable in x, got one that changes in steps, or detached: its gradient is 0"
 
 
 def pullback(fn: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> tuple[Tensor, Tensor, Pull | None]:
@@ -15,14 +19,15 @@ def pullback(fn: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> tuple[
 
     Under ``no_grad`` as well; where gradients are asked for outside, what comes is differentiable once more. Inside a trace
     (a transform of functorch's) it is ``torch.func.vjp``, which can't tell that nothing depends on x, and gives zeros.
+
+    Raises:
+        ValueError: under ``inference_mode``, where nothing has a gradient.
     """
     track = torch.is_grad_enabled()
-    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+    if _wrapped(x):
         values, back, rest = torch.func.vjp(fn, x, has_aux=True)  # type: ignore[misc]
         return values, rest, lambda v: back(v)[0]
-    with torch.enable_grad():
-        x = x if x.requires_grad else x.detach().requires_grad_()
-        values, rest = fn(x)
+    x, values, rest = _followed(fn, x)
     if not isinstance(values, Tensor) or not values.requires_grad:
         return values, rest, None
 
@@ -34,9 +39,24 @@ def pullback(fn: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> tuple[
 
 
 def value_and_grad(fn: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Values ``(batch,)`` of rows that don't depend on one another, and their gradients ``(batch, *event)``; see ``pullback``."""
-    values, _, pull = pullback(lambda at: (fn(at), at), x)
-    return values, pull(torch.ones_like(values)) if pull is not None else torch.zeros_like(x)
+    """Values ``(batch,)`` of rows that don't depend on one another, and their gradients ``(batch, *event)``; see ``pullback``.
+
+    Raises:
+        ValueError: for values that change with x, but by nothing that has a gradient (``detach``, ``no_grad`` inside).
+    """
+    if _wrapped(x):
+        values, _, pull = pullback(lambda at: (fn(at), at), x)
+        assert pull is not None
+        return values, pull(torch.ones_like(values))
+    track, grad = torch.is_grad_enabled(), None
+    at, values, _ = _followed(lambda point: (fn(point), point), x)
+    if values.requires_grad:
+        (grad,) = torch.autograd.grad(values, at, torch.ones_like(values), create_graph=track, allow_unused=True)
+    if grad is None:
+        if not is_in_torch_dispatch_mode() and _changes(fn, x, values):
+            raise ValueError(f"expected an energy {NO_GRADIENT}")
+        grad = torch.zeros_like(x)
+    return (values if track else values.detach()), grad
 
 
 def require_gradient(fn: Callable[[Tensor], Tensor], x: Tensor, what: str) -> Tensor:
@@ -53,11 +73,27 @@ def require_gradient(fn: Callable[[Tensor], Tensor], x: Tensor, what: str) -> Te
         return values, bool((pull(v.view(values.shape)) != 0).any())
 
     first, good = look(x)
-    if good:
-        return first
-    others = [look(at) for at in (-x, x + 1, 2 * x)]
-    if not any(good for _, good in others) and any(bool((values != first).any()) for values, _ in others):
-        raise ValueError(
-            f"expected {what} that is differentiable in x, got one that changes in steps, or detached: its gradient is 0"
-        )
+    if not good and not any(look(at)[1] for at in _others(x)) and _changes(fn, x, first):
+        raise ValueError(f"expected {what} {NO_GRADIENT}")
     return first
+
+
+def _wrapped(x: Tensor) -> bool:
+    return torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def _followed(fn: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Points that gradients go to, and what the function gives there."""
+    require(not torch.is_inference_mode_enabled(), "torch.no_grad() around a gradient", "torch.inference_mode()")
+    with torch.enable_grad():
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        return x, *fn(x)
+
+
+def _others(x: Tensor) -> tuple[Tensor, ...]:
+    return -x, x + 1, 2 * x
+
+
+def _changes(fn: Callable[[Tensor], Tensor], x: Tensor, values: Tensor) -> bool:
+    with torch.no_grad():
+        return any(bool((fn(at) != values).any()) for at in _others(x))

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ebmppl.score.base import SDE, LinearSDE, require
+from ebmppl.arguments import positive, real, require, whole
+from ebmppl.score.base import SDE, LinearSDE
 
 F64 = torch.float64
 
@@ -24,8 +25,8 @@ def geometric_sigmas(num_levels: int, sigma_min: float, sigma_max: float) -> Ten
     Raises:
         ValueError: for fewer than two levels, or not 0 < sigma_min < sigma_max.
     """
-    _require_levels(num_levels, sigma_min, sigma_max)
-    return torch.linspace(math.log(sigma_max), math.log(sigma_min), num_levels, dtype=F64).exp()
+    least, most = _ends(num_levels, sigma_min, sigma_max)
+    return torch.linspace(math.log(most), math.log(least), num_levels, dtype=F64).exp()
 
 
 def karras_sigmas(num_levels: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
@@ -37,9 +38,8 @@ def karras_sigmas(num_levels: int, sigma_min: float, sigma_max: float, rho: floa
     Raises:
         ValueError: for fewer than two levels, rho <= 0, or not 0 < sigma_min < sigma_max.
     """
-    _require_levels(num_levels, sigma_min, sigma_max)
-    require(0 < rho < math.inf, "rho > 0", rho)
-    return torch.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), num_levels, dtype=F64) ** rho
+    (least, most), rho = _ends(num_levels, sigma_min, sigma_max), positive("rho", rho)
+    return torch.linspace(most ** (1 / rho), least ** (1 / rho), num_levels, dtype=F64) ** rho
 
 
 def linear_betas(num_steps: int, beta_min: float = 0.1, beta_max: float = 20.0) -> Tensor:
@@ -54,9 +54,10 @@ def linear_betas(num_steps: int, beta_min: float = 0.1, beta_max: float = 20.0) 
     Raises:
         ValueError: for fewer than two steps, not 0 < beta_min <= beta_max, or a rate of 1 and more.
     """
-    require(num_steps >= 2, "at least 2 steps", num_steps)
-    require(0 < beta_min <= beta_max < num_steps, "0 < beta_min <= beta_max < num_steps", (beta_min, beta_max))
-    return torch.linspace(beta_min / num_steps, beta_max / num_steps, num_steps, dtype=F64)
+    whole("num_steps", num_steps, 2)
+    least, most = real(beta_min), real(beta_max)
+    require(0 < least <= most < num_steps, "0 < beta_min <= beta_max < num_steps", (beta_min, beta_max))
+    return torch.linspace(least / num_steps, most / num_steps, num_steps, dtype=F64)
 
 
 def cosine_betas(num_steps: int, offset: float = 0.008, most: float = 0.999) -> Tensor:
@@ -73,17 +74,17 @@ def cosine_betas(num_steps: int, offset: float = 0.008, most: float = 0.999) -> 
     Raises:
         ValueError: for numbers outside these ranges.
     """
-    require(num_steps >= 2, "at least 2 steps", num_steps)
-    require(0 <= offset < math.inf, "offset >= 0", offset)
-    require(0 < most < 1, "most in (0, 1)", most)
+    whole("num_steps", num_steps, 2)
+    offset = positive("offset", offset, zero=True)
+    require(0 < real(most) < 1, "most in (0, 1)", repr(most))
     t = torch.linspace(0, 1, num_steps + 1, dtype=F64)
     kept = torch.cos(0.5 * math.pi * (t + offset) / (1 + offset)).square()
-    return (1 - kept[1:] / kept[:-1]).clamp_max(most)
+    return (1 - kept[1:] / kept[:-1]).clamp_max(real(most))
 
 
 def uniform_times(sde: SDE, num_steps: int, t_min: float) -> Tensor:
     """Times ``(num_steps + 1,)`` from T down to t_min, evenly spaced."""
-    _require_grid(sde, num_steps, t_min)
+    t_min = _start(sde, num_steps, t_min)
     return torch.linspace(sde.t_max, t_min, num_steps + 1, dtype=F64)
 
 
@@ -112,21 +113,24 @@ def _times_of_sigmas(sde: SDE, num_steps: int, t_min: float, sigmas: object) -> 
     require(isinstance(sde, LinearSDE), "a linear SDE", type(sde).__name__)
     assert isinstance(sde, LinearSDE)
     assert callable(sigmas)
-    _require_grid(sde, num_steps, t_min)
+    t_min = _start(sde, num_steps, t_min)
     least, most = sde.ratio(torch.tensor([t_min, sde.t_max], dtype=F64)).tolist()
     times = sde.time_of(sigmas(num_steps + 1, least, most).clamp(least, most))
     times[0], times[-1] = sde.t_max, t_min
     return times
 
 
-def _require_levels(num_levels: int, sigma_min: float, sigma_max: float) -> None:
-    require(num_levels >= 2, "at least 2 levels", num_levels)
-    require(0 < sigma_min < sigma_max < math.inf, "0 < sigma_min < sigma_max", (sigma_min, sigma_max))
+def _ends(num_levels: int, sigma_min: float, sigma_max: float) -> tuple[float, float]:
+    whole("num_levels", num_levels, 2)
+    least, most = real(sigma_min), real(sigma_max)
+    require(0 < least < most < math.inf, "finite 0 < sigma_min < sigma_max", (sigma_min, sigma_max))
+    return least, most
 
 
-def _require_grid(sde: SDE, num_steps: int, t_min: float) -> None:
-    require(num_steps >= 1, "at least 1 step", num_steps)
-    require(0 < t_min < sde.t_max, f"t_min in (0, {sde.t_max:g})", t_min)
+def _start(sde: SDE, num_steps: int, t_min: float) -> float:
+    require(isinstance(sde, SDE), "an SDE", type(sde).__name__)
+    whole("num_steps", num_steps, 1)
+    return sde.require_start(t_min)
 
 
 def decreasing(name: str, values: object) -> Tensor:

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from ebmppl.score.base import LinearSDE, Marginal, bisect, require
+from ebmppl.arguments import positive, real, require
+from ebmppl.score.base import LinearSDE, Marginal, bisect
 
 
 class VE(LinearSDE):
@@ -32,16 +33,19 @@ class VE(LinearSDE):
 
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:
         super().__init__()
-        require(0 < sigma_min < sigma_max < math.inf, "0 < sigma_min < sigma_max", (sigma_min, sigma_max))
-        self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
+        self.sigma_min, self.sigma_max = real(sigma_min), real(sigma_max)
+        good = 0 < self.sigma_min < self.sigma_max < math.inf
+        require(good, "finite 0 < sigma_min < sigma_max", (sigma_min, sigma_max))
         self.prior_std = self.sigma_max
 
     def drift_coefficient(self, t: Tensor) -> Tensor:
         """0."""
+        self.require_times(t)
         return torch.zeros_like(t)
 
     def diffusion(self, t: Tensor) -> Tensor:
         """G(t), of the shape of t."""
+        self.require_times(t)
         return self._sigma(t) * math.sqrt(2 * math.log(self.sigma_max / self.sigma_min))
 
     def marginal(self, t: Tensor) -> Marginal:
@@ -78,15 +82,16 @@ class KarrasVE(LinearSDE):
 
     def __init__(self, sigma_max: float = 80.0) -> None:
         super().__init__()
-        require(0 < sigma_max < math.inf, "sigma_max > 0", sigma_max)
-        self.t_max = self.prior_std = float(sigma_max)
+        self.t_max = self.prior_std = positive("sigma_max", sigma_max)
 
     def drift_coefficient(self, t: Tensor) -> Tensor:
         """0."""
+        self.require_times(t)
         return torch.zeros_like(t)
 
     def diffusion(self, t: Tensor) -> Tensor:
         """The root of 2t."""
+        self.require_times(t)
         return (2 * t).sqrt()
 
     def marginal(self, t: Tensor) -> Marginal:
@@ -112,10 +117,12 @@ class PreservingSDE(LinearSDE):
 
     def drift_coefficient(self, t: Tensor) -> Tensor:
         """-beta(t) / 2."""
+        self.require_times(t)
         return -0.5 * self.beta(t)
 
     def diffusion(self, t: Tensor) -> Tensor:
         """The root of beta(t)."""
+        self.require_times(t)
         return self.beta(t).sqrt()
 
     def marginal(self, t: Tensor) -> Marginal:
@@ -142,8 +149,9 @@ class _LinearBeta(PreservingSDE):
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
         super().__init__()
-        require(0 < beta_min <= beta_max < math.inf, "0 < beta_min <= beta_max", (beta_min, beta_max))
-        self.beta_min, self.beta_max = float(beta_min), float(beta_max)
+        self.beta_min, self.beta_max = real(beta_min), real(beta_max)
+        good = 0 < self.beta_min <= self.beta_max < math.inf
+        require(good, "finite 0 < beta_min <= beta_max", (beta_min, beta_max))
 
     def beta(self, t: Tensor) -> Tensor:
         """The noise rate, of the shape of t."""
@@ -189,6 +197,7 @@ class SubVP(_LinearBeta):
 
     def diffusion(self, t: Tensor) -> Tensor:
         """G(t), of the shape of t."""
+        self.require_times(t)
         return (-self.beta(t) * torch.expm1(4 * self.log_mean(t))).sqrt()
 
     def marginal(self, t: Tensor) -> Marginal:
@@ -220,9 +229,8 @@ class CosineVP(PreservingSDE):
 
     def __init__(self, offset: float = 0.008, t_max: float = 0.995) -> None:
         super().__init__()
-        require(0 <= offset < math.inf, "offset >= 0", offset)
-        require(0 < t_max < 1, "t_max in (0, 1)", t_max)
-        self.offset, self.t_max = float(offset), float(t_max)
+        self.offset, self.t_max = positive("offset", offset, zero=True), real(t_max)
+        require(0 < self.t_max < 1, "t_max in (0, 1)", repr(t_max))
 
     def beta(self, t: Tensor) -> Tensor:
         """The noise rate, of the shape of t."""
@@ -243,58 +251,3 @@ class CosineVP(PreservingSDE):
 
     def _angle(self, t: Tensor) -> Tensor:
         return 0.5 * math.pi * (t + self.offset) / (1 + self.offset)
-
-
-class DiscreteVP(PreservingSDE):
-    r"""Variance preserving with DDPM's rates: at the times i / N its marginals are those of DDPM after i steps.
-
-    There :math:`2 \log a(i/N) = \sum_{j \le i} \log(1 - \beta_j)`, and log a is linear between them. DDPM's loss is
-    ``DiffusionScoreMatching`` at ``DiscreteTimes.of(sde)``; its sampler is ``ReverseSDE(..., num_steps=N - 1,
-    method="ancestral", t_min=1 / N, denoise=True)``.
-
-    References:
-        Ho, Jain and Abbeel 2020, "Denoising diffusion probabilistic models".
-
-    Args:
-        betas: rates ``(N,)`` in (0, 1), see ``linear_betas`` and ``cosine_betas``.
-
-    Raises:
-        ValueError: for other rates.
-    """
-
-    def __init__(self, betas: Tensor) -> None:
-        super().__init__()
-        require(isinstance(betas, Tensor) and betas.dim() == 1 and len(betas) > 1, "betas as a vector", repr(betas))
-        betas = betas.detach().double()
-        require(bool(((betas > 0) & (betas < 1)).all()), "betas in (0, 1)", betas.tolist()[:6])
-        log_means = 0.5 * torch.log1p(-betas).cumsum(0)
-        self.log_means = torch.cat([log_means.new_zeros(1), log_means])  # no buffer: a model's dtype is not its
-
-    @property
-    def num_steps(self) -> int:
-        """N."""
-        return len(self.log_means) - 1
-
-    def beta(self, t: Tensor) -> Tensor:
-        """N log 1 / (1 - beta_i) for t in ((i - 1) / N, i / N]."""
-        before, after, _ = self._around(t)
-        return -2 * self.num_steps * (after - before).to(t.dtype)
-
-    def log_mean(self, t: Tensor) -> Tensor:
-        """Log of the mean coefficient, of the shape of t."""
-        before, after, part = self._around(t)
-        return torch.lerp(before.to(t.dtype), after.to(t.dtype), part)
-
-    def time_at(self, log_mean: Tensor) -> Tensor:
-        """Within the step where log a is passed."""
-        log_means = self.log_means.to(log_mean.device)
-        step = torch.searchsorted(-log_means, -log_mean).sub(1).clamp(0, self.num_steps - 1)
-        before, after = log_means[step], log_means[step + 1]
-        return (step + (log_mean - before) / (after - before)) / self.num_steps
-
-    def _around(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log a at the ends of t's step, and the part of it before t; a time within rounding of a step's end is that end."""
-        at = t * self.num_steps
-        step = (at * (1 - 4 * torch.finfo(t.dtype).eps)).ceil().long().sub(1).clamp(0, self.num_steps - 1)
-        log_means = self.log_means.to(t.device)
-        return log_means[step], log_means[step + 1], at - step

@@ -92,8 +92,8 @@ class Flow:
         Warns:
             SamplingWarning: where it isn't; with ``wanted`` False only when something went wrong.
         """
+        from ebmppl.sampling.compiled_function import compiled_function
         from ebmppl.sampling.engines import Refused
-        from ebmppl.sampling.functions import compiled_function
 
         signs = [] if self.signs is None else [self.signs[:, : len(y)].contiguous()]
         u = self.clock.of(torch.linspace(first, self.sde.t_max, len(y), dtype=y.dtype, device=y.device))

