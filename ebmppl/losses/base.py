@@ -13,6 +13,7 @@ import torch
 from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
 from torch.distributions import constraints
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ebmppl.energies.base import ONE_SITE, Energy, dtype_and_device, require_energy
 from ebmppl.energies.discrete import discrete
@@ -48,6 +49,7 @@ class BoundLoss(nn.Module):
         self.guide = guide
         self.values: dict[str, Tensor] = {}
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        self._first = True
         self._shared = shared_names(self)
 
     @abstractmethod
@@ -59,10 +61,13 @@ class BoundLoss(nn.Module):
 
         Raises:
             ValueError: for data of another shape, outside the support, or with NaN; for a ``PyroParam`` whose name in
-                Pyro's store is another energy's.
+                Pyro's store is another energy's; at the first call, for an energy with batch normalisation in training mode.
             NonFiniteLoss: where it is NaN or infinite, or chains find no points of finite energy to begin at any more.
         """
         points = self.data(x)
+        if self._first:
+            require_rows_apart(self.energy)
+            self._first = not self.training
         if self._shared:
             require_own_names(self._shared)
         try:
@@ -214,6 +219,17 @@ def checked_data(energy: Energy, x: Data) -> Tensor:
             _require(support.check(value), value, f"data of site {name!r} in {describe(support)}")
     x = shaped(energy.event_shape, energy.pack(by_site) if isinstance(x, Mapping) else x)
     return at_dtype_of(energy, x)
+
+
+def require_rows_apart(energy: object) -> None:
+    """Raise ``ValueError`` for an energy with batch normalisation in training mode: a row's energy depends on the others."""
+    modules = energy.named_modules() if isinstance(energy, Energy) else ()
+    found = [f"{type(m).__name__} ({name})" for name, m in modules if isinstance(m, _BatchNorm) and m.training]
+    if found:
+        raise ValueError(
+            f"expected rows that don't depend on one another, got batch normalisation in training mode: {found[0]}; "
+            "leave it out, or hold it, not the whole energy, in eval mode"
+        )
 
 
 def all_bits(x: Tensor) -> bool:
