@@ -17,13 +17,20 @@ F64 = torch.float64
 class DiffusedMixture(nn.Module):
     """The score ``(x, t) -> (batch, dimension)`` of sum_k w_k N(a m_k, a^2 S_k + std^2 I)."""
 
+    weights: Tensor
+    means: Tensor
+    covariances: Tensor
+    values: Tensor
+    vectors: Tensor
+
     def __init__(self, sde: LinearSDE, weights: Any, means: Any, covariances: Any) -> None:
         super().__init__()
         self.sde = sde
-        self.weights, self.means, self.covariances = (
-            torch.as_tensor(v, dtype=F64) for v in (weights, means, covariances)
-        )
-        self.values, self.vectors = torch.linalg.eigh(self.covariances)
+        tensors = [torch.as_tensor(v, dtype=F64) for v in (weights, means, covariances)]
+        for name, value in zip(("weights", "means", "covariances"), tensors, strict=True):
+            self.register_buffer(name, value)
+        for name, value in zip(("values", "vectors"), torch.linalg.eigh(tensors[2]), strict=True):
+            self.register_buffer(name, value)
 
     def parts(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Log of the components' weighted densities ``(batch, k)`` and their scores ``(batch, k, dimension)``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -62,17 +63,18 @@ def worst_z(found: Tensor, sigma: float) -> float:
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3])
-def test_the_law_is_exact_at_each_level(levels: int) -> None:
+def test_the_law_is_exact_at_each_level(levels: int, device: torch.device) -> None:
     """Where the same steps without Metropolis are not.
 
     Chains begin with the largest level's noise alone; after twenty steps at each level nothing of that is left to be seen.
     """
     sigmas = SIGMAS[:levels]
     eta = STEP * (sigmas[-1] / SIGMAS[-1]) ** 2  # as in the run of all levels
-    adjusted = eb.generate(kernel(sigmas=sigmas, step_size=eta), 4000, seed=1)
-    unadjusted = eb.generate(eb.AnnealedLangevin(MODEL, sigmas, (2,), 20, eta, denoise=False), 4000, seed=1)
-    assert worst_z(adjusted, sigmas[-1]) < LIMIT
-    assert worst_z(unadjusted, sigmas[-1]) > 2 * LIMIT
+    model = deepcopy(MODEL).to(device)
+    adjusted = eb.generate(kernel(model, sigmas, step_size=eta), 4000, seed=1)
+    unadjusted = eb.generate(eb.AnnealedLangevin(model, sigmas, (2,), 20, eta, denoise=False), 4000, seed=1)
+    assert worst_z(adjusted.cpu(), sigmas[-1]) < LIMIT
+    assert worst_z(unadjusted.cpu(), sigmas[-1]) > 2 * LIMIT
 
 
 def test_its_steps_are_those_of_mala() -> None:
@@ -158,6 +160,16 @@ def squares(x: Tensor, sigma: Tensor) -> Tensor:
     return x.square()
 
 
+class Summed:
+    """One energy for all chains, whose gradient is right."""
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return -x
+
+    def energy(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return 0.5 * x.square().sum()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -169,6 +181,7 @@ def squares(x: Tensor, sigma: Tensor) -> Tensor:
             lambda: eb.generate(kernel(EnergyGradient(squares, SDE)), 5),
             r"energies of shape \(5,\), got \(5, 2\)",
         ),
+        (lambda: eb.generate(kernel(Summed()), 5), r"energies of shape \(5,\), got .*\(\)"),
     ],
 )
 def test_bad_input(make: Callable[[], object], message: str) -> None:

@@ -526,10 +526,11 @@ def test_tensorboard_is_an_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     run = quiet(pcd(), rbm(), BITS, steps=4, validation=BITS, validate_every=3, monitor=Monitor([], every=4))
     with TensorBoard(tmp_path, every=2) as board:
         for record in run:
-            board(record)
+            board(record, **({"reconstruction": -4.5} if record.step == 1 else {}))
     names = {step: {name for name, _, at in written if at == step} for step in range(4)}
     assert names[0] - {"closed"} == {"loss", "grad_norm", "learning_rate", "terms/data", "terms/model"}
-    assert names[1] == set()
+    assert names[1] == {"reconstruction"}
+    assert ("reconstruction", -4.5, 1) in written
     assert "validation" in names[2]
     assert {"health/gap", "health/age"} <= names[3]
     assert written[-1][0] == "closed"

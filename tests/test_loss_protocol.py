@@ -217,8 +217,18 @@ def test_fit_keeps_parts_in_evaluation_mode() -> None:
     assert classifier.training
     assert torch.equal(before, mean)
     energy.eval()
-    fit(CD(kernel=small, seed=0), energy, plane, steps=1, progress=False).run()
+    with pytest.raises(ValueError, match=r"batch normalisation in training mode: BatchNorm1d \(classifier.norm\)"):
+        fit(CD(kernel=small, seed=0), energy, plane, steps=1, progress=False).run()
     assert classifier.training  # a whole energy that was evaluated is trained again
+
+
+@pytest.mark.parametrize("loss", [CD(kernel=small, seed=0), DenoisingScoreMatching(0.1, seed=0)])
+def test_rows_that_depend_on_one_another_are_refused(loss: Loss) -> None:
+    energy = ClassifierEnergy(Normalised(), (2,), confine=0.5)
+    with pytest.raises(ValueError, match="rows that don't depend on one another"):
+        loss(energy)(plane)
+    energy.eval()
+    assert bool(torch.isfinite(loss(energy)(plane)))
 
 
 def test_arrays_in_any_order_of_memory() -> None:

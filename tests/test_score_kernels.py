@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from ebmppl.score import (
     KarrasVE,
     LinearSDE,
     SubVP,
+    UNet,
     geometric_sigmas,
     karras_times,
     log_snr_times,
@@ -333,11 +336,13 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("kernel", "sde"), PAIRS)
-def test_a_mixtures_moments(kernel: str, sde: str) -> None:
+def test_a_mixtures_moments(kernel: str, sde: str, device: torch.device) -> None:
     """The steps' own bias (under 1 % of each moment) is under the standard errors at these numbers of steps."""
     with torch.random.fork_rng():
-        made = KERNELS[kernel](DiffusedMixture(SDES[sde], *MIXTURE), SDES[sde])
-        assert float(mixture_z_scores(eb.generate(made, N, seed=3)).abs().max()) < LIMIT
+        made = KERNELS[kernel](DiffusedMixture(SDES[sde], *MIXTURE).to(device), SDES[sde])
+        x = eb.generate(made, N, seed=3)
+        assert x.device.type == device.type
+        assert float(mixture_z_scores(x.cpu()).abs().max()) < LIMIT
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -492,11 +497,11 @@ MADE: dict[str, Callable[[Any], eb.kernels.Kernel]] = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize("name", MADE)
-def test_draws_have_shape_dtype_and_a_seed(name: str, dtype: torch.dtype) -> None:
-    kernel = MADE[name](Small(dtype))
+def test_draws_have_shape_dtype_device_and_a_seed(name: str, dtype: torch.dtype, device: torch.device) -> None:
+    kernel = MADE[name](Small(dtype).to(device))
     x = eb.generate(kernel, 7, seed=1, batch_size=3)
     assert x.shape == (7, 1, 3, 2)
-    assert x.dtype == dtype
+    assert (x.dtype, x.device.type) == (dtype, device.type)
     assert torch.equal(x, eb.generate(kernel, 7, seed=1, batch_size=3))
     assert len(x.reshape(7, -1).unique(dim=0)) == 7  # the draws of one chain differ
     assert not torch.equal(x, eb.generate(kernel, 7, seed=2, batch_size=3))
@@ -558,13 +563,36 @@ def test_a_continued_run_equals_an_uninterrupted_one(name: str, tmp_path: Path) 
     assert not whole.kernel.in_step or whole.now.tick == 10 * per_draw  # no tick too many
 
 
+class Mixing(nn.Module):
+    """A score of a network, and some of the batch's mean."""
+
+    def __init__(self, network: nn.Module, much: float) -> None:
+        super().__init__()
+        self.network, self.much = network, much
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.network(x, t) + self.much * x.mean(0)
+
+
+def test_rows_of_a_u_net_are_not_mixed_by_rounding(device: torch.device) -> None:
+    """Of float32, as a GPU's convolutions make them of TF32, and others for another size of batch."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = UNet((1, 16, 16), 16, 1).float().to(device)
+    for much in (0.0, 0.5):
+        kernel = eb.ReverseSDE(Mixing(network, much), VP(), (1, 16, 16), 2)
+        with pytest.raises(ValueError, match="mixes the rows") if much else nullcontext():
+            assert eb.generate(kernel, 64, seed=0).device.type == device.type
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", MADE)
-def test_compiled_draws_equal_eager_ones(name: str) -> None:
-    kernel = MADE[name](Small())
+def test_compiled_draws_equal_eager_ones(name: str, device: torch.device) -> None:
+    kernel = MADE[name](Small().to(device))
+    backend = "inductor" if device.type == "cpu" else "cudagraph"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = eb.generate(kernel, 10, seed=1, batch_size=5, backend="inductor")
+        found = eb.generate(kernel, 10, seed=1, batch_size=5, backend=backend)
     torch.testing.assert_close(found, eb.generate(kernel, 10, seed=1, batch_size=5), rtol=1e-8, atol=1e-8)
 
 
@@ -627,11 +655,13 @@ def test_a_score_that_is_nan_is_told_with_time_and_chains(make: Callable[[Any], 
         x = eb.generate(kernel, 50, seed=0)
     bad = x.isnan().any(1)
     assert 5 < int(bad.sum()) < 45
-    mcmc = eb.MCMC(kernel, 2, 0, num_chains=50, seed=0, disable_progbar=True)
+    mcmc = eb.MCMC(kernel, 6, 0, num_chains=50, seed=0, disable_progbar=True)
     mcmc.run()
     draws, failed = mcmc.get_samples(group_by_chain=True)["x"], mcmc.stats()["diverging"]
     assert torch.equal(draws.isnan().any(2), failed)
     assert bool(((mcmc.stats()["failed_at"] > 0.3) == failed).all())
+    told = next(flag for flag in mcmc.summary().flags if flag.startswith("failed draws"))
+    assert re.match(rf"failed draws: {int(failed.sum())}, .* of 50 chains .* at t .* from 0\.[345]", told)
     assert bool((failed[:, 0] & ~failed[:, 1]).any())  # a chain's next draw begins anew
 
 

@@ -28,7 +28,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def at_end(mixture: DiffusedMixture, sde: LinearSDE) -> Callable[[Tensor], Tensor]:
-    return lambda x: mixture.log_prob(x, torch.full((len(x),), sde.t_max, dtype=F64))
+    return lambda x: mixture.log_prob(x, torch.full_like(x[:, 0], sde.t_max))
 
 
 @pytest.mark.data
@@ -54,12 +54,12 @@ def sixteen(sde: LinearSDE) -> DiffusedMixture:
 
 
 @pytest.mark.parametrize("name", SDES)
-def test_sixteen_dimensions_with_the_exact_end(name: str) -> None:
+def test_sixteen_dimensions_with_the_exact_end(name: str, device: torch.device) -> None:
     sde = SDES[name]
-    mixture = sixteen(sde)
-    x = normal(6, 16, seed=3)
+    mixture = sixteen(sde).to(device)
+    x = normal(6, 16, seed=3).to(device)
     found = eb.log_likelihood(mixture, sde, x, log_prior=at_end(mixture, sde))
-    wanted = mixture.log_prob(x, torch.full((6,), 1e-5, dtype=F64))
+    wanted = mixture.log_prob(x, torch.full((6,), 1e-5, dtype=F64, device=device))
     torch.testing.assert_close(found.value, wanted, rtol=0, atol=1e-3)
 
 
@@ -235,6 +235,10 @@ def test_modes_of_modules_are_kept() -> None:
     [
         (lambda: eb.log_likelihood("s", VP(), normal(2, 2)), "a score .* got str"),
         (lambda: eb.log_likelihood(lambda x, t: x, 3, normal(2, 2)), "an SDE, got int"),
+        (
+            lambda: eb.log_likelihood(lambda x, t: -x, VP(), normal(2, 2), log_prior=lambda x: x),
+            r"log prior densities of shape \(2,\), got .*\(2, 2\)",
+        ),
         (lambda: eb.log_likelihood(lambda x, t: x, VP(), normal(2, 2), rtol=0.0), "a finite rtol > 0, got 0.0"),
         (lambda: eb.log_likelihood(lambda x, t: x, VP(), normal(2, 2), t_min=0.0), r"t_min in \(0, 1\), got 0.0"),
         (lambda: eb.log_likelihood(lambda x, t: x, VP(), normal(2, 2), probes=0), "a whole probes >= 1, got 0"),

@@ -17,7 +17,7 @@ from torch.distributions import constraints
 
 import ebmppl as eb
 from ebmppl.energies import Energy, MLPEnergy, Quadratic, as_energy
-from ebmppl.errors import NonFiniteLoss
+from ebmppl.errors import NonFiniteLoss, SamplingWarning
 from ebmppl.losses import (
     DenoisingScoreMatching,
     ExplicitScoreMatching,
@@ -401,6 +401,15 @@ def svi_of(energy: Energy) -> SVI:
 def test_bad_input(build: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("loss", [ScoreMatching(), ScoreMatching("probes", seed=0), SlicedScoreMatching(seed=0)])
+def test_an_energy_without_second_derivatives_is_told_of_once(loss: Loss) -> None:
+    torch.manual_seed(0)
+    bound = loss(as_energy(nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1), nn.Flatten(0)), (2,)))
+    with pytest.warns(SamplingWarning, match="networks of ReLUs have no second derivatives"):
+        bound(torch.ones(3, 2))
+    bound(torch.ones(3, 2))
 
 
 def test_a_bound_loss_without_parameters_evaluates() -> None:

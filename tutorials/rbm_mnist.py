@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 import ebmppl as eb
 from ebmppl.diagnostics import plot_filters
-from ebmppl.training import Monitor, RaiseK
+from ebmppl.training import Monitor, RaiseK, TensorBoard
 
 mpl.use("Agg")
 SIDE, BATCH = 28, 100
@@ -54,7 +55,9 @@ def pseudo_likelihood(rbm: eb.models.BernoulliRBM, data: Tensor) -> float:
 Curve = list[tuple[float, float, float]]
 
 
-def train(data: Tensor, held_out: Tensor, hidden: int, epochs: int, every: int) -> tuple[eb.models.BernoulliRBM, Curve]:
+def train(
+    data: Tensor, held_out: Tensor, hidden: int, epochs: int, every: int, board: TensorBoard | None = None
+) -> tuple[eb.models.BernoulliRBM, Curve]:
     """PCD for some epochs; the curve (epoch, pseudo-likelihood, reconstruction) of held-out images."""
     generator = torch.Generator().manual_seed(0)
     rbm = eb.models.BernoulliRBM(data.shape[1], hidden).init_from_data(data, generator=generator)
@@ -71,10 +74,16 @@ def train(data: Tensor, held_out: Tensor, hidden: int, epochs: int, every: int) 
     for record in run:
         if record.health is not None and record.health.problems:
             print(record.health)
+        more = {}
         if (record.step + 1) % every == 0:
-            found = ((record.step + 1) / per_epoch, pseudo_likelihood(rbm, held_out), reconstruction(rbm, held_out))
-            curve.append(found)
-            print(f"{found[0]:6.2f} {found[1]:9.2f} {found[2]:15.2f}", flush=True)
+            more = {
+                "pseudo_likelihood": pseudo_likelihood(rbm, held_out),
+                "reconstruction": reconstruction(rbm, held_out),
+            }
+            curve.append(((record.step + 1) / per_epoch, *more.values()))
+            print("{:6.2f} {:9.2f} {:15.2f}".format(*curve[-1]), flush=True)
+        if board is not None:
+            board(record, **more)
     return rbm, curve
 
 
@@ -90,12 +99,15 @@ def draw_curve(curve: Curve, path: Path) -> None:
     plt.close(figure)
 
 
-def main(path: Path, hidden: int = 500, epochs: int = 5, every: int = 100, sweeps: int = 1000) -> int:
+def main(
+    path: Path, hidden: int = 500, epochs: int = 5, every: int = 100, sweeps: int = 1000, board: Path | None = None
+) -> int:
     began = time.perf_counter()
     OUT.mkdir(exist_ok=True)
     data, test = images(path)
     test = test[:: max(1, len(test) // 500)]  # a file may be in the order of the digits
-    rbm, curve = train(data, test, hidden, epochs, every)
+    with nullcontext() if board is None else TensorBoard(board, every=10) as curves:
+        rbm, curve = train(data, test, hidden, epochs, every, curves)
     draw_curve(curve, OUT / "rbm_mnist_curves.png")
     plot_filters(rbm.W, (SIDE, SIDE), OUT / "rbm_mnist_filters.png")
     draw_samples(test[:: max(1, len(test) // 64)], sample(rbm, 64, sweeps), SIDE, OUT / "rbm_mnist_samples.png")
@@ -109,5 +121,6 @@ if __name__ == "__main__":
     parser.add_argument("path", type=Path, help="an npz with bit-packed rows 'train' and 'test', 784 pixels each")
     parser.add_argument("--hidden", type=int, default=500)
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--board", type=Path, help="write TensorBoard's curves here, too (pip install tensorboard)")
     given = parser.parse_args()
-    sys.exit(main(given.path, given.hidden, given.epochs))
+    sys.exit(main(given.path, given.hidden, given.epochs, board=given.board))

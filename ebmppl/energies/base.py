@@ -100,7 +100,7 @@ class Energy(nn.Module):
         """Whether values are known; if not, of this energy or of one inside, ``value_and_grad`` gives NaN for them."""
         return all(part.own_values for part in self.modules() if isinstance(part, Energy))
 
-    def matched(self, x: Tensor, what: Matching) -> tuple[Tensor, Tensor] | None:
+    def matched(self, x: Tensor, what: Matching) -> tuple[Tensor, Tensor | None] | None:
         """The terms of ``Matching`` at x ``(rows, *event)`` by a closed form, differentiable in parameters, else None."""
         return None
 

@@ -96,7 +96,7 @@ def _check_rows(energy: Energy, x: Tensor, value: Tensor) -> None:
     for row in {0, len(x) // 2, len(x) - 1}:
         alone = _call(energy, x[row : row + 1])
         # an energy with a value per row of the batch (Tempered's beta) answers one point by a whole batch
-        if alone.shape == value[:1].shape and not same_energy(alone, value[row : row + 1]):
+        if alone.shape == value[:1].shape and not same_energy(alone, value[row : row + 1], of_batches=True):
             raise EnergyError(
                 f"the energy mixes the rows of a batch: the energy of chain {row} alone differs "
                 "from its energy beside the other chains; chains must not depend on one another"

@@ -12,7 +12,8 @@ for a second derivative. Where a derivative of these derivatives is asked for, a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from contextlib import nullcontext
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -23,8 +24,10 @@ from ebmppl.energies.matching import Matching
 
 Params = Sequence[Tensor]  # W, b of every hidden layer, then w ``(1, H)``
 
+# inside a node of autograd nobody looks who wants gradients: past that, a small operation takes a sixth less
+_below_autograd = getattr(torch._C, "_AutoDispatchBelowAutograd", nullcontext)
 
-_NARROW = 32  # inputs of a layer up to which a product with their axis in front is the faster one
+_NARROW = 32  # inputs of a layer up to which products with their axis in front are the faster ones
 
 
 class _Layer(NamedTuple):
@@ -60,11 +63,14 @@ def _plain(x: Tensor, v: Tensor | None, name: str, params: Params) -> tuple[Tens
 
 
 def _forward(x: Tensor, v: Tensor | None, name: str, params: Params) -> tuple[Tensor, list[_Layer]]:
-    """The network's gradient in x ``(rows, D)``, and all that derivatives of derivatives are made of."""
+    """The network's gradient in x ``(rows, D)``, and all that derivatives of derivatives are made of.
+
+    Directions v are ``(n, rows, D)``, or ``(rows, D)`` for one.
+    """
     derivatives = ACTIVATIONS[name].derivatives
-    a, along, met, hidden = x, v if v is None or len(v) > 1 else v[0], [], _hidden(params)
+    a, along, met, hidden = x, v, [], _hidden(params)
     for i, (weight, bias) in enumerate(hidden):
-        above, *found = derivatives(torch.addmm(bias, a, weight.t()), 2 if v is None else 3)
+        above, *found = derivatives(linear(a, weight, bias), 2 if v is None else 3)
         change = None if along is None else linear(along, weight)
         met.append((weight, a, along, change, found))
         a, along = above, None if change is None or i + 1 == len(hidden) else change * found[0]
@@ -73,26 +79,28 @@ def _forward(x: Tensor, v: Tensor | None, name: str, params: Params) -> tuple[Te
         onto, bent = pulled * found[0], pulled * found[1]
         curved, third = (None, None) if change is None else (change * bent, pulled * found[2])
         layers.append(_Layer(weight, below, below_along, change, found, onto, bent, third, curved))
-        pulled = onto.mm(weight)
+        pulled = onto.mm(weight) if weight.shape[1] > _NARROW else weight.t().mm(onto.t()).t()
     return pulled, layers[::-1]
 
 
-def _backward(layers: list[_Layer], up: Tensor, share: Tensor, *, in_x: bool) -> tuple[Tensor | None, list[Tensor]]:
+def _backward(
+    layers: list[_Layer], up: Tensor, share: Tensor | None, *, in_x: bool
+) -> tuple[Tensor | None, list[Tensor]]:
     """Derivatives in x and in the parameters.
 
     Args:
         layers: by ``_forward``.
         up: derivatives in the gradient ``(rows, D)``.
-        share: in v'(d2E/dx2)v, ``(n, rows, 1)``, ``(rows, 1)`` for one direction, or one number for all.
+        share: in v'(d2E/dx2)v, ``(n, rows, 1)``, ``(rows, 1)`` for one direction, or one number for all; None without v.
         in_x: whether that in x is wanted.
     """
-    values, weights = [], []
+    values, weights, twice = [], [], None if share is None else share + share
     for weight, _, _, change, (slope, bend, *_), onto, bent, third, _ in layers:
         weights.append(_product(onto, up))
-        above = up.mm(weight.t())
+        above = linear(up, weight)
         value, up = above * bent, above * slope
         if change is not None and third is not None:
-            square = _summed((change * change).mul_(share))
+            square = _summed((change * change).mul_(cast(Tensor, share)))
             value.addcmul_(square, third)
             up.addcmul_(square, bend)
         values.append(value)
@@ -105,11 +113,12 @@ def _backward(layers: list[_Layer], up: Tensor, share: Tensor, *, in_x: bool) ->
         if change is not None and curved is not None and below_along is not None:
             if along is not None:
                 value.addcmul_(_summed(along * change), bend)
-            ends = curved * (2 * share)
+            ends = curved * cast(Tensor, twice)
             along = ends if along is None else ends.addcmul_(along, slope)
-            in_weight += _product(along.flatten(0, -2), below_along.flatten(0, -2))
+            _add_product(in_weight, along, below_along)
             along = along.matmul(weight) if i else None
-        grads += [value.sum(0), in_weight.add_(_product(value, below))]
+        _add_product(in_weight, value, below)
+        grads += [value.sum(0), in_weight]
         down = value.mm(weight) if i or in_x else None
     return down, grads[::-1]
 
@@ -119,12 +128,22 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return a.t().mm(b) if b.shape[1] > _NARROW else b.t().mm(a).t()
 
 
+def _add_product(to: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add A'b to such a product, in the same form; both may have n in front, over which it sums."""
+    if a.dim() > 2:
+        a, b = a.flatten(0, -2), b.flatten(0, -2)
+    if b.shape[1] > _NARROW:
+        to.addmm_(a.t(), b)
+    else:
+        to.t().addmm_(b.t(), a)
+
+
 def _summed(a: Tensor) -> Tensor:
     """Over the directions."""
     return a if a.dim() == 2 else a.sum(0)
 
 
-def _again(ctx: Any, outputs: Sequence[Tensor], grads: Sequence[Tensor]) -> Sequence[Tensor | None]:
+def _again(ctx: Any, outputs: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
     """Gradients in (x, *params) through the plain formulas, to be differentiated in turn."""
     tensors = ctx.saved_tensors
     wanted = [t for t in tensors if t.requires_grad]
@@ -136,7 +155,7 @@ def _again(ctx: Any, outputs: Sequence[Tensor], grads: Sequence[Tensor]) -> Sequ
 class _Derivatives(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, v: Tensor | None, name: str, *params: Tensor) -> tuple[Tensor, Tensor]:
-        grad, layers = _forward(x, v, name, params)
+        grad, layers = _forward(x, v if v is None or len(v) > 1 else v[0], name, params)
         twice = x.new_zeros(0 if v is None else len(v), len(x))
         for layer in layers:
             if layer.curved is not None and layer.change is not None:
@@ -151,8 +170,8 @@ class _Derivatives(torch.autograd.Function):
         if torch.is_grad_enabled():
             again, *rest = _again(ctx, _plain(x, ctx.v, ctx.name, params), grads)
             return again, None, None, *rest
-        share = grads[1].unsqueeze(-1)
-        share = share[0] if len(share) == 1 else share
+        share = None if ctx.v is None else grads[1][0] if len(grads[1]) == 1 else grads[1]
+        share = None if share is None else share.unsqueeze(-1)
         in_x, in_params = _backward(ctx.layers, grads[0], share, in_x=ctx.needs_input_grad[0])
         return in_x, None, None, *in_params
 
@@ -163,34 +182,40 @@ class _Matched(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, what: Matching, confine: Tensor, name: str, *params: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        grad, layers = _forward(x, what.v, name, params)
-        square, ctx.apart = what.apart(torch.addcmul(grad, confine, x))
-        change = x.new_zeros(())
-        if what.v is not None:
-            flat = what.v.flatten()
-            change = torch.addcmul(change, confine, flat.dot(flat), value=-1)
-            for layer in layers:
-                if layer.curved is not None and layer.change is not None:
-                    change -= layer.curved.flatten().dot(layer.change.flatten())
-            change /= what.v.shape[0] * what.v.shape[1]
+    ) -> tuple[Tensor, Tensor | None]:
         ctx.save_for_backward(x, *params)
-        ctx.name, ctx.confine, ctx.what, ctx.layers = name, confine, what, layers
-        return square, change
+        ctx.set_materialize_grads(False)
+        ctx.name, ctx.confine, ctx.what = name, confine, what
+        v = ctx.v = what.directions
+        with _below_autograd():
+            grad, ctx.layers = _forward(x, v, name, params)
+            square, ctx.apart = what.apart(torch.addcmul(grad, confine, x), v)
+            if v is None:
+                return square, None
+            flat = v.reshape(-1)
+            change = torch.mul(confine, flat.dot(flat))
+            for layer in ctx.layers:
+                if layer.curved is not None and layer.change is not None:
+                    change += layer.curved.view(-1).dot(layer.change.view(-1))
+            return square, change.div_(-what.number)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         x, *params = ctx.saved_tensors
         what: Matching = ctx.what
+        some = 1 if what.v is None else 2  # terms; what nobody asked for comes as None
+        by, in_change = (x.new_zeros(()) if grad is None and i < some else grad for i, grad in enumerate(grads))
         if torch.is_grad_enabled():
             grad, twice = _plain(x, what.v, ctx.name, params)
             found = what.square(torch.addcmul(grad, ctx.confine, x)), -(twice.mean() if len(twice) else twice.sum())
-            again, *rest = _again(ctx, found, grads)
+            again, *rest = _again(ctx, found, (by, in_change))
             return again, None, None, None, *rest
-        up = what.pulled(ctx.apart, grads[0])
-        share = grads[1] if what.v is None else grads[1] / -(what.v.shape[0] * what.v.shape[1])
-        in_x, in_params = _backward(ctx.layers, up, share, in_x=ctx.needs_input_grad[0])
-        return None if in_x is None else torch.addcmul(in_x, ctx.confine, up), None, None, None, *in_params
+        with _below_autograd():
+            up = what.pulled(ctx.apart, by, ctx.v)
+            share = None if ctx.v is None else in_change / -what.number
+            in_x, in_params = _backward(ctx.layers, up, share, in_x=ctx.needs_input_grad[0])
+            in_x = None if in_x is None else torch.addcmul(in_x, ctx.confine, up)
+        return in_x, None, None, None, *in_params
 
 
 def derivatives(x: Tensor, v: Tensor | None, name: str, params: Params) -> tuple[Tensor, Tensor]:
@@ -201,7 +226,7 @@ def derivatives(x: Tensor, v: Tensor | None, name: str, params: Params) -> tuple
     return found
 
 
-def matched(x: Tensor, what: Matching, confine: Tensor, name: str, params: Params) -> tuple[Tensor, Tensor]:
+def matched(x: Tensor, what: Matching, confine: Tensor, name: str, params: Params) -> tuple[Tensor, Tensor | None]:
     """The terms of ``Matching`` of the network and ``confine`` times half the square of x ``(rows, D)``; differentiable."""
-    found: tuple[Tensor, Tensor] = _Matched.apply(x, what, confine, name, *params)
+    found: tuple[Tensor, Tensor | None] = _Matched.apply(x, what, confine, name, *params)
     return found

@@ -129,15 +129,18 @@ class MLPEnergy(Energy):
         once = (along * torch.addcmul(grad, self.confine, flat)).sum(-1)
         return once, torch.addcmul(twice, self.confine, along.square().sum(-1))
 
-    def matched(self, x: Tensor, what: Matching) -> tuple[Tensor, Tensor]:
+    def matched(self, x: Tensor, what: Matching) -> tuple[Tensor, Tensor | None]:
         """In one piece."""
         if len(self.event_shape) != 1:
             x, what = self._flat(x), what.flat()
         return mlp_forms.matched(x, what, self.confine, self.activation, self._parameters_in_order())
 
     def _parameters_in_order(self) -> list[Tensor]:
-        *inner, last = self.net
-        return [*(part for layer in inner for part in (layer.weight, layer.bias)), last.weight]
+        parts: list[Any] = []
+        for layer in cast(Any, self._modules["net"])._modules.values():
+            own = layer._parameters  # a fifth of the time of attributes
+            parts += (own[name] if name in own else getattr(layer, name) for name in ("weight", "bias"))
+        return parts[:-1]
 
     def _flat(self, x: Tensor) -> Tensor:
         return x if len(self.event_shape) == 1 else x.flatten(x.dim() - len(self.event_shape))

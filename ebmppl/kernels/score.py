@@ -56,7 +56,7 @@ class ScoreTarget(Energy):
             raise ValueError(f"expected a score {x.dtype} on {x.device}, got {score.dtype} on {score.device}")
         with choosing_rows(self.fn, 1):
             alone = self.fn(x[:1], t[:1])
-        if not same_energy(alone, score[:1]):
+        if not same_energy(alone, score[:1], of_batches=True):
             raise ValueError(
                 "the score mixes the rows of a batch: that of chain 0 alone differs from the one beside others"
             )

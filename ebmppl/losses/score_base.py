@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from typing import Any, ClassVar, cast
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ebmppl.energies.base import Energy
+from ebmppl.errors import SamplingWarning
 from ebmppl.losses.base import BoundLoss, Data, Loss, at_dtype_of, checked_data, require_finite, require_numbers, shaped
 from ebmppl.losses.scores import Scored, ScoreNetwork, differentiated, require_scored
 from ebmppl.losses.seeded import SeededLoss, normals
@@ -42,6 +44,7 @@ class BoundScoreLoss(SeededLoss):
 
     def __init__(self, energy: Scored, guide: Any, seed: int | None = None, *, constrained: bool = False) -> None:
         super().__init__(cast(Energy, energy), guide, seed)
+        self._unseen = True
         self._target = (energy if constrained else differentiated(energy),)  # not a module of its own
 
     @property
@@ -67,10 +70,28 @@ class BoundScoreLoss(SeededLoss):
 
     def terms(self, x: Tensor) -> dict[str, Tensor]:
         """See ``of_points``; under ``no_grad`` too, where scores are gradients all the same."""
+        x = x.detach() if x.requires_grad else x
         graph = torch.is_grad_enabled()
-        with torch.enable_grad():
-            terms = self.of_points(x.detach(), graph=graph)
+        if graph:
+            terms = self.of_points(x, graph=True)
+        else:
+            with torch.enable_grad():
+                terms = self.of_points(x, graph=False)
+        if self._unseen:
+            self._unseen = False
+            self._look_for_curvature(terms)
         return terms if graph else {name: term.detach() for name, term in terms.items()}
+
+    def _look_for_curvature(self, terms: dict[str, Tensor]) -> None:
+        """Warn where a score that isn't 0 has no derivative: of an energy that is straight between kinks."""
+        changes = [float(terms[name].detach()) for name in ("trace", "change") if name in terms]
+        if changes == [0.0] and float(terms["square"].detach()) > 0:
+            warnings.warn(
+                "the score is the same around every point, so that score matching only makes it smaller: networks of "
+                "ReLUs have no second derivatives; take smooth activations (SiLU, softplus, tanh)",
+                SamplingWarning,
+                stacklevel=4,
+            )
 
     @abstractmethod
     def of_points(self, x: Tensor, *, graph: bool) -> dict[str, Tensor]:

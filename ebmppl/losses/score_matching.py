@@ -114,7 +114,8 @@ class BoundScoreMatching(BoundScoreLoss):
         else:
             v = self.signs(x, self.probes)
         square, change = matched(self.target, x, Matching(v=v), graph=graph)
-        return {"trace": change * size if self.probes is None else change, "square": square}
+        trace = cast(Tensor, change)
+        return {"trace": trace * size if self.probes is None else trace, "square": square}
 
 
 class SlicedScoreMatching(ScoreLoss):
@@ -156,7 +157,7 @@ class BoundSliced(BoundScoreLoss):
         """The score's change along the slices, and half its square."""
         v = self.normals(x, self.num_slices)
         square, change = matched(self.target, x, Matching(v=v, along=not self.reduced_variance), graph=graph)
-        return {"change": change, "square": square}
+        return {"change": cast(Tensor, change), "square": square}
 
 
 class DenoisingScoreMatching(ScoreLoss):
@@ -196,5 +197,5 @@ class BoundDenoising(BoundScoreLoss):
         """Half the squared distance of the score to that of the noise."""
         noise = self.normals(x)
         y = torch.add(x, noise, alpha=self.sigma)
-        distance, _ = matched(self.target, y, Matching(target=noise.div_(self.sigma)), graph=graph)
+        distance, _ = matched(self.target, y, Matching(target=noise, scale=1 / self.sigma), graph=graph)
         return {"distance": distance}

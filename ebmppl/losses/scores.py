@@ -72,8 +72,10 @@ def differentiated(model: Scored) -> Scored:
     return model if isinstance(model, ScoreNetwork) else unconstrained(model)
 
 
-def matched(model: Scored, x: Tensor, what: Matching, *, graph: bool) -> tuple[Tensor, Tensor]:
+def matched(model: Scored, x: Tensor, what: Matching, *, graph: bool) -> tuple[Tensor, Tensor | None]:
     """The two terms of ``Matching`` at x ``(rows, *event)``; where there is no energy its gradient is minus the score.
+
+    The second one is None where there are no directions.
 
     Args:
         model: what has scores.
@@ -86,7 +88,7 @@ def matched(model: Scored, x: Tensor, what: Matching, *, graph: bool) -> tuple[T
         return closed
     x = x.detach().requires_grad_()
     grad = _gradient(model, x, graph=graph or what.v is not None)
-    change = x.new_zeros(()) if what.v is None else -changes(grad, x, what.v, graph=graph).mean()
+    change = None if what.v is None else -changes(grad, x, what.v, graph=graph).mean()
     return what.square(grad), change
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -31,8 +32,7 @@ class SeededLoss(BoundLoss):
         """The generator of this step, at its beginning."""
         if self._generator.device != device:
             self._generator = torch.Generator(device)
-        start = block_seeds(int(self.seed), 0, 1)[0]
-        return self._generator.manual_seed(block_seeds(start, int(self.step), 1)[0])
+        return self._generator.manual_seed(block_seeds(_start(int(self.seed)), int(self.step), 1)[0])
 
     def __getstate__(self) -> dict[str, Any]:
         """Generators don't travel, and this one is seeded anew at each step."""
@@ -42,6 +42,11 @@ class SeededLoss(BoundLoss):
         """See ``__getstate__``."""
         super().__setstate__(state)
         self._generator = torch.Generator(self.seed.device)
+
+
+@lru_cache(maxsize=64)
+def _start(seed: int) -> int:
+    return block_seeds(seed, 0, 1)[0]
 
 
 def normals(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:

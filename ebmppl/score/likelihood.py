@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ebmppl.arguments import positive, require, whole
+from ebmppl.arguments import form, positive, require, whole
 from ebmppl.errors import SamplingWarning
 from ebmppl.score.base import SDE
 from ebmppl.score.ode import solve
@@ -113,9 +113,16 @@ def log_likelihood(
     with _evaluating(score), torch.no_grad():
         x, signs = x.detach(), _signs(probes, x.reshape(len(x), -1), seed, same=same_probes)
         end, integrals, failed_at, rows = _flow(score, sde, x, (rtol, atol), t_min, signs, backend)
-    prior = sde.prior(x.shape[1:], like=x).log_prob(end) if log_prior is None else log_prior(end)
+    prior = _prior(log_prior or sde.prior(x.shape[1:], like=x).log_prob, end)
     value = torch.where(failed_at == 0, prior + integrals.mean(1), math.nan)
     return LogLikelihood(value, _standard_error(integrals, probes), end, integrals.mean(1), failed_at, rows)
+
+
+def _prior(log_prior: Callable[[Tensor], Tensor], end: Tensor) -> Tensor:
+    found = log_prior(end)
+    good = isinstance(found, Tensor) and found.shape == end.shape[:1]
+    require(good, f"log prior densities of shape ({len(end)},)", form(found))
+    return found
 
 
 def _standard_error(estimates: Tensor, probes: int | None) -> Tensor:

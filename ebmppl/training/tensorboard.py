@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 class TensorBoard:
     """Writes records of steps as curves: ``for step in fit(...): board(step)``. A context, closed at its end.
 
+    Curves of your own, such as a pseudo-likelihood of held-out data, go with a record: ``board(step, pseudo_likelihood=-80.3)``.
+
     Args:
         folder: of the curves, as ``tensorboard --logdir`` takes it.
         every: only steps whose number is a multiple of it; validations and checks are always written.
@@ -30,8 +32,8 @@ class TensorBoard:
             raise ImportError("TensorBoard is an extra: pip install tensorboard") from error
         self.writer: Any = SummaryWriter(str(folder))
 
-    def __call__(self, record: Step) -> None:
-        """Write one record."""
+    def __call__(self, record: Step, **curves: float) -> None:
+        """Write one record, and what else is given by name, which is always written."""
         values: dict[str, float] = {}
         if record.step % self.every == 0:
             values = {"loss": record.loss, "grad_norm": record.grad_norm, "learning_rate": record.learning_rate}
@@ -41,7 +43,7 @@ class TensorBoard:
         if record.health is not None:
             readings = record.health._asdict().items()
             values |= {f"health/{n}": v for n, v in readings if isinstance(v, float) and v == v}
-        for name, value in values.items():
+        for name, value in {**values, **curves}.items():
             self.writer.add_scalar(name, value, record.step)
 
     def __enter__(self) -> TensorBoard:

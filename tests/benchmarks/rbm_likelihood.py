@@ -1,8 +1,8 @@
 """Restricted Boltzmann machines on 8x8 digits by exact test log-likelihood, beside scikit-learn's ``BernoulliRBM``.
 
-``python -m tests.benchmarks.rbm_likelihood`` prints two tables of mean log-likelihoods over seeds at equal epochs: our
-losses at one learning rate, trained for long (``--only order``), and ours beside scikit-learn's persistent contrastive
-divergence, each at the best of a grid of rates by the likelihood of validation data. It takes scikit-learn and minutes.
+``python -m tests.benchmarks.rbm_likelihood`` prints a table of mean log-likelihoods over seeds at equal epochs: our losses
+beside scikit-learn's persistent contrastive divergence, each at the best of a grid of rates by the likelihood of
+validation data. It takes scikit-learn and minutes. Our losses among themselves are compared in ``rbm_order``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from ebmppl.kernels import Gibbs
@@ -26,8 +25,6 @@ from tests.benchmarks.timing import machine, table
 
 HIDDEN, TEST, VALIDATION = 16, 297, 200
 EPOCHS, BATCH, RATE = 300, 260, 0.6  # 1500 steps; with smaller batches it takes longer and ends where this does
-LONG = {"epochs": 1000, "batch": 100}  # after which weights are large enough for the bias of CD-1 to show
-LONG_RATE = 0.3  # of 0.1, 0.3 and 0.6 the best for CD-1 by validation data
 GRID = (0.3, 0.6, 1.2, 2.4)
 PEER_GRID = (0.05, 0.1, 0.2, 0.4, 0.8)  # it has no falling rate, so that its best is lower
 LOSSES: dict[str, Callable[[int], Loss]] = {  # by seed
@@ -109,35 +106,9 @@ def over(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
     return mean(apart), stdev(apart) / len(apart) ** 0.5
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
+    """Mean +- standard deviation."""
     return f"{mean(values):.2f} +- {stdev(values):.2f}"
-
-
-def order(rate: float, seeds: range, **settings: int) -> None:
-    """Our losses at one rate, with paired one-sided t tests of what they are above the first one."""
-    rows: list[list[str]] = []
-    first: dict[str, list[float]] = {}
-    for name in LOSSES:
-        found = likelihoods(name, rate, seeds, **settings)
-        values = {part: column(found, part) for part in Split._fields}
-        first = first or values
-        more = []
-        for part in ("train", "test"):
-            gain, error = over(values[part], first[part])
-            p = float(stats.ttest_rel(values[part], first[part], alternative="greater").pvalue)
-            more.append("" if values is first else f"{gain:+.3f} +- {error:.3f} (p = {p:.2g})")
-        rows.append([name, *(_spread(values[part]) for part in ("train", "validation", "test")), *more])
-        print(table(["", "training", "validation", "test"], [rows[-1][:4]]), values["test"], flush=True)
-    print(
-        f"\nAll at rate {rate:g}, nats; +- standard deviations over {len(seeds)} seeds, of differences standard errors\n"
-    )
-    print(
-        table(
-            ["", "training", "validation", "test", f"training over {rows[0][0]}", f"test over {rows[0][0]}"],
-            rows,
-        ),
-        flush=True,
-    )
 
 
 def beside(seeds: range, names: Sequence[str], **settings: int) -> None:
@@ -147,7 +118,7 @@ def beside(seeds: range, names: Sequence[str], **settings: int) -> None:
         tried = {rate: likelihoods(name, rate, seeds, **settings) for rate in (PEER_GRID if name == PEER else GRID)}
         rate = max(tried, key=lambda rate: mean(column(tried[rate], "validation")))
         every = ", ".join(f"{r:g}: {mean(column(found, 'validation')):.2f}" for r, found in tried.items())
-        rows.append([name, _spread(column(tried[rate], "test")), f"{rate:g}", every])
+        rows.append([name, spread(column(tried[rate], "test")), f"{rate:g}", every])
         print(table(["", "test", "rate", "validation by rate"], rows[-1:]), flush=True)
     print("\nEach at its best rate\n")
     print(table(["", "test", "rate", "validation by rate"], rows))
@@ -156,21 +127,14 @@ def beside(seeds: range, names: Sequence[str], **settings: int) -> None:
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of the second table")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of each")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=BATCH, help="of the second table")
-    parser.add_argument("--rate", type=float, default=LONG_RATE, help="of the first table")
-    parser.add_argument("--long", type=int, default=LONG["epochs"], help="epochs of the first table")
-    parser.add_argument("--names", nargs="+", default=[*LOSSES, PEER], help="of the second table")
-    parser.add_argument("--only", choices=["order", "peer"])
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--names", nargs="+", default=[*LOSSES, PEER])
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(", ".join(f"{k} {v}" for k, v in machine(["torch", "sklearn", "numpy"]).items()))
-    settings = {"epochs": args.epochs, "batch": args.batch}
-    if args.only != "peer":
-        order(args.rate, range(args.seeds), **{**LONG, "epochs": args.long})
-    if args.only != "order":
-        beside(range(args.seeds), args.names, **settings)
+    beside(range(args.seeds), args.names, epochs=args.epochs, batch=args.batch)
 
 
 if __name__ == "__main__":
