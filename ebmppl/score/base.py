@@ -124,6 +124,9 @@ class LinearSDE(SDE):
         Raises:
             ValueError: for ratios that no time in [0, T] has.
         """
+        require(
+            isinstance(ratio, Tensor) and ratio.is_floating_point(), "ratios as a floating point tensor", form(ratio)
+        )
         wanted = ratio.double()
         least, most = self.ratio(wanted.new_tensor([0.0, self.t_max]))
         outside = ~((wanted >= least * (1 - 1e-9)) & (wanted <= most * (1 + 1e-9)))
