@@ -160,6 +160,16 @@ def squares(x: Tensor, sigma: Tensor) -> Tensor:
     return x.square()
 
 
+class Summed:
+    """One energy for all chains, whose gradient is right."""
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return -x
+
+    def energy(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return 0.5 * x.square().sum()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -171,6 +181,7 @@ def squares(x: Tensor, sigma: Tensor) -> Tensor:
             lambda: eb.generate(kernel(EnergyGradient(squares, SDE)), 5),
             r"energies of shape \(5,\), got \(5, 2\)",
         ),
+        (lambda: eb.generate(kernel(Summed()), 5), r"energies of shape \(5,\), got .*\(\)"),
     ],
 )
 def test_bad_input(make: Callable[[], object], message: str) -> None:

@@ -18,6 +18,7 @@ from ebmppl.kernels.layer_sweep import JointSweep
 from ebmppl.losses import CD, PCD, Loss
 from ebmppl.losses.base import all_bits
 from ebmppl.models import BernoulliRBM
+from ebmppl.models.rbm_training import log_of_product
 from ebmppl.partition import Exact
 from ebmppl.sampling.chains import Chains
 from tests.discrete import number, p_value, states_of
@@ -97,6 +98,15 @@ def test_what_a_sweep_of_both_layers_tells() -> None:
     torch.testing.assert_close(kernel.known(state)["hidden_logits"], model.hidden_logits(x[:, :4]), **EXACT)
     torch.testing.assert_close(kernel._sweep.energies(state), model.joint(x), **EXACT)
     assert Gibbs(model).known(Gibbs(model).init(states_of(model))) == {}
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 64, 129, 500])
+def test_sums_of_logs_by_products(n: int) -> None:
+    """Of the least numbers, where a product of 128 would be nothing in float32, and of any: within the roundings of n terms."""
+    x = torch.cat([torch.full((1, n), 0.5), torch.rand(3, n, generator=torch.Generator().manual_seed(0)) / 2 + 0.5])
+    found, wanted = log_of_product(x.clone()), x.double().log().sum(1)
+    assert found.dtype == x.dtype
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=n * torch.finfo(x.dtype).eps)
 
 
 # Products.

@@ -150,6 +150,30 @@ def test_a_users_own_sde() -> None:
     assert float(known.marginal(f64(0.25))[1]) == 0.5
 
 
+@pytest.mark.parametrize(
+    ("drift", "diffusion", "marginal", "message"),
+    [
+        (lambda x, t: x[:, :1], torch.ones_like, None, r"a drift of shape \(3, 2\), got .*\(3, 1\)"),
+        (lambda x, t: x, lambda t: t.new_ones(2), None, r"a diffusion of shape \(3,\), got .*\(2,\)"),
+        (
+            lambda x, t: x,
+            torch.ones_like,
+            lambda t: t,
+            "a marginal of two, mean coefficient and standard deviation, got",
+        ),
+        (lambda x, t: x, torch.ones_like, lambda t: (t, t[:1]), r"a standard deviation of shape \(3,\), got .*\(1,\)"),
+    ],
+)
+def test_a_users_sde_of_other_shapes(drift: Any, diffusion: Any, marginal: Any, message: str) -> None:
+    sde, x, t = GenericSDE(drift, diffusion, 1.0, marginal=marginal), normal(3, 2), f64(0.1, 0.5, 1.0)
+    with pytest.raises(ValueError, match=message):
+        (sde.drift(x, t), sde.diffusion(t), sde.marginal(t))
+
+
+def test_a_users_diffusion_may_be_a_number() -> None:
+    close(GenericSDE(lambda x, t: x, lambda t: 1.4, 1.0).diffusion(f64(0.1, 0.5)), f64(1.4, 1.4))
+
+
 @pytest.mark.parametrize("t", [-0.01, 1.2, math.nan])
 @pytest.mark.parametrize("name", ["ve", "vp", "subvp", "cosine", "karras", "discrete", "own"])
 def test_times_outside_are_refused(name: str, t: float) -> None:

@@ -86,6 +86,7 @@ CASES: dict[str, Case] = {
         {"drift": field, "diffusion": torch.ones_like, "prior_std": 1.0, "t_max": 1.0},
         {"drift": "function", "diffusion": "function", "prior_std": "positive", "t_max": "positive"},
     ),
+    "time_of": (VP().time_of, {"ratio": torch.ones(2)}, {"ratio": "tensor"}),
     "prior": (VP().prior, {"event_shape": (2,)}, {"event_shape": "shape"}),
     "geometric_sigmas": (score.geometric_sigmas, {"num_levels": 3, **SIGMAS}, {"num_levels": "count", **SIGMAS_KINDS}),
     "karras_sigmas": (

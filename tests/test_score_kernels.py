@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -654,11 +655,13 @@ def test_a_score_that_is_nan_is_told_with_time_and_chains(make: Callable[[Any], 
         x = eb.generate(kernel, 50, seed=0)
     bad = x.isnan().any(1)
     assert 5 < int(bad.sum()) < 45
-    mcmc = eb.MCMC(kernel, 2, 0, num_chains=50, seed=0, disable_progbar=True)
+    mcmc = eb.MCMC(kernel, 6, 0, num_chains=50, seed=0, disable_progbar=True)
     mcmc.run()
     draws, failed = mcmc.get_samples(group_by_chain=True)["x"], mcmc.stats()["diverging"]
     assert torch.equal(draws.isnan().any(2), failed)
     assert bool(((mcmc.stats()["failed_at"] > 0.3) == failed).all())
+    told = next(flag for flag in mcmc.summary().flags if flag.startswith("failed draws"))
+    assert re.match(rf"failed draws: {int(failed.sum())}, .* of 50 chains .* at t .* from 0\.[345]", told)
     assert bool((failed[:, 0] & ~failed[:, 1]).any())  # a chain's next draw begins anew
 
 

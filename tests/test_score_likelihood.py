@@ -235,6 +235,10 @@ def test_modes_of_modules_are_kept() -> None:
     [
         (lambda: eb.log_likelihood("s", VP(), normal(2, 2)), "a score .* got str"),
         (lambda: eb.log_likelihood(lambda x, t: x, 3, normal(2, 2)), "an SDE, got int"),
+        (
+            lambda: eb.log_likelihood(lambda x, t: -x, VP(), normal(2, 2), log_prior=lambda x: x),
+            r"log prior densities of shape \(2,\), got .*\(2, 2\)",
+        ),
         (lambda: eb.log_likelihood(lambda x, t: x, VP(), normal(2, 2), rtol=0.0), "a finite rtol > 0, got 0.0"),
         (lambda: eb.log_likelihood(lambda x, t: x, VP(), normal(2, 2), t_min=0.0), r"t_min in \(0, 1\), got 0.0"),
         (lambda: eb.log_likelihood(lambda x, t: x, VP(), normal(2, 2), probes=0), "a whole probes >= 1, got 0"),

@@ -89,6 +89,22 @@ def sample(model: EDM, each: int, t_min: float, calls: int = 20, weight: float =
     return torch.cat(made), torch.arange(CLASSES).repeat_interleave(each)
 
 
+def through_noise(model: EDM, columns: int, t_min: float) -> tuple[Tensor, list[float]]:
+    """A sample of each class on its way ``(10 columns, ...)``, and the levels of noise over signal where it is shown.
+
+    The probability flow from the same noise, stopped at times even in the log of noise over signal.
+    """
+    sde, event = model.sde, model.network.event_shape
+    score = ClassConditional(model, torch.arange(CLASSES))
+    times = log_snr_times(sde, columns - 1, t_min)
+    shown = [sde.prior_std * torch.randn(CLASSES, *event, generator=Generator().manual_seed(3))]
+    for t in times[1:].tolist():
+        flow = eb.ProbabilityFlow(score, sde, event, 20, t_min=t, times=log_snr_times)
+        shown.append(eb.transport(flow, shown[0]))
+    mean, std = sde.marginal(times)
+    return torch.stack(shown, 1).flatten(0, 1), (std / mean).tolist()
+
+
 def nearest(x: Tensor, data: Digits) -> tuple[Tensor, Tensor]:
     """Each one's nearest digit of the data and their distance, in root mean square levels."""
     apart = torch.cdist(x.flatten(1).float(), data.levels.flatten(1).float()) / math.sqrt(x[0].numel())

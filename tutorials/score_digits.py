@@ -14,7 +14,20 @@ import time
 from typing import Any
 
 import torch
-from digit_models import CLASSES, OUT, Dequantised, Digits, Loader, bits, draw, nearest, sample, train, with_neighbours
+from digit_models import (
+    CLASSES,
+    OUT,
+    Dequantised,
+    Digits,
+    Loader,
+    bits,
+    draw,
+    nearest,
+    sample,
+    through_noise,
+    train,
+    with_neighbours,
+)
 from torch import Generator
 
 import ebmppl as eb
@@ -81,7 +94,9 @@ def main(epochs: int = 500, hidden: int = 256, each: int = 12, scored: int = 100
         print(
             f"{name} digits: {mean:.3f} +- {error:.3f} bits per dimension; uniform levels have {math.log2(LEVELS.count):.2f}."
         )
+    x, noise = through_noise(model, 8, T_MIN)
     panels = {
+        f"out of noise: noise / signal {noise[0]:.0f} to {noise[-1]:.2g}": (LEVELS.levels_of(x), 8),
         "samples, a row for each class": (made.levels, each),
         "samples, and under each row the nearest training digits": (with_neighbours(made.levels, neighbours), 6),
     }

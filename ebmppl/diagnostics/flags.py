@@ -68,7 +68,9 @@ def checks(run: Run) -> dict[str, Check]:
     found |= {"stuck chains": stuck, "R-hat": disagreement, "bulk and tail ESS": low_ess}
     if run.shape[0] > 1:
         found["single chains apart"] = apart
-    if "diverging" in run.stats:
+    if "failed_at" in run.stats:
+        found["failed draws"] = failed_draws
+    elif "diverging" in run.stats:
         found["divergences"] = divergences
     if {"energy", "n_steps"} <= set(run.stats):  # the energy of these kernels is a Hamiltonian
         found["E-BFMI"] = low_bfmi
@@ -189,21 +191,34 @@ def low_ess(run: Run) -> list[str]:
 
 def divergences(run: Run) -> list[str]:
     """Transitions whose energy error was large or not finite."""
-    by_chain = run.stats["diverging"].sum(1)
-    total = int(by_chain.sum())
-    if not total:
+    if not run.stats["diverging"].any():
         return []
-    order = np.argsort(-by_chain, kind="stable")[:3]
-    worst = ", ".join(f"{by_chain[c]} in chain {c}" for c in order if by_chain[c])
     advice = (
         "raise target_accept_prob or reparametrise: the draws may miss the places where they end"
         if "n_steps" in run.stats
         else "take a smaller step_size: the chain does not move there"
     )
-    share = 100 * total / run.stats["diverging"].size
-    count = np.count_nonzero(by_chain)
-    where = f"in {count} of {run.shape[0]} chains (most: {worst})"
-    return [f"divergences: {total}, {share:.2g}% of the draws, {where}; {advice}"]
+    return [f"divergences: {_diverging(run)}; {advice}"]
+
+
+def failed_draws(run: Run) -> list[str]:
+    """Draws of a score model on whose way something was not finite, or a tolerance could not be met."""
+    if not run.stats["diverging"].any():
+        return []
+    at = run.stats["failed_at"][run.stats["diverging"].astype(bool)]
+    return [
+        f"failed draws: {_diverging(run)}, at t (or noise levels) from {at.max():.6g} to {at.min():.6g}; there the score was "
+        "not finite, or the tolerance could not be met"
+    ]
+
+
+def _diverging(run: Run) -> str:
+    by_chain = run.stats["diverging"].sum(1)
+    order = np.argsort(-by_chain, kind="stable")[:3]
+    worst = ", ".join(f"{by_chain[c]} in chain {c}" for c in order if by_chain[c])
+    share = 100 * by_chain.sum() / run.stats["diverging"].size
+    where = f"in {np.count_nonzero(by_chain)} of {run.shape[0]} chains (most: {worst})"
+    return f"{by_chain.sum()}, {share:.2g}% of the draws, {where}"
 
 
 def low_bfmi(run: Run) -> list[str]:

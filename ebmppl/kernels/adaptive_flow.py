@@ -8,11 +8,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ebmppl.kernels.accept import select, some
+from ebmppl.kernels.accept import not_finite, select, some
 from ebmppl.kernels.base import Noise, NoiseSpec, positive, require
 from ebmppl.kernels.score import Score, ScoreInfo, ScoreKernel, ScoreTarget
-from ebmppl.score.base import SDE, over
-from ebmppl.score.ode import CALLS, attempt, error_ratio, factor, first_step
+from ebmppl.score.base import SDE
+from ebmppl.score.clock import Clock
+from ebmppl.score.ode import CALLS, CALM, attempt, error_ratio, factor, first_step
+from ebmppl.score.velocity import velocity
 
 _LEAST_STEP = 1e-9  # of the time between the ends, in float64; under it a tolerance can't be met
 
@@ -22,10 +24,11 @@ class AdaptiveState(NamedTuple):
 
     position: Tensor  # (chains, *event), the last draw
     point: Tensor  # (chains, dimension), under way
-    velocity: Tensor  # (chains, dimension), there
+    velocity: Tensor  # (chains, dimension), there, by the clock
     begun: Tensor  # (chains, dimension) where each draw begins there again, else (chains, 0)
     time: Tensor  # (chains,)
     step_size: Tensor  # (chains,), > 0; 0 where the velocity isn't known yet
+    ratio: Tensor  # (chains,), of error and tolerance of the last step taken
     failed_at: Tensor  # (chains,)
     failure: Tensor  # (chains,), ``failed_at`` of the last draw
     n_steps: Tensor  # (chains,) int64, network calls of this draw
@@ -41,11 +44,11 @@ class AdaptiveTuning(NamedTuple):
 class AdaptiveFlow(ScoreKernel):
     r"""Solves :math:`\tfrac{dx}{dt} = f(x, t) - \tfrac12 g(t)^2 s(x, t)` to a tolerance, with a step size for each chain.
 
-    A tick is one attempted step of every chain by Dormand and Prince's pair, six network calls. A step is taken where the root
-    mean square of error over ``atol + rtol |x|`` is at most 1, and its size changes by 0.9 times that to the power -1/5, within
-    1/5 and 5. No chain waits for another one. Where the step size falls under 1e-9 of the time between the ends (1e-5 in
-    float32), because the tolerance can't be met or the score isn't finite, the draw ends where it is and counts as diverging;
-    ``failed_at`` is the time.
+    A tick is one attempted step of every chain by Dormand and Prince's pair, six network calls. Steps are solved by a ``Clock``.
+    One is taken where the root mean square of error over ``atol + rtol |x|`` is at most 1, the error as the pair estimates it for
+    its result of order 4, while that of order 5 goes on; ``ode.factor`` says how its size changes. No chain waits for
+    another one. Where the step size falls under 1e-9 of the time between the ends (1e-5 in float32), because the tolerance
+    can't be met or the score isn't finite, the draw ends where it is and counts as diverging; ``failed_at`` is the time.
 
     References:
         Dormand and Prince 1980, "A family of embedded Runge-Kutta formulae"; Song et al. 2021, section 4.3.
@@ -85,7 +88,8 @@ class AdaptiveFlow(ScoreKernel):
         self.t_min = sde.require_start(t_min)
         super().__init__(ScoreTarget(score, event_shape, sde.prior_std, sde))
         self.rtol, self.atol = positive("rtol", rtol), positive("atol", atol)
-        self._sde, self.forward = sde, forward
+        self._sde, self._clock, self.forward = sde, Clock(sde), forward
+        self._span = self._clock.span(self.t_min, sde.t_max) * (1 if forward else -1)
 
     @property
     def first_time(self) -> float:
@@ -98,13 +102,14 @@ class AdaptiveFlow(ScoreKernel):
         return 20
 
     def init(self, x: Tensor) -> AdaptiveState:
-        """State of chains whose first draw begins at points ``(chains, *event)``."""
-        x = self.begin(x)
-        point = x.reshape(len(x), -1).clone()
-        none = x.new_zeros(len(x))
-        begun = point.clone() if self.forward else x.new_zeros(len(x), 0)
-        time, calls = torch.full_like(none, self.first_time), torch.zeros_like(none, dtype=torch.int64)
-        return AdaptiveState(x, point, torch.zeros_like(point), begun, time, none, none.clone(), none.clone(), calls)
+        """State of chains whose first draw begins at points ``(chains, *event)``, where the score is asked for."""
+        x, score = self.looked(x)
+        point, none = x.reshape(len(x), -1).clone(), x.new_zeros(len(x))
+        time, begun = torch.full_like(none, self.first_time), point.clone() if self.forward else x.new_zeros(len(x), 0)
+        slope = self._slope(x, time, self._clock.at(self._clock.of(time), x.dtype).rate, score)
+        step_size = torch.where(not_finite(slope.sum(1)), 0.0, self._first_step(point, slope, time))
+        rest = torch.full_like(none, CALM), none, none.clone(), torch.ones_like(none, dtype=torch.int64)
+        return AdaptiveState(x, point, slope, begun, time, step_size, *rest)
 
     def init_tuning(self, x: Tensor) -> AdaptiveTuning:
         """The times at the dtype and device of the points."""
@@ -115,33 +120,40 @@ class AdaptiveFlow(ScoreKernel):
         """For the start of the next draw."""
         return {} if self.forward else {"normal": NoiseSpec("normal", self._event)}
 
-    def _field(self, x: Tensor, t: Tensor) -> Tensor:
-        """Velocities ``(chains, dimension)`` of the probability flow."""
+    def _slope(self, x: Tensor, t: Tensor, rate: Tensor, score: Tensor) -> Tensor:
+        return velocity(self._sde, x, t, score).reshape(len(x), -1) * rate.unsqueeze(1)
+
+    def _field(self, x: Tensor, u: Tensor) -> Tensor:
+        """Velocities ``(chains, dimension)`` of the probability flow by the clock, where it shows u ``(chains,)``."""
+        t, rate = self._clock.at(u, x.dtype)
         points = x.view(len(x), *self._event)
-        sde = self._sde
-        slope = sde.drift(points, t) - over(0.5 * sde.diffusion(t).square(), points) * self.target.fn(points, t)
-        return slope.reshape(x.shape)
+        return self._slope(points, t, rate, self.target.fn(points, t))
+
+    def _first_step(self, x: Tensor, slope: Tensor, time: Tensor) -> Tensor:
+        least = 1e-6 * abs(self._sde.t_max - self.t_min)
+        return first_step(x, slope, time, self._clock, self._span, least, self.rtol, self.atol)
 
     def tick(self, state: AdaptiveState, tuning: AdaptiveTuning, noise: Noise) -> tuple[AdaptiveState, Any]:
-        """One attempted step of every chain; the first attempt of a draw, of size 0, finds the velocity."""
+        """One attempted step of every chain; a later draw's first attempt, of size 0, finds its velocity."""
         time, last, span = state.time, tuning.last, abs(self._sde.t_max - self.t_min)
         fresh = state.step_size == 0
         left = (last - time).abs()
         final = state.step_size >= left
         size = torch.minimum(state.step_size, left)
-        signed = size if self.forward else -size
-        tried = attempt(self._field, state.point, time, signed, state.velocity)
+        end = torch.where(final, last, time + (size if self.forward else -size))
+        u = self._clock.of(time)
+        tried = attempt(self._field, state.point, u, self._clock.of(end) - u, state.velocity)
         ratio = error_ratio(tried, state.point, self.rtol, self.atol)
         taken = (ratio <= 1) & ~fresh
-        begun_size = first_step(state.point, tried.velocity, span, self.rtol, self.atol)
-        broken = fresh & ~torch.isfinite(tried.velocity.sum(1))
-        step_size = torch.where(fresh, begun_size, size * factor(ratio))
+        broken = fresh & not_finite(tried.velocity.sum(1))
+        begun_size = self._first_step(state.point, tried.velocity, time)
+        step_size = torch.where(fresh, begun_size, size * factor(ratio, state.ratio))
         least = _LEAST_STEP if time.dtype == torch.float64 else 1e-5
         failed = broken | (~fresh & ~taken & (step_size < least * span))
         arrived = taken & final
-        new_time = torch.where(arrived, last, torch.where(taken, time + signed, time))
+        new_time, kept = torch.where(taken, end, time), torch.where(taken, ratio, state.ratio)
         point = select(taken, tried.end, state.point)
-        velocity = select(taken | fresh, tried.velocity, state.velocity)
+        slope = select(taken | fresh, tried.velocity, state.velocity)
         failed_at = torch.where(failed, time, state.failed_at)
         n_steps = state.n_steps + CALLS
         done = arrived | failed
@@ -152,7 +164,7 @@ class AdaptiveFlow(ScoreKernel):
             start = state.begun if self.forward else self.start(noise["normal"]).reshape(point.shape)
             point = select(done, start, point)
             new_time, step_size = torch.where(done, tuning.first, new_time), torch.where(done, 0.0, step_size)
-            failure = torch.where(done, failed_at, failure)
+            kept, failure = torch.where(done, CALM, kept), torch.where(done, failed_at, failure)
             failed_at, n_steps = torch.where(done, 0.0, failed_at), torch.where(done, 0, n_steps)
-        rest = new_time, step_size, failed_at, failure, n_steps
-        return AdaptiveState(position, point, velocity, state.begun, *rest), info
+        rest = new_time, step_size, kept, failed_at, failure, n_steps
+        return AdaptiveState(position, point, slope, state.begun, *rest), info

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ebmppl.arguments import form
 from ebmppl.kernels.accept import choose, metropolis, not_finite, select, some
 from ebmppl.kernels.base import Noise, NoiseSpec, positive, require, whole
 from ebmppl.kernels.integrators import Phase, hamiltonian, leapfrog
@@ -130,6 +131,9 @@ class AnnealedMALA(ScoreKernel):
     def init(self, x: Tensor) -> AnnealedMALAState:
         """State of chains whose first draw begins at points ``(chains, *event)``."""
         x = self.begin(x)
+        energy = self._energy(x, torch.full_like(x.reshape(len(x), -1)[:, 0], self.first_time))
+        good = isinstance(energy, Tensor) and energy.shape == x.shape[:1]
+        require(good, f"energies of shape ({len(x)},)", form(energy))
         point = x.reshape(len(x), -1).clone()
         step = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         rates, level_rates, failed_at, failure, potential = x.new_zeros(5, len(x)).unbind()

@@ -45,8 +45,8 @@ class ScoreTarget(Energy):
         """Raise: a score model gives no energy."""
         raise EnergyError("expected an energy, got a score model: its density is known by log_likelihood alone")
 
-    def check(self, x: Tensor, t: Tensor) -> None:
-        """Raise ``ValueError`` where the score has another shape or dtype than its points, or mixes rows of a batch.
+    def check(self, x: Tensor, t: Tensor) -> Tensor:
+        """The score; ``ValueError`` where it has another shape or dtype than its points, or mixes rows of a batch.
 
         A score with something given for each chain takes as many chains.
         """
@@ -60,6 +60,7 @@ class ScoreTarget(Energy):
             raise ValueError(
                 "the score mixes the rows of a batch: that of chain 0 alone differs from the one beside others"
             )
+        return score
 
 
 class ScoreInfo(NamedTuple):
@@ -96,9 +97,13 @@ class ScoreKernel(Kernel):
 
     def begin(self, x: Tensor) -> Tensor:
         """Own copy of points ``(chains, *event)``, after a look at the score there."""
+        return self.looked(x)[0]
+
+    def looked(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Own copy of points ``(chains, *event)``, and the score there."""
         x = x.detach().clone(memory_format=torch.contiguous_format)
-        self.target.check(x, torch.full_like(x.reshape(len(x), -1)[:, 0], self.first_time))
-        return x
+        score = self.target.check(x, torch.full_like(x.reshape(len(x), -1)[:, 0], self.first_time))
+        return x, score.detach()
 
     def position(self, state: Any) -> Tensor:
         """The chains' last draws ``(chains, *event)``; before the first, where they began."""

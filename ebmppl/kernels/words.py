@@ -7,16 +7,20 @@ what a Mersenne twister takes, and no memory.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import sqrt
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from ebmppl.kernels.base import NoiseSpec
 
 KEYS = NoiseSpec("bits", (2,))  # of one tick of one chain
 _GOLDEN = -1640531527  # 2^32 times the golden section, less 2^32
 _FACTORS = (2146121005, -2073254261)
+_TENSORS = {n: torch.tensor(n, dtype=torch.int32) for n in (15, 16, (1 << 16) - 1, (1 << 17) - 1, *_FACTORS)}
 LEAST = -(1 << 31)
 _ALMOST_1 = 1.0 - 2.0**-20
 
@@ -34,9 +38,12 @@ def words(label: Tensor, keys: Tensor, other: Tensor) -> Tensor:
 
 def _scattered(x: Tensor) -> Tensor:
     """A bijection of 32 bits, by Wellons 2018, "Prospecting for hash functions" (its lowbias32); x is written over."""
+    # nobody traces: then numbers are tensors, as one of Python's beside a tensor takes some microseconds more
+    number: Callable[[int], Any] = _TENSORS.__getitem__ if x.is_cpu and _get_current_dispatch_mode() is None else int
     for shift, factor in ((16, _FACTORS[0]), (15, _FACTORS[1]), (16, 1)):
-        x = x.bitwise_xor_((x >> shift).bitwise_and_((1 << (32 - shift)) - 1))  # new memory would cost the most
-        x = x if factor == 1 else x.mul_(factor)
+        mask = number((1 << (32 - shift)) - 1)
+        x = x.bitwise_xor_((x >> number(shift)).bitwise_and_(mask))  # new memory would cost the most
+        x = x if factor == 1 else x.mul_(number(factor))
     return x
 
 

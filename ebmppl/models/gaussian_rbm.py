@@ -40,6 +40,7 @@ class GaussianRBM(RBM):
     """  # noqa: D415
 
     log_variance: nn.Parameter
+    linear = False
 
     def __init__(
         self,

@@ -13,7 +13,8 @@ from torch.distributions.constraints import Constraint
 from ebmppl.energies.base import Energy, flatten_batch
 from ebmppl.energies.discrete import Layers, RealLayers
 from ebmppl.models.pairwise import as_parameter
-from ebmppl.models.rbm_views import HiddenEnergy, HiddenPart, RBMJoint, TemperedRBM, affine, log1p_exp
+from ebmppl.models.rbm_training import free_energies
+from ebmppl.models.rbm_views import HiddenEnergy, RBMJoint, TemperedRBM, affine, log1p_exp
 
 INITIAL_SCALE = 0.01  # standard deviation of initial weights (Hinton 2012, section 8)
 
@@ -43,6 +44,7 @@ class RBM(Energy):
     W: nn.Parameter
     b: nn.Parameter
     c: nn.Parameter
+    linear: bool = True  # E_0(v) = -b'x(v)
 
     def __init__(
         self,
@@ -106,13 +108,8 @@ class RBM(Energy):
         return self.visible_energy(v) - log1p_exp(logits).sum(-1)
 
     def trained_energies(self, *batches: tuple[Tensor, Tensor]) -> list[Tensor]:
-        """F ``(rows,)`` of each pair v ``(rows, V)`` and its hidden logits, as functions of the parameters alone.
-
-        One product of each for the gradient in W, no other; there is no second derivative.
-        """
-        pairs = (part for v, logits in batches for part in (self.features(v), logits.detach()))
-        hidden = HiddenPart.apply(self.weights, self.c, *pairs)
-        return [self.visible_energy(v) + part for (v, _), part in zip(batches, hidden, strict=True)]
+        """F ``(rows,)`` of each pair v ``(rows, V)`` and its hidden logits, as functions of the parameters alone, once."""
+        return free_energies(self, batches)
 
     def joint_energy(self, v: Tensor, h: Tensor) -> Tensor:
         """E(v, h) ``(*batch)`` in nats of ``(*batch, V)`` and ``(*batch, H)``."""

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
@@ -28,37 +27,6 @@ def log1p_exp(x: Tensor) -> Tensor:
 def affine(bias: Tensor, x: Tensor, weights: Tensor) -> Tensor:
     """Bias + x weights, in one pass where x ``(rows, n)`` is a batch."""
     return torch.addmm(bias, x, weights) if x.dim() == 2 else bias + x @ weights
-
-
-class HiddenPart(torch.autograd.Function):
-    """-sum_k log(1 + exp(logits_k)) ``(rows,)`` of pairs x and logits c + x'W, with gradients in x, W and c."""
-
-    @staticmethod
-    def forward(ctx: Any, W: Tensor, c: Tensor, *pairs: Tensor) -> tuple[Tensor, ...]:
-        """The values; each x ``(rows, features)``."""
-        found, probabilities = [], []
-        for logits in pairs[1::2]:
-            p = torch.sigmoid(logits)
-            most = torch.maximum(p, 1 - p)  # log(1 + e^x) = max(x, 0) - log(sigmoid(abs(x))), to rounding of the sum
-            found.append(most.log_().sub_(logits.clamp(min=0)).sum(1))
-            probabilities.append(p)
-        ctx.save_for_backward(W, *pairs[::2], *probabilities)
-        return tuple(found)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Minus x'p and p, p the hidden units' probabilities; minus pW' only where features depend on parameters."""
-        W, *saved = ctx.saved_tensors
-        n = len(grads)
-        in_W, in_c = torch.empty_like(W), torch.zeros_like(W[0])
-        rest: list[Tensor | None] = []
-        for i, (x, p, grad) in enumerate(zip(saved[:n], saved[n:], grads, strict=True)):
-            share = p * -grad.unsqueeze(1)
-            in_W = x.mT @ share if i == 0 else in_W.addmm_(x.mT, share)
-            in_c = in_c.add_(share.sum(0))
-            rest += [share @ W.mT if ctx.needs_input_grad[2 + 2 * i] else None, None]
-        return in_W, in_c, *rest
 
 
 class RBMJoint(Energy):

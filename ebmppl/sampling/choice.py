@@ -15,6 +15,7 @@ from ebmppl.sampling.backends import Compiled
 from ebmppl.sampling.engines import Refused
 from ebmppl.sampling.noise import NoiseSource
 from ebmppl.sampling.parts import Parts, compiled_ticks
+from ebmppl.sampling.scopes import without_collections
 
 logger = logging.getLogger(__name__)
 
@@ -80,10 +81,11 @@ def choose_backend(
         backend = "cudagraph" if device == "cuda" else "inductor"
     least = LEAST_CALLS // planned if wanted.backend == "auto" else 0
     try:
-        compiled = compiled_ticks(
-            kernel, adaptation, noise, state, tuning, averaging,
-            ticks=ticks, capture=backend == "cudagraph", least_nodes=least, record=record,
-        )  # fmt: skip
+        with without_collections():
+            compiled = compiled_ticks(
+                kernel, adaptation, noise, state, tuning, averaging,
+                ticks=ticks, capture=backend == "cudagraph", least_nodes=least, record=record,
+            )  # fmt: skip
     except Refused as refusal:
         choice = Choice("eager", f"{refusal} ({counts})")
         if wanted.backend != "auto" or refusal.worth_a_warning:

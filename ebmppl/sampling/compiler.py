@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +14,10 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ebmppl.sampling.native import Unit
-from ebmppl.sampling.quicker import quicker, templates_late
+from ebmppl.sampling.quicker import fake_mode, quicker, templates_late
+from ebmppl.sampling.scopes import without_collections
 
 _BEFORE_HEADERS = 3  # graphs
 _patching = threading.Lock()  # what is replaced in Inductor is the process's own
@@ -47,7 +46,7 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Flat:
     Raises:
         CompileError: when there is no compiler or it fails.
     """
-    with warnings.catch_warnings(), _without_collections(), one_unit():
+    with warnings.catch_warnings(), without_collections(), one_unit():
         warnings.simplefilter("ignore")  # of the compiler about itself
         try:
             return _inner_compile(graph, inputs)
@@ -86,27 +85,14 @@ def one_unit() -> Iterator[None]:
             raise CompileError(_one_line(error)) from error
 
 
-@contextmanager
-def _without_collections() -> Iterator[None]:
-    """The compiler makes objects by the million, few of them garbage."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def _inner_compile(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Flat:
     from torch._guards import TracingContext, tracing
     from torch._inductor import config
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     with templates_late():
         from torch._inductor.compile_fx import compile_fx_inner
 
-    fake = FakeTensorMode(shape_env=ShapeEnv())  # without one Inductor's disk cache steps aside
+    fake = fake_mode(graph)
     fakes = [fake.from_tensor(tensor, static_shapes=True) for tensor in inputs]
     _compiling.options = _options()
     with (
@@ -114,7 +100,7 @@ def _inner_compile(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Flat:
         tracing(TracingContext(fake)),
         torch.no_grad(),
         _patching,
-        quicker(),
+        quicker(fake),
         _into_unit(),
     ):
         compiled = compile_fx_inner(graph, fakes, is_inference=True)

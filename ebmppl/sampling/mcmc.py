@@ -21,7 +21,7 @@ from ebmppl.sampling.draws import Draws, Now
 from ebmppl.sampling.initial import Start, as_start, starting_points
 from ebmppl.sampling.noise import fresh_seed
 from ebmppl.sampling.progress import Progress
-from ebmppl.sampling.scopes import PASSES, evaluating, threads, using_threads
+from ebmppl.sampling.scopes import PASSES, evaluating, threads, using_threads, without_collections
 
 if TYPE_CHECKING:
     from torch.distributions import Transform
@@ -121,7 +121,7 @@ class MCMC:
     def _begin(self) -> None:
         target = self.kernel.target
         numbers = self.num_chains * target.event_shape.numel()
-        with evaluating(target), using_threads(threads(PASSES * numbers)):
+        with evaluating(target), using_threads(threads(PASSES * numbers)), without_collections():
             x, self.initial_attempts = starting_points(target, self.start, self.num_chains, self.seed)
         columns = self._columns(x.device)
         self.draws = Draws(self.num_chains, self.thinning, columns)

@@ -177,9 +177,10 @@ def make_graph(
     """
     from torch._guards import TracingContext, tracing
     from torch._inductor.decomposition import select_decomp_table
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     pure = torch.func.functionalize(run, remove="mutations")
-    one = FakeTensorMode(allow_fallback_kernels=True)  # or every value gets a mode of its own, a third of the time
+    one = FakeTensorMode(allow_fallback_kernels=True, shape_env=ShapeEnv())  # or each value gets one
     with torch.no_grad(), tracing(TracingContext(one)):
         graph = make_fx(pure, select_decomp_table())(*inputs)
     _leave_out_factors_of_one(graph)

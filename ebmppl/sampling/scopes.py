@@ -1,7 +1,8 @@
-"""Scopes in which ticks run: at a number of threads, with modules in evaluation mode, and whole under Ctrl-C."""
+"""Scopes in which ticks run: at a number of threads, with modules in evaluation mode, whole under Ctrl-C; and compiling."""
 
 from __future__ import annotations
 
+import gc
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -84,3 +85,15 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if pressed and callable(before):
             before(*pressed[0])
+
+
+@contextmanager
+def without_collections() -> Iterator[None]:
+    """Imports and the compiler make objects by the million, few of them garbage."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

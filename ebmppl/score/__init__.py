@@ -2,6 +2,7 @@
 
 from ebmppl.score.base import SDE, GenericSDE, LinearSDE
 from ebmppl.score.conditions import Conditional
+from ebmppl.score.discrete_sde import DiscreteVP
 from ebmppl.score.guidance import (
     ClassConditional,
     ClassifierFreeGuidance,
@@ -31,7 +32,7 @@ from ebmppl.score.schedules import (
     log_snr_times,
     uniform_times,
 )
-from ebmppl.score.sde import VE, VP, CosineVP, DiscreteVP, KarrasVE, PreservingSDE, SubVP
+from ebmppl.score.sde import VE, VP, CosineVP, KarrasVE, PreservingSDE, SubVP
 from ebmppl.score.weightings import (
     DiscreteTimes,
     EDMWeighting,

@@ -124,6 +124,9 @@ class LinearSDE(SDE):
         Raises:
             ValueError: for ratios that no time in [0, T] has.
         """
+        require(
+            isinstance(ratio, Tensor) and ratio.is_floating_point(), "ratios as a floating point tensor", form(ratio)
+        )
         wanted = ratio.double()
         least, most = self.ratio(wanted.new_tensor([0.0, self.t_max]))
         outside = ~((wanted >= least * (1 - 1e-9)) & (wanted <= most * (1 + 1e-9)))
@@ -134,12 +137,17 @@ class LinearSDE(SDE):
 
     def solve(self, ratio: Tensor) -> Tensor:
         """The time, in float64, of ratios that were looked at; by bisection where there is no closed form: ratio(t) increases."""
-        low, high = torch.zeros_like(ratio), torch.full_like(ratio, self.t_max)
-        for _ in range(_HALVINGS):
-            middle = 0.5 * (low + high)
-            below = self.ratio(middle) < ratio
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return 0.5 * (low + high)
+        return bisect(self.ratio, ratio, self.t_max)
+
+
+def bisect(increasing: Callable[[Tensor], Tensor], wanted: Tensor, t_max: float) -> Tensor:
+    """The times in [0, t_max] at which a function of the time takes these values, to the last bit."""
+    low, high = torch.zeros_like(wanted), torch.full_like(wanted, t_max)
+    for _ in range(_HALVINGS):
+        middle = 0.5 * (low + high)
+        below = increasing(middle) < wanted
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return 0.5 * (low + high)
 
 
 class GenericSDE(SDE):
@@ -147,16 +155,16 @@ class GenericSDE(SDE):
 
     Args:
         drift: f(x, t), from ``(batch, *event)`` and ``(batch,)`` to ``(batch, *event)``.
-        diffusion: g(t), of the shape of t.
+        diffusion: g(t), of the shape of t, or one number.
         prior_std: standard deviation of the prior at t_max, > 0.
         t_max: the last time, > 0.
         marginal: from t to mean coefficient and standard deviation of x(t) given x(0), where known.
 
     Raises:
-        ValueError: for what isn't callable, or prior_std or t_max not > 0.
+        ValueError: for what isn't callable, or prior_std or t_max not > 0; when called, for results of another shape.
 
     Example:
-        >>> sde = GenericSDE(lambda x, t: -x, lambda t: 1.4 * torch.ones_like(t), prior_std=1.0, t_max=3.0)
+        >>> sde = GenericSDE(lambda x, t: -x, lambda t: 1.4, prior_std=1.0, t_max=3.0)
         >>> sde.drift(torch.ones(2, 1), torch.zeros(2))
         tensor([[-1.],
                 [-1.]])
@@ -179,14 +187,27 @@ class GenericSDE(SDE):
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
         """The user's f(x, t)."""
         self.require_times(t)
-        return self.fn[0](x, t)
+        return self._of_shape("a drift", self.fn[0](x, t), x)
 
     def diffusion(self, t: Tensor) -> Tensor:
         """The user's g(t)."""
         self.require_times(t)
-        return self.fn[1](t)
+        found = self.fn[1](t)
+        return self._of_shape("a diffusion", torch.full_like(t, found) if isinstance(found, (int, float)) else found, t)
 
     def marginal(self, t: Tensor) -> Marginal:
         """The user's, where given."""
         self.require_times(t)
-        return super().marginal(t) if self.fn[2] is None else self.fn[2](t)
+        if self.fn[2] is None:
+            return super().marginal(t)
+        found = self.fn[2](t)
+        pair = isinstance(found, (tuple, list)) and len(found) == 2
+        require(pair, "a marginal of two, mean coefficient and standard deviation", form(found))
+        return self._of_shape("a mean coefficient", found[0], t), self._of_shape("a standard deviation", found[1], t)
+
+    @staticmethod
+    def _of_shape(what: str, found: Tensor, like: Tensor) -> Tensor:
+        require(
+            isinstance(found, Tensor) and found.shape == like.shape, f"{what} of shape {tuple(like.shape)}", form(found)
+        )
+        return found

@@ -8,7 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Field = Callable[[Tensor, Tensor], Tensor]  # points (rows, n) and times (rows,) -> velocities (rows, n)
+from ebmppl.score.clock import Clock
+
+Field = Callable[
+    [Tensor, Tensor], Tensor
+]  # points (rows, n) and readings (rows,) of a clock -> velocities (rows, n) by it
 
 _TIMES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0)
 _STAGES = (
@@ -22,8 +26,11 @@ _LAST = (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84)
 _FOURTH = (5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40)
 _ERROR = tuple(a - b for a, b in zip((*_LAST, 0.0), _FOURTH, strict=True))
 _SAFETY, _LEAST, _MOST = 0.9, 0.2, 5.0
+_NOW, _BEFORE = 0.17, 0.04  # powers of the error ratios of this step and of the last one that was taken
+CALM = 1e-4  # the ratio that a first step is preceded by, and the least that one counts for
 _STEERS = 0  # the stage whose slope is in no result: _LAST[1] and _ERROR[1] are 0
 CALLS = 6  # of the field for a step
+TIME = Clock()  # the time itself
 _LEAST_STEP = {torch.float64: 1e-9, torch.float32: 1e-5}  # of the time, under which a tolerance can't be met
 
 
@@ -40,13 +47,15 @@ def attempt(
 ) -> Attempt:
     """One step h ``(rows,)`` from points ``(rows, n)`` at times ``(rows,)``, where the velocity is known.
 
+    Times and steps may be of a finer dtype than points.
+
     The second slope has weight 0 in the end and in the error: it only steers the later ones. So ``steering``, called for it in
     place of the field, need not know the velocity of numbers that no velocity depends on, such as integrals along the way.
 
     References:
         Dormand and Prince 1980, "A family of embedded Runge-Kutta formulae".
     """
-    column = h.unsqueeze(1)
+    column = h.unsqueeze(1).to(x.dtype)
     slopes = [velocity]
     for stage, (share, weights) in enumerate(zip(_TIMES, _STAGES, strict=True)):
         ask = steering if steering is not None and stage == _STEERS else field
@@ -62,16 +71,40 @@ def error_ratio(tried: Attempt, x: Tensor, rtol: float, atol: float) -> Tensor:
     return (tried.error / scale).square().mean(1).sqrt()
 
 
-def factor(ratio: Tensor) -> Tensor:
-    """By what the step size changes after an error ratio, between 1/5 and 5; 1/5 where it isn't finite."""
-    return (_SAFETY * ratio.clamp_min(1e-10).pow(-0.2)).clamp(_LEAST, _MOST).nan_to_num(_LEAST)
+def factor(ratio: Tensor, before: Tensor) -> Tensor:
+    """By what the step size changes after an error ratio, between 1/5 and 5; 1/5 where it isn't finite.
+
+    After a step that was taken 0.9 ratio^-0.17 before^0.04, where ``before`` is the ratio of the one taken before it: with a
+    share of the change (a "PI" controller) fewer steps are tried in vain. After one that was not, 0.9 ratio^-0.2.
+
+    References:
+        Hairer and Wanner 1996, "Solving ordinary differential equations II", section IV.2.
+    """
+    ratio = ratio.clamp_min(1e-10)
+    taken = ratio.pow(-_NOW) * before.clamp_min(CALM).pow(_BEFORE)
+    change = torch.where(ratio <= 1, taken, ratio.pow(-0.2))
+    return (_SAFETY * change).clamp(_LEAST, _MOST).nan_to_num(_LEAST)
 
 
-def first_step(x: Tensor, velocity: Tensor, span: float, rtol: float, atol: float) -> Tensor:
-    """A careful first step size ``(rows,)`` > 0: a hundredth of the time in which x changes by its size (Hairer et al. 1993)."""
+def first_step(
+    x: Tensor, velocity: Tensor, t: Tensor, clock: Clock, span: float, least: float, rtol: float, atol: float
+) -> Tensor:
+    """A careful first step size ``(rows,)`` > 0: a hundredth of what x takes to change by its size (Hairer et al. 1993).
+
+    Args:
+        x: points ``(rows, n)``.
+        velocity: there, by the clock.
+        t: times ``(rows,)``.
+        clock: by which that hundredth is taken.
+        span: readings to the last time, negative where that is earlier; a first step is at most a tenth of it.
+        least: step size, > 0.
+        rtol: relative tolerance, > 0.
+        atol: absolute tolerance, > 0.
+    """
     scale = atol + rtol * x.abs()
     size, speed = ((v / scale).square().mean(1).sqrt() for v in (x, velocity))
-    return (0.01 * size / speed).nan_to_num(0.0, posinf=1e-3 * span).clamp(1e-6 * span, 0.1 * span)
+    part = (0.01 * size / speed).nan_to_num(0.0, posinf=1e-3 * abs(span)).clamp(1e-6 * abs(span), 0.1 * abs(span))
+    return clock.passing(t, part if span > 0 else -part).clamp_min(least)
 
 
 def _sum(weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
@@ -98,6 +131,7 @@ def solve(
     rtol: float,
     atol: float,
     fewest: float = 1.0,
+    clock: Clock = TIME,
 ) -> Solution:
     """From points ``(rows, n)`` at the time ``first`` to the time ``last``, every row by steps of its own.
 
@@ -109,27 +143,32 @@ def solve(
         rtol: relative tolerance of a step, > 0.
         atol: absolute tolerance, > 0.
         fewest: the share of rows under way, in (0, 1], from which on those that have ended are left out.
+        clock: whose readings fields are given, and slopes are by; step sizes are of the time.
     """
-    span, least = last - first, _LEAST_STEP.get(y.dtype, 1e-3) * (last - first)
+    least = _LEAST_STEP.get(y.dtype, 1e-3) * (last - first)
     ends, failed_at = y.clone(), y.new_zeros(len(y))
     active = torch.arange(len(y), device=y.device)
     live = torch.ones_like(active, dtype=torch.bool)
-    t = y.new_full((len(y),), first)
+    t, before = y.new_full((len(y),), first), y.new_full((len(y),), CALM)
     flow, steering = fields(active)
-    velocity = flow(y, t)
-    h, rows = first_step(y, velocity, span, rtol, atol), len(y)
+    u = clock.of(t)
+    velocity = flow(y, u)
+    h = first_step(y, velocity, t, clock, clock.span(first, last), 1e-6 * (last - first), rtol, atol)
+    rows = len(y)
     while len(active):
         left = last - t
         final = h >= left
         size = torch.minimum(h, left)
-        tried = attempt(flow, y, t, size, velocity, steering=steering)
+        after = torch.where(final, last, t + size)
+        end = clock.of(after)
+        tried = attempt(flow, y, u, end - u, velocity, steering=steering)
         rows += CALLS * len(active)
         ratio = error_ratio(tried, y, rtol, atol)
-        taken, h = ratio <= 1, size * factor(ratio)
+        taken, h = ratio <= 1, size * factor(ratio, before)
         column = taken.unsqueeze(1)
         y, velocity = torch.where(column, tried.end, y), torch.where(column, tried.velocity, velocity)
         failed = ~taken & (h < least)
-        t = torch.where(taken, t + size, t)
+        t, u, before = (torch.where(taken, *v) for v in ((after, t), (end, u), (ratio, before)))
         over_now = ((taken & final) | failed) & live
         if not bool(over_now.any()):
             continue
@@ -137,7 +176,7 @@ def solve(
         failed_at[active[failed & live]] = t[failed & live]
         live = live & ~over_now
         if int(live.sum()) <= fewest * len(live):
-            active, y, velocity, t, h = (v[live] for v in (active, y, velocity, t, h))
+            active, y, velocity, t, u, h, before = (v[live] for v in (active, y, velocity, t, u, h, before))
             live = live[live]
             flow, steering = fields(active)
     return Solution(ends, failed_at, rows)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ebmppl.arguments import positive, real, require
-from ebmppl.score.base import LinearSDE, Marginal
+from ebmppl.score.base import LinearSDE, Marginal, bisect
 
 
 class VE(LinearSDE):
@@ -135,6 +135,14 @@ class PreservingSDE(LinearSDE):
         """Log of the mean coefficient where noise over signal is ``ratio``."""
         return -0.5 * torch.log1p(ratio.square())
 
+    def time_at(self, log_mean: Tensor) -> Tensor:
+        """The time, in float64, at which the log of the mean coefficient is this; by bisection where there is no closed form."""
+        return bisect(lambda t: -self.log_mean(t), -log_mean, self.t_max)
+
+    def solve(self, ratio: Tensor) -> Tensor:
+        """The time of the mean coefficient."""
+        return self.time_at(self.log_mean_at(ratio))
+
 
 class _LinearBeta(PreservingSDE):
     """Beta grows linearly from beta_min to beta_max."""
@@ -153,10 +161,9 @@ class _LinearBeta(PreservingSDE):
         """Log of the mean coefficient, of the shape of t."""
         return -0.25 * t * t * (self.beta_max - self.beta_min) - 0.5 * self.beta_min * t
 
-    def solve(self, ratio: Tensor) -> Tensor:
+    def time_at(self, log_mean: Tensor) -> Tensor:
         """The root of the quadratic (beta_max - beta_min) t^2 / 2 + beta_min t = -2 log a."""
-        exponent = -2 * self.log_mean_at(ratio)
-        slope = 2 * (self.beta_max - self.beta_min)
+        exponent, slope = -2 * log_mean, 2 * (self.beta_max - self.beta_min)
         return 2 * exponent / (self.beta_min + (self.beta_min**2 + slope * exponent).sqrt())
 
 
@@ -233,9 +240,9 @@ class CosineVP(PreservingSDE):
         """Log of the mean coefficient, of the shape of t."""
         return (torch.cos(self._angle(t)).log() - math.log(self._first)).clamp_max(0)  # rounding at t = 0
 
-    def solve(self, ratio: Tensor) -> Tensor:
+    def time_at(self, log_mean: Tensor) -> Tensor:
         """From the angle whose cosine is a times the first one's."""
-        angle = torch.acos(self._first * self.log_mean_at(ratio).exp())
+        angle = torch.acos(self._first * log_mean.exp())
         return angle * (1 + self.offset) / (0.5 * math.pi) - self.offset
 
     @property
@@ -244,51 +251,3 @@ class CosineVP(PreservingSDE):
 
     def _angle(self, t: Tensor) -> Tensor:
         return 0.5 * math.pi * (t + self.offset) / (1 + self.offset)
-
-
-class DiscreteVP(PreservingSDE):
-    r"""Variance preserving with DDPM's rates: at the times i / N its marginals are those of DDPM after i steps.
-
-    There :math:`2 \log a(i/N) = \sum_{j \le i} \log(1 - \beta_j)`, and log a is linear between them. DDPM's loss is
-    ``DiffusionScoreMatching`` at ``DiscreteTimes.of(sde)``; its sampler is ``ReverseSDE(..., num_steps=N - 1,
-    method="ancestral", t_min=1 / N, denoise=True)``.
-
-    References:
-        Ho, Jain and Abbeel 2020, "Denoising diffusion probabilistic models".
-
-    Args:
-        betas: rates ``(N,)`` in (0, 1), see ``linear_betas`` and ``cosine_betas``.
-
-    Raises:
-        ValueError: for other rates.
-    """
-
-    def __init__(self, betas: Tensor) -> None:
-        super().__init__()
-        require(isinstance(betas, Tensor) and betas.dim() == 1 and len(betas) > 1, "betas as a vector", repr(betas))
-        betas = betas.detach().double()
-        require(bool(((betas > 0) & (betas < 1)).all()), "betas in (0, 1)", betas.tolist()[:6])
-        log_means = 0.5 * torch.log1p(-betas).cumsum(0)
-        self.log_means = torch.cat([log_means.new_zeros(1), log_means])  # no buffer: a model's dtype is not its
-
-    @property
-    def num_steps(self) -> int:
-        """N."""
-        return len(self.log_means) - 1
-
-    def beta(self, t: Tensor) -> Tensor:
-        """N log 1 / (1 - beta_i) for t in ((i - 1) / N, i / N]."""
-        before, after, _ = self._around(t)
-        return -2 * self.num_steps * (after - before).to(t.dtype)
-
-    def log_mean(self, t: Tensor) -> Tensor:
-        """Log of the mean coefficient, of the shape of t."""
-        before, after, part = self._around(t)
-        return torch.lerp(before.to(t.dtype), after.to(t.dtype), part)
-
-    def _around(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log a at the ends of t's step, and the part of it before t; a time within rounding of a step's end is that end."""
-        at = t * self.num_steps
-        step = (at * (1 - 4 * torch.finfo(t.dtype).eps)).ceil().long().sub(1).clamp(0, self.num_steps - 1)
-        log_means = self.log_means.to(t.device)
-        return log_means[step], log_means[step + 1], at - step

@@ -11,12 +11,18 @@ from torch import Tensor
 
 from ebmppl.errors import SamplingWarning
 from ebmppl.score.base import SDE, LinearSDE, over
+from ebmppl.score.clock import Clock
 from ebmppl.score.conditions import chosen_rows, num_conditions
 from ebmppl.score.ode import Field
 from ebmppl.score.pullback import Pull, pullback
 
 Score = Callable[[Tensor, Tensor], Tensor]
 _MOST_PULLS = 64  # in one compiled graph
+
+
+def velocity(sde: SDE, x: Tensor, t: Tensor, score: Tensor) -> Tensor:
+    r"""The probability flow's :math:`f(x, t) - \tfrac12 g(t)^2 s`: points and scores ``(rows, *event)`` by times ``(rows,)``."""
+    return sde.drift(x, t) - over(0.5 * sde.diffusion(t).square(), x) * score
 
 
 class Flow:
@@ -32,18 +38,20 @@ class Flow:
     def __init__(self, score: Score, sde: SDE, event: torch.Size, signs: Tensor | None) -> None:
         self.score, self.sde, self.event, self.signs = score, sde, event, signs
         self.dimension, self.estimates = event.numel(), 1 if signs is None else len(signs)
+        self.clock = Clock(sde)
         self._by_row = num_conditions(score) is not None
         self._compiled: tuple[int, Callable[..., Tensor], Callable[..., Tensor]] | None = None
 
-    def velocity(self, y: Tensor, t: Tensor) -> Tensor:
-        """The velocity, followed by zeros ``(rows, estimates)``."""
+    def velocity(self, y: Tensor, u: Tensor) -> Tensor:
+        """The velocity by the clock, where it shows u ``(rows,)``, followed by zeros ``(rows, estimates)``."""
+        t, rate = self.clock.at(u, y.dtype)
         points = y[:, : self.dimension].reshape(len(y), *self.event)
-        half = over(0.5 * self.sde.diffusion(t).square(), points)
-        slope = self.sde.drift(points, t) - half * self.score(points, t)
-        return torch.nn.functional.pad(slope.reshape(len(y), -1), (0, self.estimates))
+        slope = velocity(self.sde, points, t, self.score(points, t))
+        return torch.nn.functional.pad(slope.reshape(len(y), -1) * rate.unsqueeze(1), (0, self.estimates))
 
-    def with_divergence(self, y: Tensor, t: Tensor, signs: Tensor | None = None) -> Tensor:
-        """The velocity, followed by divergences ``(rows, estimates)``."""
+    def with_divergence(self, y: Tensor, u: Tensor, signs: Tensor | None = None) -> Tensor:
+        """The velocity by the clock, followed by divergences ``(rows, estimates)``."""
+        t, rate = self.clock.at(u, y.dtype)
         half = 0.5 * self.sde.diffusion(t).square().unsqueeze(1)
         linear = self.sde.drift_coefficient(t).unsqueeze(1) if isinstance(self.sde, LinearSDE) else None
 
@@ -60,19 +68,19 @@ class Flow:
         if linear is not None:  # the drift's part is known
             slope = torch.addcmul(linear * x, half, slope, value=-1)
             divergence = torch.addcmul(linear * self.dimension, half, divergence, value=-1)
-        return torch.cat([slope, divergence], 1)
+        return torch.cat([slope, divergence], 1) * rate.unsqueeze(1)
 
     def fields(self, first: int, rows: Tensor) -> tuple[Field, Field]:
         """For points of these numbers, counted from ``first``: the velocity with its divergence, and the velocity alone."""
         rows = rows + first
         signs = () if self.signs is None else (self.signs[:, rows],)
         if self._compiled is not None and self._compiled[0] == len(rows):
-            return lambda y, t: self._compiled[1](y, t, *signs), self._compiled[2]
+            return lambda y, u: self._compiled[1](y, u, *signs), self._compiled[2]
 
         def chosen(field: Callable[..., Tensor], *more: Tensor) -> Field:
-            def call(y: Tensor, t: Tensor) -> Tensor:
+            def call(y: Tensor, u: Tensor) -> Tensor:
                 with chosen_rows(self.score, rows) if self._by_row else nullcontext():
-                    return field(y, t, *more)
+                    return field(y, u, *more)
 
             return call
 
@@ -88,15 +96,15 @@ class Flow:
         from ebmppl.sampling.engines import Refused
 
         signs = [] if self.signs is None else [self.signs[:, : len(y)].contiguous()]
-        t = torch.linspace(first, self.sde.t_max, len(y), dtype=y.dtype, device=y.device)
+        u = self.clock.of(torch.linspace(first, self.sde.t_max, len(y), dtype=y.dtype, device=y.device))
         objects, label = (self.score, self.sde), f"{self.event} {self.estimates}"
         try:
             if self._by_row:
                 raise Refused("the score is given something for each row", worth_a_warning=False)
             if self.signs is None and self.dimension > _MOST_PULLS:
                 raise Refused(f"{self.dimension} derivatives, more than {_MOST_PULLS}", worth_a_warning=False)
-            both = compiled_function(self.with_divergence, [y, t, *signs], f"divergence {label}", objects)
-            alone = compiled_function(self.velocity, [y, t], f"velocity {label}", objects)
+            both = compiled_function(self.with_divergence, [y, u, *signs], f"divergence {label}", objects)
+            alone = compiled_function(self.velocity, [y, u], f"velocity {label}", objects)
         except Refused as refusal:
             if wanted or refusal.worth_a_warning:
                 warnings.warn(f"the flow runs eagerly, slower: {refusal}", SamplingWarning, stacklevel=4)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ebmppl.arguments import positive, real, require
 from ebmppl.score.base import LinearSDE
+from ebmppl.score.discrete_sde import DiscreteVP
 from ebmppl.score.parameterisations import Parameterisation
 from ebmppl.score.schedules import decreasing, require_decreasing
-from ebmppl.score.sde import DiscreteVP
 
 
 class Weighting(ABC):
