@@ -36,7 +36,7 @@ RATES = {"nce": 1e-2, "pcd": 5e-3, "ssm": 1e-2, "dsm": 1e-2}  # at the start; th
 METHODS = tuple(STEPS)
 TOLD_APART_NO_MORE = {  # samples from data by the test: what these steps are known to reach; the figures tell of the others
     *(("moons", method) for method in METHODS),
-    *(("rings", method) for method in METHODS),
+    *(("rings", method) for method in ("nce", "pcd", "dsm")),  # by ssm p = 0.3 or 0.01, as its slices fall
     *(("spirals", method) for method in ("nce", "dsm")),
     *(("checkerboard", method) for method in ("pcd", "ssm", "dsm")),
     *(("eight Gaussians", method) for method in ("nce", "pcd", "dsm")),
