@@ -19,6 +19,7 @@ from ebmppl.kernels.pooling import BLOCK, pooled_sum
 _WIDE = 1e8  # standard deviation in the unconstrained space that no density in sensible units has
 _GROWTH = 30  # of the standard deviation from one window to the next, once there is one
 _FEW = 5  # updates of it that are no average yet
+_OF_MEDIAN = 1.4826  # a normal standard deviation over the median absolute deviation
 
 
 class Tuning(NamedTuple):
@@ -83,11 +84,13 @@ class Welford(NamedTuple):
     origin: Tensor  # (dimension,), where the chains began: float32 keeps few digits far from zero
     mean: Tensor  # (dimension,), from the origin
     scatter: Tensor  # (dimension,) or (dimension, dimension)
+    metrics: Tensor  # scalar, how many windows before have set one
 
     @classmethod
     def empty(cls, origin: Tensor, scatter: Tensor) -> Welford:
         """Nothing seen yet; ``scatter`` gives the shape."""
-        return cls(origin.new_zeros(()), origin, torch.zeros_like(origin), torch.zeros_like(scatter))
+        zero = origin.new_zeros(())
+        return cls(zero, origin, torch.zeros_like(origin), torch.zeros_like(scatter), zero.clone())
 
 
 def welford_update(w: Welford, x: Tensor) -> Welford:
@@ -103,7 +106,7 @@ def welford_update(w: Welford, x: Tensor) -> Welford:
     else:
         outer = shift.unsqueeze(-1) * shift
         scatter = w.scatter + sum(a.mT @ a for a in delta.split(BLOCK)) + (spread - new) * outer
-    return Welford(count, w.origin, w.mean + shift * (new / count), scatter)
+    return w._replace(total=count, mean=w.mean + shift * (new / count), scatter=scatter)
 
 
 def regularised(w: Welford) -> Tensor:
@@ -114,14 +117,40 @@ def regularised(w: Welford) -> Tensor:
     return n / (n + 5) * estimate + 1e-3 * (5 / (n + 5)) * unit
 
 
-def _warn_of_scale(new: Tensor, old: Tensor) -> None:
+def secant_variances(x: Tensor, grad: Tensor) -> Tensor:
+    """A guess of the variances ``(dimension,)`` by what points of several chains and the gradients there tell of curvature.
+
+    The median over pairs of neighbouring chains of abs(difference of positions / difference of gradients), the variance
+    itself for a Gaussian of independent coordinates. Its logarithm is shrunk towards that of all coordinates as far as
+    pairs disagree: by b / (b + w) with the spread b between coordinates and w between a coordinate's pairs, both
+    variances, and by pairs / (pairs + 5). (Nutpie begins from gradients, too, by their variances; pairs need no mean, and
+    one chain far out, where gradients are huge, is one among many.)
+
+    Args:
+        x: points ``(chains, dimension)``.
+        grad: of the energy there.
+    """
+    logs = ((x - x.roll(1, 0)) / (grad - grad.roll(1, 0))).abs().log()
+    good = logs.isfinite()  # not where chains agree, or the energy is linear
+    logs = torch.where(good, logs, torch.nan)
+    own = logs.nanmedian(0).values
+    within = (_OF_MEDIAN * (logs - own).abs().nanmedian(0).values).square()
+    pairs, known = good.sum(0), good.any(0)
+    common = torch.where(known, own, torch.nan).nanmean().nan_to_num()
+    apart = torch.where(known, own - common, 0.0)
+    between = apart.square().sum() / (known.sum() - 1).clamp_min(1)
+    trust = between / (between + within.nan_to_num() + torch.finfo(x.dtype).tiny) * pairs / (pairs + 5)
+    return torch.exp(common + trust * apart)
+
+
+def _warn_of_scale(new: Tensor, old: Tensor, *, first: bool) -> None:
     """Warn where the draws of a window are spread as those of an improper density, which never stop growing."""
     spread, before = ((m if m.dim() == 1 else m.diagonal()).sqrt() for m in (new, old))
     growth = spread / before
     if some(spread > _WIDE):
         at = int(spread.argmax())
         what = f"a warm-up window have a standard deviation of {float(spread[at]):.2g}"
-    elif some(before != 1) and some(growth > _GROWTH):  # one in all coordinates is where a run begins
+    elif not first and some(growth > _GROWTH):
         at = int(growth.argmax())
         what = f"the last warm-up window spread {float(growth[at]):.0f} times as far as those of the one before"
     else:
@@ -135,6 +164,10 @@ def factorise(inverse_mass: Tensor) -> Tensor:
     return inverse_mass.sqrt() if inverse_mass.dim() == 1 else torch.linalg.cholesky(inverse_mass)
 
 
+def _with_metric(tuning: Tuning, inverse_mass: Tensor) -> Tuning:
+    return tuning._replace(inverse_mass=inverse_mass, factor=factorise(inverse_mass))
+
+
 class HamiltonianAdaptation:
     """Dual averaging and a diagonal or dense metric, for HMC, NUTS and MALA.
 
@@ -145,6 +178,7 @@ class HamiltonianAdaptation:
         mass: whether to adapt the metric.
         power: the leapfrog step is ``step_size ** power`` (1 for HMC, 1/2 for MALA, whose step size is a time).
         blocks: for a dense metric, which entries ``(dimension, dimension)`` may differ from zero; all when None.
+        guess: begin with a metric by the chains' gradients, see ``secant_variances``.
     """
 
     def __init__(
@@ -156,9 +190,11 @@ class HamiltonianAdaptation:
         mass: bool,
         power: float = 1.0,
         blocks: Tensor | None = None,
+        guess: bool = False,
     ) -> None:
         self.value_and_grad = value_and_grad
         self.target, self.step_size, self.mass, self.power, self.blocks = target, step_size, mass, power, blocks
+        self.guess = guess and mass and step_size
 
     def init(self, tuning: Tuning, state: Any) -> AdaptationState:
         """Nothing seen yet."""
@@ -186,9 +222,12 @@ class HamiltonianAdaptation:
     def begin(
         self, own: AdaptationState, tuning: Tuning, state: Any, normal: Callable[[], Tensor]
     ) -> tuple[AdaptationState, Tuning]:
-        """Search a step size for the present metric and restart dual averaging from it."""
+        """Search a step size for the present metric, at first a guess, and restart dual averaging from it."""
         if not self.step_size:
             return own, tuning
+        if self.guess and len(state.grad) > 1 and not bool(own.draws.metrics):
+            variances = secant_variances(state.position, state.grad)
+            tuning = _with_metric(tuning, variances if tuning.inverse_mass.dim() == 1 else variances.diag())
         step = find_step_size(self.value_and_grad, state, tuning, normal, self.power)
         return own._replace(averaging=dual_averaging(step, len(state.energy))), tuning._replace(step_size=step)
 
@@ -198,10 +237,11 @@ class HamiltonianAdaptation:
         empty = Welford.empty(draws.origin + draws.mean, tuning.inverse_mass)
         if self.mass and metric and bool(draws.total > 0):
             inverse_mass = regularised(draws)
-            _warn_of_scale(inverse_mass, tuning.inverse_mass)
+            _warn_of_scale(inverse_mass, tuning.inverse_mass, first=not bool(draws.metrics))
             if self.blocks is not None:
                 inverse_mass = inverse_mass * self.blocks.to(inverse_mass.device)
-            tuning = tuning._replace(inverse_mass=inverse_mass, factor=factorise(inverse_mass))
+            tuning = _with_metric(tuning, inverse_mass)
+            empty = empty._replace(metrics=draws.metrics + 1)
         return own._replace(draws=empty), tuning
 
     def finish(self, own: AdaptationState, tuning: Tuning) -> Tuning:

@@ -88,6 +88,7 @@ class HamiltonianKernel(GradientKernel):
             mass=self.adapt_mass_matrix,
             power=self.power,
             blocks=self._blocks,
+            guess=self.inverse_mass_matrix is None,
         )
 
 
