@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,15 +12,17 @@ from scipy import stats
 from ebmppl.kernels.base import NoiseSpec
 from ebmppl.kernels.pooling import BLOCK
 from ebmppl.sampling import hashed, noise
+from ebmppl.sampling.at_hand import AtHand
 from ebmppl.sampling.compiler import CompileError
+from ebmppl.sampling.hashed import Hashed
 from ebmppl.sampling.noise import NoiseSource, block_seeds
 
 CPU = torch.device("cpu")
 SPECS = {
-    "few": NoiseSpec("normal", ()),
+    "few": NoiseSpec("uniform", ()),
     "many": NoiseSpec("uniform", (100,)),  # a row is a call of its own
-    "some": NoiseSpec("normal", (5, 2)),
-    "hashed": NoiseSpec("normal", (8, 9)),
+    "some": NoiseSpec("normal", (5, 2)),  # hashed, 64 chains by one key
+    "hashed": NoiseSpec("normal", (8, 9)),  # each chain by its own
     "kept": NoiseSpec("normal", (8, 9), held=4),
 }
 
@@ -46,7 +50,7 @@ def test_what_a_compiled_run_has_at_hand_are_the_rows_of_its_ticks(
         monkeypatch.setattr(noise, "_HELD", held)
         found, wanted = source(chains), source(chains)
         for name in SPECS:
-            rows, least = found.held[name], 1 if name == "hashed" else found.ticks[name]
+            rows, least = found.held[name], found.ticks[name]
             assert rows % least == 0
             assert held or rows == least
             drawn = found.fill(name, 2)
@@ -56,11 +60,13 @@ def test_what_a_compiled_run_has_at_hand_are_the_rows_of_its_ticks(
 
 
 def test_a_chain_has_the_same_numbers_in_any_larger_run() -> None:
-    """Full blocks of 64 do not depend on the blocks after them."""
+    """Full blocks of 64 do not depend on the blocks after them, and hashes on no other chain at all."""
     small, large = source(128), source(300)
     for tick in (0, 1, 63):
         for name in SPECS:
             assert torch.equal(small.row(tick)[name], large.row(tick)[name][:128])
+        for name in ("some", "hashed"):
+            assert torch.equal(source(7).row(tick)[name], large.row(tick)[name][:7])
 
 
 def test_what_nobody_looks_at_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,42 +150,83 @@ def test_bits_are_uniform_words_of_every_block() -> None:
         assert abs(float(z)) < 5
 
 
+def numbers(size: int, chains: int, dtype: torch.dtype = torch.float32, start: int = 2**64 - 5) -> Hashed:
+    return Hashed(size, chains, start, dtype)
+
+
+@pytest.mark.parametrize("size", [3, 100])  # 64 chains by one key, and each by its own
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_hashed_normal_numbers_are_standard_and_independent(dtype: torch.dtype) -> None:
+def test_hashed_normal_numbers_are_standard_and_independent(dtype: torch.dtype, size: int) -> None:
     """Kolmogorov-Smirnov at 1e-4; powers, and products of neighbours along ticks, chains and numbers, at 4.5 errors."""
-    source = NoiseSource({"n": NoiseSpec("normal", (100,))}, 128, 5, dtype, CPU)
-    assert source.chunk("n", 0).shape == (32, 128, 2)  # two words for a hundred numbers
-    x = torch.stack([source.row(tick)["n"] for tick in range(100)]).double()
+    x = numbers(size, 12800 // size, dtype).draw(7, 100).double()
     assert stats.kstest(x.flatten().numpy(), "norm").pvalue > 1e-4
     for power, mean, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96), (5, 0, 945), (6, 15, 10170)):
         assert abs(float((x**power).mean()) - mean) < 4.5 * (variance / x.numel()) ** 0.5
     for axis in range(3):
-        for lag in (1, 2, 3, 50):
+        for lag in (1, 2, 3, 50, 64):
+            if lag >= x.shape[axis]:
+                continue
             a, b = x.narrow(axis, lag, x.shape[axis] - lag), x.narrow(axis, 0, x.shape[axis] - lag)
             for f in (lambda v: v, lambda v: v**2 - 1):
                 product = f(a) * f(b)
                 assert abs(float(product.mean())) < 4.5 * float(product.std()) / product.numel() ** 0.5
 
 
-def test_hashed_numbers_are_drawn_once_a_tick(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_are_splitmix() -> None:
+    """By its formula in Python's integers; a tick or a row further on is another start."""
+    start, tick, row = 2**64 - 5, 3, 2
+    x = (start + tick * 0x9E3779B97F4A7C15 + row * 0xD1B54A32D192ED03) % 2**64
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+    x ^= x >> 31
+    keys = numbers(100, 3).keys(1, 4)
+    assert keys.shape == (4, 3, 2)
+    assert [int(k) % 2**32 for k in keys[tick - 1, row]] == [x % 2**32, x >> 32]
+    assert len(set(map(tuple, keys.flatten(0, 1).tolist()))) == 12
+
+
+def test_hashed_numbers_are_drawn_once_for_some_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels may look twice."""
-    row = source().row(3)
-    first = row["hashed"]
+    found = source(20)
+    assert found.ticks["hashed"] > 3
+    first = found.row(0)["hashed"]
     monkeypatch.setattr(hashed, "normals", lambda *_: pytest.fail("drawn anew"))
-    assert row["hashed"] is first
+    assert found.row(0)["hashed"].data_ptr() == first.data_ptr()
+    assert found.row(3)["hashed"].shape == (20, 8, 9)
 
 
-@pytest.mark.parametrize(("size", "chains", "threads"), [(64, 3, 1), (77, 5, 1), (100, 515, 3), (1000, 64, 2)])
-def test_c_gives_the_hashed_numbers_of_torch(size: int, chains: int, threads: int) -> None:
-    """To 8 units in the last place, tails and what is left over of a row included; and bit for bit on any threads."""
-    source = NoiseSource({"n": NoiseSpec("normal", (size,))}, chains, 5, torch.float32, CPU)
-    found = source.fill("n", 3, threads=threads)
-    assert hashed._library() is not None  # or torch is compared with itself
-    first = 3 * source.held["n"]
-    wanted = torch.stack([source.row(first + i)["n"] for i in range(len(found))])
-    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-37)
-    assert chains < 64 or float(found.abs().max()) > 3.5
-    assert torch.equal(found, source.fill("n", 3, threads=1))
+SIZES = [(1, 4096), (2, 150), (25, 64), (64, 3), (77, 5), (100, 515), (1000, 64)]
+
+
+@pytest.mark.parametrize(("size", "chains"), SIZES)
+def test_c_gives_the_hashed_numbers_of_torch(size: int, chains: int) -> None:
+    """To 8 units in the last place, tails and what is left over of a row included; and so for some of the chains."""
+    found, out, tick = numbers(size, chains), torch.empty(chains, size), torch.tensor(37)
+    assert found.native()  # or torch is compared with itself
+    found.before_tick(out, tick)()
+    wanted = found.draw(37, 1)[0]
+    torch.testing.assert_close(out, wanted, rtol=1e-6, atol=1e-37)
+    assert chains * size < 4096 or float(out.abs().max()) > 3.3
+    assert torch.equal(wanted, found.draw(30, 10)[7])
+    some = torch.empty(chains - 2, size)
+    found.before_tick(some, tick, 2)()
+    assert torch.equal(some, out[2:])
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize(("size", "chains"), SIZES)
+def test_c_draws_for_chains_whose_counter_is_zero(size: int, chains: int, dtype: torch.dtype) -> None:
+    found, out, tick = numbers(size, chains), torch.empty(chains, size), torch.tensor(5)
+    found.before_tick(out, tick)()
+    counter = torch.arange(chains).remainder(3).to(dtype) << (0 if dtype == torch.int32 else 40)
+    some = torch.full((chains, size), 9.0)
+    call = found.before_tick(some, tick, 0, counter)
+    call()
+    assert torch.equal(some[counter == 0], out[counter == 0])
+    assert bool((some[counter != 0] == 9).all())
+    tick += 1  # read when the call is made
+    call()
+    assert not bool((some[counter == 0] == out[counter == 0]).any())
 
 
 def test_without_a_compiler_hashed_numbers_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,4 +236,23 @@ def test_without_a_compiler_hashed_numbers_are_torchs(monkeypatch: pytest.Monkey
     monkeypatch.setattr(hashed, "load", broken)
     monkeypatch.setattr(hashed, "_library", hashed._library.__wrapped__)
     noise = NoiseSource({"n": NoiseSpec("normal", (70,))}, 9, 5, torch.float32, CPU)
-    assert torch.equal(noise.fill("n", 0), torch.stack([noise.row(tick)["n"] for tick in range(noise.held["n"])]))
+    at_hand = AtHand(noise)
+    assert at_hand.held == noise.held
+    (found,) = at_hand.chunks
+    assert torch.equal(found, torch.stack([noise.row(tick)["n"] for tick in range(noise.held["n"])]))
+
+
+def test_a_compiled_run_draws_normal_numbers_before_each_tick() -> None:
+    """The rest it has at hand for many ticks."""
+    specs = {"n": NoiseSpec("normal", (7,), where_zero="steps"), "u": NoiseSpec("uniform", ())}
+    noise = NoiseSource(specs, 9, 5, torch.float32, CPU)
+    at_hand = AtHand(noise)
+    assert at_hand.rows == {"n": 1, "u": 128}
+    assert at_hand.have(3, 500) == 125  # as many as there are uniforms for
+    state = SimpleNamespace(steps=torch.tensor([0, 1] * 4 + [0]))
+    tick, kept = torch.tensor([0]), at_hand.chunks[0][0, 1::2].clone()
+    (call,) = at_hand.before_tick(at_hand.chunks, tick, state)
+    tick.fill_(200)
+    call()
+    torch.testing.assert_close(at_hand.chunks[0][0, ::2], noise.row(200)["n"][::2], rtol=1e-6, atol=1e-37)
+    assert torch.equal(at_hand.chunks[0][0, 1::2], kept)

@@ -15,7 +15,7 @@ from ebmppl.energies import as_energy
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels import Kernel
 from ebmppl.kernels.adaptation import HamiltonianAdaptation
-from ebmppl.sampling import native, parts
+from ebmppl.sampling import native, parts, pool
 from ebmppl.sampling.backends import Compiled
 from ebmppl.sampling.native import Team
 from ebmppl.sampling.parts import Parts, part_size
@@ -136,7 +136,7 @@ def test_runs_in_parts_continue_and_load_bit_for_bit(tmp_path: Path) -> None:
 
 def test_a_wrong_adaptation_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pool is compared with the adaptation before a run, and where they differ ticks are eager."""
-    update, make_graph = HamiltonianAdaptation.update, parts.make_graph
+    update, make_graph = HamiltonianAdaptation.update, pool.make_graph
 
     def off(self: Any, averaging: Any, tuning: Any, info: Any) -> Any:
         averaging, tuning = update(self, averaging, tuning, info)
@@ -147,7 +147,8 @@ def test_a_wrong_adaptation_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> N
             patch.setattr(HamiltonianAdaptation, "update", off)
             return make_graph(function, *rest)
 
-    monkeypatch.setattr(parts, "make_graph", wrong)
+    begin_anew(monkeypatch)
+    monkeypatch.setattr(pool, "make_graph", wrong)
     with pytest.warns(SamplingWarning, match="the compiled adaptation differs from the eager one"):
         assert run(KERNELS["nuts"].factory).backend == "eager"
 

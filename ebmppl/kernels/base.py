@@ -35,6 +35,7 @@ class NoiseSpec(NamedTuple):
     kind: str  # "normal", "uniform" (in [0, 1)) or "bits" (words of 32 bits, int32)
     shape: tuple[int, ...]
     held: int = 1  # for how many ticks numbers stay the same
+    where_zero: str | None = None  # integer field of the state: only chains where it is 0 look at the numbers
 
 
 class Kernel(MCMCKernel):

@@ -164,7 +164,7 @@ class Blocks(Kernel):
     def noise(self) -> dict[str, NoiseSpec]:
         """Those of all kernels."""
         return {
-            f"block{i}_{name}": spec
+            f"block{i}_{name}": spec._replace(where_zero=None)
             for i, block in enumerate(self._blocks)
             for name, spec in block.kernel.noise().items()
         }

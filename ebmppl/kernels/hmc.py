@@ -142,7 +142,11 @@ class HMC(HamiltonianKernel):
     def noise(self) -> dict[str, NoiseSpec]:
         """A momentum, a trajectory length and a decision, whether or not this tick needs them."""
         uniform = NoiseSpec("uniform", ())
-        return {"momentum": NoiseSpec("normal", (self.dimension,)), "length": uniform, "accept": uniform}
+        return {
+            "momentum": NoiseSpec("normal", (self.dimension,), where_zero="steps_left"),
+            "length": uniform,
+            "accept": uniform,
+        }
 
     def _length(self, step_size: Tensor, uniform: Tensor) -> Tensor:
         longest = (

@@ -176,7 +176,7 @@ class NUTS(HamiltonianKernel):
     def noise(self) -> dict[str, NoiseSpec]:
         """A momentum, and uniforms for the direction, the draw from the sub-tree and the draw from the tree."""
         uniform = NoiseSpec("uniform", ())
-        momentum = NoiseSpec("normal", (self.dimension,))
+        momentum = NoiseSpec("normal", (self.dimension,), where_zero="n_steps")
         return {"momentum": momentum, "direction": uniform, "leaf": uniform, "tree": uniform}
 
     def position(self, state: NUTSState) -> Tensor:

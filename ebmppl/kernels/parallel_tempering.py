@@ -182,7 +182,8 @@ class ParallelTempering(Kernel):
     def noise(self) -> dict[str, NoiseSpec]:
         """The inner kernel's for every replica, and a uniform for every pair of neighbours."""
         replicas = self.num_replicas
-        inner = {name: spec._replace(shape=(replicas, *spec.shape)) for name, spec in self._inner.noise().items()}
+        specs = self._inner.noise().items()
+        inner = {name: spec._replace(shape=(replicas, *spec.shape), where_zero=None) for name, spec in specs}
         return {**inner, "swap": NoiseSpec("uniform", (replicas - 1,))}
 
     def position(self, state: Any) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,9 +14,10 @@ from ebmppl.energies.fingerprint import fingerprint
 from ebmppl.kernels.adaptation import Adaptation
 from ebmppl.kernels.base import Kernel
 from ebmppl.kernels.gradients import TRACING
+from ebmppl.sampling.at_hand import EVER, AtHand
 from ebmppl.sampling.capture import Captured
 from ebmppl.sampling.engines import Engine, Refused, compile_traced, get, put, together
-from ebmppl.sampling.noise import AtHand, NoiseSource
+from ebmppl.sampling.noise import NoiseSource
 from ebmppl.sampling.program import Carried, Log, Program, Traced, copy, first_log, flatten, unflatten
 from ebmppl.sampling.replay import NotReplayable, Replay
 from ebmppl.sampling.scopes import threads, using_threads
@@ -36,6 +38,8 @@ class _Known(NamedTuple):
 class Share(NamedTuple):
     """What a part of the chains has in common with the others."""
 
+    at_hand: AtHand
+    first: int  # number of the part's first chain
     chunks: list[Tensor]  # of the noise: views of the part's chains
     log: Log
     tuning: Any
@@ -82,10 +86,10 @@ class Compiled:
         share: Share | None = None,
     ) -> None:
         self._least_nodes, self._share = least_nodes, share
-        self.noise, self.program = noise, Program(kernel, adaptation, noise.held_rows)
+        self._at_hand = AtHand(noise) if share is None else share.at_hand
+        self.program = program_at_hand(kernel, adaptation, self._at_hand)
         self.first = self.program.first(state, tuning, averaging)
         if share is None:
-            self._at_hand = AtHand(noise)
             self.chunks = self._at_hand.chunks
             self.log, _ = first_log(self.program, self.first, self.chunks, ticks, record=record)
         else:
@@ -127,7 +131,7 @@ class Compiled:
         kernel.prepare(x, values=True, many=False)  # what this kernel has traced is tried against the energy itself
         inputs = [*flatten(self.first), *self.chunks, *self.log.buffers]
         shapes = tuple((t.shape, t.stride(), t.dtype, t.device) for t in inputs)
-        key = (kernel.identity(), shapes, tuple(self.noise.held.items()), threads())
+        key = (kernel.identity(), shapes, tuple(self._at_hand.held.items()), threads())
         known = get(_known, key)
         now = fingerprint(energy)
         if known is not None and known.fingerprint == now and self._wrong(known.engine, known.traced) is None:
@@ -175,7 +179,7 @@ class Compiled:
             copy(self.first) if self._share is None else copy(self.first)._replace(tuning=self.first.tuning)
         )
         try:
-            calls = Replay(self.engine.run, [*leaves, *self._rest], self.traced.changed)
+            calls = Replay(self.engine.run, [*leaves, *self._rest], self.traced.changed, self._before_tick)
         except NotReplayable:
             return None  # every call then makes its tensors anew
         wanted = flatten(copy(self.first))
@@ -241,4 +245,18 @@ class Compiled:
             self.look()
             return
         for _ in range(ticks):
+            for call in self._before_tick(self.leaves):
+                call()
             self.traced.advance(self.engine.run, self.leaves, self._rest)
+
+    def _before_tick(self, leaves: list[Tensor]) -> list[partial[Any]]:
+        """Calls that draw noise, before the tick that is given these leaves."""
+        leaves = leaves[: len(self.leaves)]
+        state = unflatten(self.first, leaves).state
+        first = 0 if self._share is None else self._share.first
+        return self._at_hand.before_tick(self.chunks, self.program.number(leaves), state, first)
+
+
+def program_at_hand(kernel: Kernel, adaptation: Adaptation | None, at_hand: AtHand) -> Program:
+    """The tick with noise at hand."""
+    return Program(kernel, adaptation, at_hand.rows, counted=EVER in at_hand.held.values())

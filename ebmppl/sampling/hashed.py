@@ -1,67 +1,87 @@
-"""Many normal numbers from two words each chain's tick: by operations of torch, or by C++ where a run is compiled."""
+"""Normal numbers of ticks as hashes of where they are used: by operations of torch, or by C++ where a run is compiled."""
 
 from __future__ import annotations
 
 import ctypes
 import logging
-from concurrent.futures import Executor
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ebmppl.kernels.pooling import BLOCK
 from ebmppl.kernels.words import labels, normals
 from ebmppl.sampling.compiler import CompileError, load
+from ebmppl.sampling.native import Call
 
 logger = logging.getLogger(__name__)
 LANES = 8
+_ROW = 64  # numbers that are worth a key of their own
+_MOST_TICKS, _MOST_NUMBERS = 32, 1 << 14  # of one call of torch's operations; they stay in cache
+_TICK, _PLACE = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03  # odd, far from one another's multiples
+_MIX = (30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)
+_ALL = 1 << 64
 
 
 class Hashed:
-    """Standard normal numbers by places and keys, the same whatever is asked for before: see ``words.normals``.
+    """Standard normal numbers of the ticks of all chains, the same whatever is asked for before.
+
+    Every row has two keys, the halves of SplitMix64's finalizer (Steele, Lea and Flood 2014, "Fast splittable
+    pseudorandom number generators") at a start of the run's plus multiples of the tick and of the row's number; numbers are
+    hashes of their places in it and of the keys, see ``words.normals``. A row is what one chain needs, or 64 chains.
 
     Args:
-        size: numbers of a row.
+        size: numbers of a chain's tick.
+        chains: how many.
+        start: of the run and the name, from 0 to 2^64 - 1.
         dtype: of the numbers.
     """
 
-    def __init__(self, size: int, dtype: torch.dtype) -> None:
-        self.size, self.dtype = size, dtype
-        self._labels = labels(-(-size // LANES) * LANES)
+    def __init__(self, size: int, chains: int, start: int, dtype: torch.dtype) -> None:
+        self.size, self.chains, self.start, self.dtype = size, chains, start, dtype
+        self.each = 1 if size >= _ROW else BLOCK  # chains of a row
+        self.rows = -(-chains // self.each)
+        self._length = size * min(self.each, chains)
+        self._labels = labels(self._length + LANES)
+        self.at_once = max(1, min(_MOST_TICKS, _MOST_NUMBERS // (chains * size)))  # ticks
 
-    def draw(self, keys: Tensor) -> Tensor:
-        """Numbers ``(rows, size)`` of keys ``(rows, 2)``, eagerly."""
-        return normals(self._labels[: self.size], keys, self.dtype)
+    def keys(self, first: int, ticks: int) -> Tensor:
+        """Of so many ticks ``(ticks, rows, 2)``."""
+        begin = np.uint64((self.start + first * _TICK) % _ALL)
+        tick = np.arange(ticks, dtype=np.uint64)[:, None] * np.uint64(_TICK)
+        x = begin + tick + np.arange(self.rows, dtype=np.uint64) * np.uint64(_PLACE)
+        for shift, factor in _MIX:
+            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+        x ^= x >> np.uint64(31)
+        return torch.from_numpy(x.view(np.int32).reshape(ticks, self.rows, 2))
 
-    def fill(self, keys: Tensor, out: Tensor, pool: Executor | None = None, threads: int = 1) -> None:
-        """The same, to rounding, for keys ``(rows, 2)`` in ``out``, contiguous ``(rows, size)``, by C++ if there is a compiler.
+    def draw(self, first: int, ticks: int) -> Tensor:
+        """The numbers of so many ticks ``(ticks, chains, size)``, by torch."""
+        rows = normals(self._labels[: self._length], self.keys(first, ticks), self.dtype)
+        return rows.view(ticks, -1, self.size)[:, : self.chains]
+
+    def native(self) -> bool:
+        """Whether C++ gives them, to rounding."""
+        return self.dtype == torch.float32 and _library() is not None
+
+    def before_tick(self, out: Tensor, tick: Tensor, first: int = 0, counter: Tensor | None = None) -> partial[Any]:
+        """The call that draws the numbers of one tick, where there is C++ for it.
 
         Args:
-            keys: of the rows.
-            out: where they go.
-            pool: of threads that share the rows.
-            threads: how many do.
+            out: where they go, ``(chains, size)``, contiguous, of as many chains as there are rows.
+            tick: its number, read when the call is made.
+            first: number of the first chain.
+            counter: numbers of chains with another value than 0 there are left as they are; int32 or int64.
         """
-        library = _library() if self.dtype == torch.float32 else None
-        if library is None:
-            out.copy_(self.draw(keys))
-            return
-
-        def share(part: tuple[Tensor, Tensor]) -> None:
-            rows, place = part
-            library.normals(_at(self._labels), _at(rows), _at(place), len(rows), self.size)
-
-        keys = keys.contiguous()
-        if pool is None or threads == 1:
-            share((keys, out))
-            return
-        each = -(-len(keys) // threads)
-        list(pool.map(share, zip(keys.split(each), out.split(each), strict=True)))
+        width = 0 if counter is None else counter.element_size()
+        form = torch.tensor([first, len(out), self.size, self.each, width, _signed(self.start)])
+        return partial(Call(_library().draw_tick), self._labels, form, tick, form if counter is None else counter, out)
 
 
-def _at(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
+def _signed(x: int) -> int:
+    return x - _ALL if x >= _ALL // 2 else x
 
 
 @cache
@@ -71,14 +91,14 @@ def _library() -> Any:
     except CompileError as error:
         logger.info("normal numbers are drawn by torch: %s", error)
         return None
-    library.normals.argtypes = (*[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 2)
-    library.normals.restype = None
+    library.draw_tick.argtypes, library.draw_tick.restype = [ctypes.c_void_p], ctypes.c_int
     return library
 
 
 # The logarithm is that of fast_math.py; erfinv is of Giles 2010, "Approximating the erfinv function": within 6 units in the
 # last place of torch's.
 _SOURCE = """
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -142,19 +162,41 @@ template <int N> static void draw(const int32_t* label, U key, U other, float* o
     }
 }
 
-// out (rows, size) of labels (size rounded up to LANES) and keys (rows, 2)
-extern "C" void normals(const int32_t* label, const int32_t* keys, float* out, int64_t rows, int64_t size) {
+static void row(const int32_t* label, uint64_t x, float* out, int64_t size) {
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+    x ^= x >> 31;
+    const U zero = {}, key = zero + uint32_t(x), other = zero + uint32_t(x >> 32);
     constexpr int N = 4;
-    for (int64_t row = 0; row < rows; row++, out += size) {
-        const U zero = {}, key = zero + uint32_t(keys[2 * row]), other = zero + uint32_t(keys[2 * row + 1]);
-        int64_t i = 0;
-        for (; i + N * LANES <= size; i += N * LANES) draw<N>(label + i, key, other, out + i);
-        for (; i + LANES <= size; i += LANES) draw<1>(label + i, key, other, out + i);
-        if (i < size) {
-            float rest[LANES];
-            draw<1>(label + i, key, other, rest);
-            std::memcpy(out + i, rest, (size - i) * sizeof(float));
-        }
+    int64_t i = 0;
+    for (; i + N * LANES <= size; i += N * LANES) draw<N>(label + i, key, other, out + i);
+    for (; i + LANES <= size; i += LANES) draw<1>(label + i, key, other, out + i);
+    if (i < size) {
+        float rest[LANES];
+        draw<1>(label + i, key, other, rest);
+        std::memcpy(out + i, rest, (size - i) * sizeof(float));
     }
+}
+
+// See Hashed.before_tick: labels, form, number of the tick, counter, out (chains, size).
+extern "C" int draw_tick(void** p) {
+    const int32_t* label = static_cast<int32_t*>(p[0]);
+    const int64_t* form = static_cast<int64_t*>(p[1]);
+    const int64_t first = form[0], end = first + form[1], size = form[2], each = form[3], width = form[4];
+    const uint64_t start = uint64_t(form[5]) + *static_cast<uint64_t*>(p[2]) * 0x9E3779B97F4A7C15u;
+    const char* counter = static_cast<char*>(p[3]);
+    float* out = static_cast<float*>(p[4]);
+    for (int64_t chain = first, next; chain < end; chain = next) {
+        const int64_t place = chain % each;
+        next = width ? chain + 1 : std::min(end, chain - place + each);
+        if (width) {
+            int64_t under_way = 0;
+            std::memcpy(&under_way, counter + (chain - first) * width, width);
+            if (under_way) continue;
+        }
+        const uint64_t key = start + uint64_t(chain / each) * 0xD1B54A32D192ED03u;
+        row(label + place * size, key, out + (chain - first) * size, (next - chain) * size);
+    }
+    return 0;
 }
 """

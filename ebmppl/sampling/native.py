@@ -118,6 +118,21 @@ class Kernel:
             raise RuntimeError(f"{self.name} of a compiled tick failed")
 
 
+class Call:
+    """A function of C that takes an array of addresses and answers 0.
+
+    Args:
+        call: it.
+    """
+
+    def __init__(self, call: Any) -> None:
+        self.call = call
+
+    def __call__(self, *tensors: Tensor) -> None:
+        """Call it with the memory of tensors."""
+        _require(self.call(_pointers([tensor.data_ptr() for tensor in tensors])))
+
+
 class _Step(ctypes.Structure):
     _fields_ = (
         ("kind", ctypes.c_int64),
@@ -169,7 +184,7 @@ class Driver:
         function, tensors, options = call.func, list(call.args), dict(call.keywords)
         if not all(isinstance(tensor, Tensor) for tensor in tensors):
             raise NotNative("an argument that is not a tensor")
-        if isinstance(function, Kernel):
+        if isinstance(function, (Kernel, Call)):
             args = self._keep([tensor.data_ptr() for tensor in tensors])
             return _Step(0, ctypes.cast(function.call, ctypes.c_void_p).value, args, 0.0, 0.0)
         kind, name = _shim(function)

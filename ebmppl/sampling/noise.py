@@ -15,19 +15,16 @@ from torch import Tensor
 
 from ebmppl.kernels.base import NoiseSpec, require, whole
 from ebmppl.kernels.pooling import BLOCK
-from ebmppl.kernels.words import KEYS
 from ebmppl.sampling.hashed import Hashed
 
 STREAMS = {"ticks": 0, "initial": 1, "step_size": 2}
 _MOST_TICKS = 32  # of one draw
+_MOST_AT_HAND = 128  # ticks of a compiled run
 _CALL = 1 << 12  # numbers that make a call of the generator worth while on a CPU
 _MOST_NUMBERS = 1 << 14  # of one call on a CPU; they stay in cache
 _HELD = 1 << 17  # numbers that a compiled run has at hand on a CPU; a level-2 cache holds them
 _FEW_BLOCKS = 8  # for which Python's integers are faster than an array
 _WORTH_THREADS = 1 << 15  # numbers of one call that several threads share
-_HASHED = (
-    64  # normal numbers of a chain's tick that are hashes of two words: cheaper, once a call is no longer the cost
-)
 _ON_DEVICE = 1 << 17  # numbers of one call on a device, where a call costs more than they
 _DRAW: dict[str, Callable[..., Tensor]] = {
     "normal": Tensor.normal_,
@@ -64,7 +61,7 @@ class NoiseSource:
     A generator is seeded anew for every block of 64 chains and every few ticks. So the numbers of a chain change
     neither with the number of blocks nor with where a run was stopped and continued nor with what was asked for
     before, and numbers that nobody looks at are not drawn. How many ticks are drawn at once depends on the spec and
-    the kind of device alone. Many normal numbers of one tick are hashes of two words that are drawn in their place.
+    the kind of device alone. On a CPU normal numbers need no generator: they are hashes, see ``hashed.py``.
 
     Args:
         specs: what one tick of one chain needs.
@@ -88,19 +85,27 @@ class NoiseSource:
         if unknown:
             raise ValueError(f"expected noise of kind {', '.join(map(repr, _DRAW))}, got {sorted(unknown)}")
         self.specs, self.chains, self.dtype, self.device = dict(specs), chains, dtype, device
-        self._hashed = {name: Hashed(_size(s), dtype) for name, s in self.specs.items() if _is_hashed(s, device)}
-        self._drawn_for = {name: KEYS if name in self._hashed else s for name, s in self.specs.items()}
         self._generator = torch.Generator(device)
-        starts = np.random.SeedSequence([seed, STREAMS[stream]]).generate_state(len(self.specs), np.uint32)
-        self._starts = dict(zip(self.specs, starts.tolist(), strict=True))
-        self.rows = {n: 1 if s.held > 1 else _at_once(s, device) for n, s in self._drawn_for.items()}  # of one draw
+        sequence = np.random.SeedSequence([seed, STREAMS[stream]])
+        starts = zip(
+            *(sequence.generate_state(len(self.specs), t).tolist() for t in (np.uint32, np.uint64)), strict=True
+        )
+        self._starts, self.hashed, self.rows = (
+            dict[str, int](),
+            dict[str, Hashed](),
+            dict[str, int](),
+        )  # rows of one draw
+        for (name, spec), (start, long_start) in zip(self.specs.items(), starts, strict=True):
+            self._starts[name] = start
+            if _is_hashed(spec, device):
+                self.hashed[name] = Hashed(_size(spec), chains, long_start, dtype)
+            of_hash = self.hashed[name].at_once if name in self.hashed else 0
+            self.rows[name] = 1 if spec.held > 1 else of_hash or _at_once(spec, device)
         self.ticks = {name: max(self.rows[name], spec.held) for name, spec in self.specs.items()}  # that use them
         self.blocks = -(-chains // BLOCK)
         draws = {name: self._draws(name) for name in self.specs}  # of one ``fill``
         self.held = {name: draws[name] * ticks for name, ticks in self.ticks.items()}  # ticks that it is for
         self.held_rows = {name: draws[name] * rows for name, rows in self.rows.items()}
-        for name in self._hashed:  # ticks of one draw of keys, or some of them
-            self.held[name] = self.held_rows[name] = self._ticks_at_hand(name)
         self._drawn: dict[str, _Drawn] = {}
 
     def row(self, tick: int) -> Mapping[str, Tensor]:
@@ -110,17 +115,10 @@ class NoiseSource:
     def numbers(self, name: str, tick: int) -> Tensor:
         """One of the row's values."""
         chunk, row = divmod(tick, self.ticks[name])
-        rows = self._chunk(name, chunk)
-        numbers = rows[row if len(rows) > 1 else 0]
-        hashed = self._hashed.get(name)
-        return numbers if hashed is None else hashed.draw(numbers).view(self.chains, *self.specs[name].shape)
-
-    def _chunk(self, name: str, chunk: int) -> tuple[Tensor, ...]:
-        """Rows of what is drawn, by tick."""
         drawn = self._drawn.get(name)
         if drawn is None or drawn.chunk != chunk:
             drawn = self._drawn[name] = _Drawn(chunk, self.chunk(name, chunk).unbind(0))
-        return drawn.rows
+        return drawn.rows[row if len(drawn.rows) > 1 else 0]
 
     def fill(self, name: str, number: int, out: Tensor | None = None, threads: int | None = None) -> Tensor:
         """Numbers of the ticks ``number * held`` and after, ``held_rows`` of several draws, in ``out`` if given.
@@ -131,38 +129,33 @@ class NoiseSource:
             out: where they go.
             threads: that share the work where it is worth it; torch's setting when None.
         """
-        out = self._room(self.specs[name], self.held_rows[name]) if out is None else out
-        threads = torch.get_num_threads() if threads is None else threads
-        hashed = self._hashed.get(name)
-        if hashed is not None:
-            several = threads if out.numel() >= _WORTH_THREADS else 1
-            chunk, row = divmod(number * len(out), self.ticks[name])
-            keys = torch.cat(self._chunk(name, chunk)[row : row + len(out)])
-            hashed.fill(keys, out.view(len(keys), -1), _helpers(os.getpid()) if several > 1 else None, several)
-            return out
+        out = self._room(name, self.held_rows[name]) if out is None else out
+        if name in self.hashed:
+            return out.copy_(self._hashes(name, number * len(out), len(out)))
         parts = out.split(self.rows[name])
-        self._fill(name, number * len(parts), parts, threads)
+        self._fill(name, number * len(parts), parts, torch.get_num_threads() if threads is None else threads)
         return out
 
-    def _room(self, spec: NoiseSpec, rows: int) -> Tensor:
+    def _hashes(self, name: str, first: int, ticks: int) -> Tensor:
+        return self.hashed[name].draw(first, ticks).view(ticks, self.chains, *self.specs[name].shape)
+
+    def _room(self, name: str, rows: int) -> Tensor:
         """For so many rows."""
+        spec = self.specs[name]
         dtype = torch.int32 if spec.kind == "bits" else self.dtype
         return torch.empty((rows, self.chains, *spec.shape), dtype=dtype, device=self.device)
 
     def _draws(self, name: str) -> int:
         """How many draws a compiled run has at hand: it stops to fetch the next ones."""
-        numbers = self.rows[name] * self.chains * _size(self._drawn_for[name])
+        numbers = self.rows[name] * self.chains * _size(self.specs[name])
         several = self.device.type == "cpu" and self.specs[name].held == 1
-        return max(1, min(_MOST_TICKS // self.rows[name], _HELD // numbers)) if several else 1
-
-    def _ticks_at_hand(self, name: str) -> int:
-        """Of hashed numbers, a power of two."""
-        most = max(1, min(_MOST_TICKS, _HELD // (self.chains * _size(self.specs[name]))))
-        return 1 << (most.bit_length() - 1)
+        return max(1, min(_MOST_AT_HAND // self.rows[name], _HELD // numbers)) if several else 1
 
     def chunk(self, name: str, chunk: int) -> Tensor:
         """What is drawn, ``(rows, chains, *shape)``, for the ticks ``chunk * ticks`` and after."""
-        whole = self._room(self._drawn_for[name], self.rows[name])
+        if name in self.hashed:
+            return self._hashes(name, chunk * self.rows[name], self.rows[name])
+        whole = self._room(name, self.rows[name])
         self._fill(name, chunk, [whole], torch.get_num_threads())
         return whole
 
@@ -171,7 +164,7 @@ class NoiseSource:
         places = [self._places(rows) for rows in chunks]
         every = [place for own in places for place in own]
         seeds = block_seeds(self._starts[name], first, self.blocks, len(chunks))
-        draw = _DRAW[self._drawn_for[name].kind]
+        draw = _DRAW[self.specs[name].kind]
         worth = every[0].is_cpu and sum(rows.numel() for rows in chunks) >= _WORTH_THREADS
         several = min(threads, len(every)) if worth else 1
 
@@ -195,29 +188,6 @@ class NoiseSource:
         if len(whole) == 1:
             return list(whole[0].split(BLOCK))
         return [torch.empty_like(part, memory_format=torch.contiguous_format) for part in whole.split(BLOCK, 1)]
-
-
-class AtHand:
-    """The numbers of the ticks to come, in memory that a compiled run reads.
-
-    Args:
-        noise: of the run.
-    """
-
-    def __init__(self, noise: NoiseSource) -> None:
-        self._noise = noise
-        self.chunks = [noise.fill(name, 0) for name in noise.specs]
-        self._number = dict.fromkeys(noise.specs, 0)
-
-    def have(self, tick: int, most: int, threads: int | None = None) -> int:
-        """Have those of a tick; for how many ticks, at most ``most``, they then are there."""
-        for (name, size), buffer in zip(self._noise.held.items(), self.chunks, strict=True):
-            number, row = divmod(tick, size)
-            if self._number[name] != number:
-                self._noise.fill(name, number, buffer, threads)
-                self._number[name] = number
-            most = min(most, size - row)
-        return most
 
 
 class _Row(Mapping[str, Tensor]):
@@ -249,7 +219,7 @@ def _size(spec: NoiseSpec) -> int:
 
 
 def _is_hashed(spec: NoiseSpec, device: torch.device) -> bool:
-    return device.type == "cpu" and spec.kind == "normal" and spec.held == 1 and _size(spec) >= _HASHED
+    return device.type == "cpu" and spec.kind == "normal" and spec.held == 1
 
 
 def _at_once(spec: NoiseSpec, device: torch.device) -> int:

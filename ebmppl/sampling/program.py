@@ -12,7 +12,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ebmppl.kernels.adaptation import Adaptation
 from ebmppl.kernels.base import Kernel
+from ebmppl.sampling.at_hand import EVER
 from ebmppl.sampling.compiler import Flat
+from ebmppl.sampling.decompositions import decompositions
 
 
 class Carried(NamedTuple):
@@ -90,11 +92,14 @@ class Program:
         kernel: the kernel, its gradient traced.
         adaptation: what warm-up adapts.
         ticks: by name of the noise, how many rows a chunk holds.
+        counted: whether to count all ticks of the run, too.
     """
 
-    def __init__(self, kernel: Kernel, adaptation: Adaptation | None, ticks: Mapping[str, int]) -> None:
-        self.kernel, self.adaptation, self.ticks = kernel, adaptation, dict(ticks)
-        several = sorted({n for n in ticks.values() if n > 1})
+    def __init__(
+        self, kernel: Kernel, adaptation: Adaptation | None, ticks: Mapping[str, int], *, counted: bool = False
+    ) -> None:
+        self.kernel, self.adaptation, self.ticks, self.counted = kernel, adaptation, dict(ticks), counted
+        several = sorted({n for n in [*ticks.values(), *[EVER] * counted] if n > 1})
         self.row_of = {n: i + 1 for i, n in enumerate(several)}  # in Carried.rows, by ticks of the chunk
         self.changed: list[int] = []  # leaves of Carried that a tick changes, other than in place; known once traced
 
@@ -125,6 +130,10 @@ class Program:
     def rows(self, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
         """The rows among leaves; a tick adds one to each."""
         return leaves[-1 - len(self.row_of) :]
+
+    def number(self, leaves: Sequence[Tensor]) -> Tensor | None:
+        """Of the tick among all of the run, where they are counted."""
+        return self.rows(leaves)[self.row_of[EVER]] if self.counted else None
 
     def wrapped(self, rows: Sequence[Tensor], ticks: int) -> tuple[Tensor, ...]:
         """Rows that are there, of a log of so many ticks and of the noise."""
@@ -176,13 +185,12 @@ def make_graph(
         changed: known once it ran: of which inputs its outputs take the place.
     """
     from torch._guards import TracingContext, tracing
-    from torch._inductor.decomposition import select_decomp_table
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     pure = torch.func.functionalize(run, remove="mutations")
     one = FakeTensorMode(allow_fallback_kernels=True, shape_env=ShapeEnv())  # or each value gets one
     with torch.no_grad(), tracing(TracingContext(one)):
-        graph = make_fx(pure, select_decomp_table())(*inputs)
+        graph = make_fx(pure, decompositions())(*inputs)
     _leave_out_factors_of_one(graph)
     constants = _lift(graph)
     nodes = sum(node.op == "call_function" for node in graph.graph.nodes)

@@ -30,7 +30,7 @@ class NotReplayable(ValueError):
 
 
 class _Recorded(NamedTuple):
-    calls: list[partial[object]]
+    calls: list[partial[Any]]
     outputs: list[Tensor]
     allocated: list[Tensor]
 
@@ -42,12 +42,19 @@ class Replay:
         compiled: what ``compile_graph`` made.
         inputs: of the first call, in memory of their own; what the calls write in place among them.
         feedback: by output, the number of the input that it is in the next call.
+        before: what is called before each call of the function, by its inputs.
 
     Raises:
         NotReplayable: where it has to be called as it is.
     """
 
-    def __init__(self, compiled: Callable[..., Any], inputs: Sequence[Tensor], feedback: Sequence[int]) -> None:
+    def __init__(
+        self,
+        compiled: Callable[..., Any],
+        inputs: Sequence[Tensor],
+        feedback: Sequence[int],
+        before: Callable[[list[Tensor]], list[partial[Any]]] = lambda inputs: [],
+    ) -> None:
         here = list(inputs)
         first = _record(compiled, here, {})
         there = _fed(here, first.outputs, feedback)
@@ -59,7 +66,8 @@ class Replay:
             raise NotReplayable("an output is not in memory of its own")
         for i in feedback:
             here[i].copy_(inputs[i])
-        self._inputs, self._calls, self._turn = (here, there), (back.calls, onward.calls), 0
+        self._inputs, self._turn = (here, there), 0
+        self._calls = before(here) + back.calls, before(there) + onward.calls
         self.driver: Driver | None = None
         with suppress(NotNative, AttributeError):
             self.driver = Driver(self._calls)
@@ -120,7 +128,7 @@ def _recorded(compiled: Callable[..., Any], inputs: Sequence[Tensor], memory: Ma
     steps, results = _steps(compiled)
     names = dict(cast(MethodType, compiled).__func__.__globals__)
     allocated: list[Tensor] = []
-    calls: list[partial[object]] = []
+    calls: list[partial[Any]] = []
 
     def allocate(*form: Any) -> Tensor:
         tensor = memory.get(len(allocated))
