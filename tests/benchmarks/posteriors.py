@@ -54,10 +54,10 @@ def groups_data() -> dict[str, np.ndarray]:
     return {"group": group, "x": x.astype(np.float32), "y": y.astype(np.float32)}
 
 
-def _logistic_energy() -> Energy:
+def _logistic_energy(device: str = "cpu") -> Energy:
     import torch
 
-    x, y = map(torch.from_numpy, logistic_data())
+    x, y = (torch.from_numpy(numbers).to(device) for numbers in logistic_data())
     softplus = torch.nn.functional.softplus
 
     def energy(beta: Tensor) -> Tensor:
