@@ -279,12 +279,16 @@ def test_initial_points_do_not_depend_on_the_number_of_blocks() -> None:
 
 
 def test_one_random_number_for_all_chains_would_be_seen() -> None:
-    """The normal numbers of 256 chains are all different, within a tick and across blocks and ticks."""
+    """The normal numbers of 256 chains are different, within a tick and across blocks and ticks.
+
+    Those of 32 random bits meet by chance: 0.3 pairs of 51,200 numbers are expected, and more than 5 once in a million.
+    """
     source = NoiseSource({"n": NoiseSpec("normal", (2,)), "u": NoiseSpec("uniform", ())}, 256, 0, torch.float64, CPU)
     rows = [source.row(t) for t in range(100)]
     for name in ("n", "u"):
         numbers = torch.cat([row[name].flatten() for row in rows])
-        assert len(numbers.unique()) == len(numbers)
+        assert len(numbers.unique()) >= len(numbers) - 5
+        assert all(len(row[name].unique()) == row[name].numel() for row in rows[:20])
 
 
 # Where the energy is not finite.

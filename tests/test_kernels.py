@@ -197,7 +197,7 @@ class Recorded:
 
     def __init__(self, kernel: Kernel, setting: Setting, step_size: float, *, chains: int = 5, draws: int = 20) -> None:
         self.x = TARGETS[setting.target].sample(chains, gen(0))
-        noise = NoiseSource(kernel.noise(), chains, 11, torch.float64, CPU)
+        noise = NoiseSource(kernel.noise(), chains, 12, torch.float64, CPU)
         tuning = Tuning(f64(step_size)[0], setting.inverse_mass, factorise(setting.inverse_mass))
         self.rows: list[dict[str, Tensor]] = []
         self.found: list[list[dict[str, Tensor]]] = [[] for _ in range(chains)]
@@ -285,7 +285,8 @@ def test_hmc_equals_the_plain_one(setting: Setting, jitter: float) -> None:
             assert bool(draw["diverging"]) == (not math.isfinite(error) or error > 1000)
             assert float(draw["lp"]) == pytest.approx(-evaluate(energy, q)[0], abs=1e-7)
             if math.isfinite(error):
-                assert float(draw["energy_error"]) == pytest.approx(error, rel=1e-9, abs=1e-7)
+                # by gradients and momenta of up to 10
+                assert float(draw["energy_error"]) == pytest.approx(error, rel=1e-9, abs=1e-6)
     assert 0.2 < moved / 100 < 0.999
 
 
@@ -608,7 +609,7 @@ def test_the_search_ends_where_acceptance_crosses(factory: Callable[..., Kernel]
     """Wherever it begins, one leapfrog step of twice the size, or of half, is on the other side of 0.8."""
     target = TARGETS["gaussian"]
     x = target.sample(4000, gen(12))
-    kernel = factory(target.energy, start)
+    kernel = factory(target.energy, start, adapt_mass_matrix=False)
     step = search(kernel, x)
     leap = step**0.5 if factory is MALA else step
 
@@ -725,7 +726,7 @@ def test_whole_runs_have_the_right_moments(sampler: str, target: str) -> None:
     case, n = TARGETS[target], 96
     start = -torch.rand(n, 2, generator=gen(17), dtype=torch.float64) if target == "walls" else None
     kernel = SAMPLERS[sampler](case.energy)
-    mcmc = eb.MCMC(kernel, 120, 150, start, n, seed=18, disable_progbar=True)
+    mcmc = eb.MCMC(kernel, 120, 180, start, n, seed=18, disable_progbar=True)
     mcmc.run()
     means = moments(target, mcmc.get_samples(group_by_chain=True)["x"]).mean(1)  # (chains, functions)
     exact = moments(target, case.sample(400_000, gen(19)))
@@ -739,7 +740,7 @@ def test_whole_runs_have_the_right_moments(sampler: str, target: str) -> None:
 
 def test_whole_runs_would_show_a_wrong_target() -> None:
     case, n = TARGETS["gaussian"], 96
-    mcmc = eb.MCMC(HMC(1.1 * case.energy), 120, 150, num_chains=n, seed=18, disable_progbar=True)
+    mcmc = eb.MCMC(HMC(1.1 * case.energy), 120, 400, num_chains=n, seed=18, disable_progbar=True)
     mcmc.run()
     means = moments("gaussian", mcmc.get_samples(group_by_chain=True)["x"]).mean(1)
     exact = moments("gaussian", case.sample(400_000, gen(19)))

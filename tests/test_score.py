@@ -397,7 +397,7 @@ def test_an_energy_without_a_gradient_is_no_score_of_zero(energy: Callable[..., 
     with torch.set_grad_enabled(track), pytest.raises(ValueError, match="an energy that is differentiable in x"):
         model(x, t)
     with pytest.raises(ValueError, match="an energy that is differentiable in x"):
-        eb.generate(eb.AnnealedMALA(EnergyGradient(energy, KarrasVE(5.0)), [5.0, 1.0], (2,)), 3, seed=0)
+        eb.generate(eb.AnnealedMALA(EnergyGradient(energy, KarrasVE(5.0)), [5.0, 1.0], (2,)), 30, seed=0)
 
 
 def test_energies_that_are_differentiated_anyway() -> None:

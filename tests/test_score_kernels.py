@@ -350,7 +350,7 @@ def test_a_score_a_fifth_too_small_is_noticed(kernel: str) -> None:
     exact = DiffusedMixture(SDES["vp"], *MIXTURE)
     with torch.random.fork_rng():
         made = KERNELS[kernel](lambda x, t: 0.8 * exact(x, t), SDES["vp"])
-        assert float(mixture_z_scores(eb.generate(made, 1500, seed=3)).abs().max()) > LIMIT
+        assert float(mixture_z_scores(eb.generate(made, 4000, seed=3)).abs().max()) > LIMIT
 
 
 @pytest.mark.data

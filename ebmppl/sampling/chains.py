@@ -23,7 +23,7 @@ from ebmppl.sampling.parts import Parts
 from ebmppl.sampling.schedule import ENOUGH, FEW, require_some_good, stan_windows, ticks_to_next_look
 from ebmppl.sampling.scopes import PASSES, evaluating, threads, ticking, uninterrupted, using_threads
 
-_TICKS = 64  # most between two looks at whether a window ended or all chains have their draws
+_TICKS, _COMPILED_TICKS = 64, 256  # most between two looks at whether a window ended or all chains have their draws
 _LOG_NUMBERS = 1 << 22  # position numbers that may wait for their harvest
 
 Report = Callable[[], None]
@@ -54,11 +54,9 @@ class Chains:
             kernel.prepare(x, values=True, many=False)
             state, tuning = kernel.init(x), kernel.init_tuning(x)
         self.now = Now(0, state, tuning, None, None, None)
-        self._most_ticks = max(1, min(_TICKS, _LOG_NUMBERS // self.numbers))
         self._search: NoiseSource | None = None
         self._planned = 0  # draws so far
 
-    # One tick, and the three ways to ask for many.
     def _tick(self, *, adapt: bool, log: bool = False, active: Tensor | None = None) -> Any:
         """Advance everything by one eager tick (only the ``active`` chains where given) and return the info."""
         now, used = self.now, self.now.tuning
@@ -98,10 +96,14 @@ class Chains:
         now = self.now
         own = None if self.adaptation is None else self.adaptation.init(now.tuning, now.state).averaging
         run = self.kernel, self.adaptation, self.noise, now.state, now.tuning, own
-        options: Any = {"draws": self._planned, "ticks": self._most_ticks, "record": self.record}
+        options: Any = {"draws": self._planned, "ticks": self._most_ticks(compiled=True), "record": self.record}
         self.choice, self.compiled = choose_backend(self.choice, *run, **options)
         if self.compiled is not None:
             self.threads = self.compiled.engine.threads
+
+    def _most_ticks(self, *, compiled: bool | None = None) -> int:
+        many = self.compiled is not None if compiled is None else compiled
+        return max(1, min(_COMPILED_TICKS if many else _TICKS, _LOG_NUMBERS // self.numbers))
 
     @ticking
     def warm_up(self, steps: int, draws: Draws, report: Report, more: int = 0) -> None:
@@ -119,7 +121,7 @@ class Chains:
                 drawn = int((counts.finished - begun.finished).clamp_max(SHARES * length).sum())
                 left = length * self.num_chains - drawn
                 most = ticks_to_next_look(left, drawn, self.now.tick - tick, self.num_chains, self.kernel.synchronous)
-                return min(most, self._most_ticks)
+                return min(most, self._most_ticks())
 
             self._run(draws, ticks, report, adapt=True)
             require_some_good(begun, self._counts(), ENOUGH, self.now.tuning)
@@ -138,7 +140,7 @@ class Chains:
 
         def ticks(counts: Counts) -> int:
             left = per_draw * (num_samples * draws.thinning - int(counts.finished.min())) - self.now.tick % per_draw
-            return min(self._most_ticks, left)
+            return min(self._most_ticks(), left)
 
         self.prepare(num_samples * draws.thinning - int(self._counts().finished.min()))
         draws.reserve(num_samples)
@@ -208,10 +210,10 @@ class Chains:
         """
         self.prepare(n, values=False)
         ticks = n * self.kernel.ticks_per_draw if self.kernel.in_step else None
-        unseen = observe is None and not adapt
+        unseen, most = observe is None and not adapt, self._most_ticks()
         if ticks is not None and unseen:
-            for first in range(0, ticks, self._most_ticks):
-                count = min(self._most_ticks, ticks - first)
+            for first in range(0, ticks, most):
+                count = min(most, ticks - first)
                 if self.compiled is None:
                     self.now = advance_together(self.kernel, self.noise, self.now, count, rates)
                     continue

@@ -69,8 +69,8 @@ def ticks_to_next_look(left: int, drawn: int, ticks: int, chains: int, synchrono
     least = left // chains  # no chain finishes more than one draw in a tick
     if synchronous:
         return max(1, least)
-    # half of what the pace so far tells, so that a window ends only some ticks late
-    return max(_LAST_TICKS, least, left * ticks // (2 * max(1, drawn)))
+    # less than the pace so far tells, so that a window ends only some ticks late
+    return max(_LAST_TICKS, least, 3 * left * ticks // (4 * max(1, drawn)))
 
 
 def require_some_good(begun: Counts, now: Counts, enough: int, tuning: Any) -> None:
