@@ -12,7 +12,7 @@ import ebmppl as eb
 from ebmppl.energies.base import Energy
 from ebmppl.energies.fingerprint import fingerprint as form
 from ebmppl.errors import SamplingWarning
-from ebmppl.kernels.gradients import Gradient
+from ebmppl.kernels.gradients import Gradient, _trace
 from tests.targets import TARGETS
 
 
@@ -255,3 +255,18 @@ def test_the_form_of_a_module_names_what_a_trace_takes_for_granted() -> None:
         before = form(other)
         CHANGES[change](other)
         assert before != form(other), change
+
+
+def test_constants_are_on_the_device_of_the_points() -> None:
+    """Ones that a gradient begins with say no device; numbers of "meta" don't mix with a CPU's, as a GPU's would not."""
+
+    def value_and_grad(x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            value = torch.nn.functional.softplus(x @ torch.ones(3, 5, device=x.device)).sum(-1)
+            (grad,) = torch.autograd.grad(value, x, torch.ones_like(value))
+        return value.detach(), grad
+
+    x = torch.zeros(4, 3, device="meta")
+    value, grad = _trace(value_and_grad, x)(x)
+    assert (value.device.type, grad.device.type, grad.shape) == ("meta", "meta", x.shape)

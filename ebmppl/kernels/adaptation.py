@@ -147,10 +147,10 @@ def _warn_of_scale(new: Tensor, old: Tensor, *, first: bool) -> None:
     """Warn where the draws of a window are spread as those of an improper density, which never stop growing."""
     spread, before = ((m if m.dim() == 1 else m.diagonal()).sqrt() for m in (new, old))
     growth = spread / before
-    if some(spread > _WIDE):
+    if bool((spread > _WIDE).any()):
         at = int(spread.argmax())
         what = f"a warm-up window have a standard deviation of {float(spread[at]):.2g}"
-    elif not first and some(growth > _GROWTH):
+    elif not first and bool((growth > _GROWTH).any()):
         at = int(growth.argmax())
         what = f"the last warm-up window spread {float(growth[at]):.0f} times as far as those of the one before"
     else:

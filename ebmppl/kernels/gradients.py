@@ -111,7 +111,7 @@ def _trace(value_and_grad: Run, x: Tensor) -> Run:
     with torch.no_grad(), RowwiseLinalg():
         traced = make_fx(lambda points: value_and_grad(points))(x)
         _refuse_sizes_of_points(traced.graph)
-        _fold(traced)
+        _fold(traced, x.device)
         _call_directly(traced, x)
     forward = traced.forward
     logger.debug("gradient traced: %d nodes", len(traced.graph.nodes))
@@ -125,8 +125,10 @@ def _trace(value_and_grad: Run, x: Tensor) -> Run:
     return run
 
 
-def _fold(traced: fx.GraphModule) -> None:
+def _fold(traced: fx.GraphModule, device: torch.device) -> None:
     """Take once what is the same in every call: what is made of ones and zeros alone, and views of captured tensors.
+
+    Ones and zeros are on the device of the points where nothing else is said.
 
     Views share later changes in place.
     """
@@ -144,7 +146,8 @@ def _fold(traced: fx.GraphModule) -> None:
             continue
         if node.target in _NEW:
             meta = node.meta["tensor_meta"]
-            value = torch.full(meta.shape, _NEW[node.target], dtype=meta.dtype, device=node.kwargs.get("device"))
+            where = node.kwargs.get("device") or device
+            value = torch.full(meta.shape, _NEW[node.target], dtype=meta.dtype, device=where)
         else:
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: getattr(traced, str(n.target)))
             value = node.target(*args, **kwargs)
