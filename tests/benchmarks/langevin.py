@@ -81,7 +81,7 @@ def ticks(name: str, energy: eb.Energy, x: Tensor, backend: str) -> Work:
         left = n * TICKS[name]
         with torch.no_grad(), using_threads(chains.threads):
             while left > 0:
-                block = min(left, chains._most_ticks)
+                block = min(left, chains._most_ticks())
                 if compiled is not None:
                     chains._run_compiled(compiled, block, adapt=False)
                 else:

@@ -93,7 +93,7 @@ def ticks(kernel: SteppedKernel, x: Tensor, backend: str) -> Work:
         left = n
         with torch.no_grad(), using_threads(chains.threads):
             while left > 0:
-                block = min(left, chains._most_ticks)
+                block = min(left, chains._most_ticks())
                 if chains.compiled is not None:
                     chains._run_compiled(chains.compiled, block, adapt=False)
                 else:  # as ``generate`` does
