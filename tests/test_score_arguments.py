@@ -283,3 +283,20 @@ def test_bad_input(name: str, argument: str) -> None:
             continue
         with pytest.raises(ValueError, match=r"(?s)expected .*, got"):
             make(**{**good, argument: value})
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        eb.ReverseSDE(
+            lambda x, t: -x, VP(), (2,), num_steps=4, times=lambda sde, n, end: torch.linspace(0.5, end, n + 1)
+        ),
+        eb.ProbabilityFlow(lambda x, t: -x, VP(), (2,), num_steps=4, forward=True),
+        eb.AdaptiveFlow(lambda x, t: -x, VP(), (2,), forward=True),
+    ],
+    ids=["times", "forward", "adaptive"],
+)
+def test_draws_of_the_prior_are_not_taken_for_points_of_another_time(kernel: eb.kernels.Kernel) -> None:
+    with pytest.raises(ValueError, match=r"begins at T = 1, where draws of the prior are .*, got one that begins at "):
+        eb.generate(kernel, 3, seed=0)
+    assert eb.transport(kernel, torch.zeros(3, 2), seed=0).shape == (3, 2)

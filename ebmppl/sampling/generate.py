@@ -16,6 +16,7 @@ from ebmppl.sampling.initial import as_start, given_points, starting_points
 from ebmppl.sampling.noise import fresh_seed
 from ebmppl.score.conditions import choosing_rows, num_conditions
 
+_ROUNDING = 1e-3  # of times
 _NUMBERS = 1 << 20  # of the points of a batch; a network makes some hundred times as many
 
 
@@ -37,7 +38,8 @@ def generate(
         Draws ``(n, *event)`` at the dtype and device of the score's parameters (else torch's defaults).
 
     Raises:
-        ValueError: for a kernel whose draws depend on one another, numbers outside these ranges, or other than the score's rows.
+        ValueError: for a kernel whose draws depend on one another or that doesn't begin at T, where draws of the prior are,
+            numbers outside these ranges, or other than the score's rows.
 
     Warns:
         SamplingWarning: where draws failed, with their chains and the time.
@@ -45,6 +47,7 @@ def generate(
     got = repr(kernel) if isinstance(kernel, Kernel) else type(kernel).__name__
     require(isinstance(kernel, Kernel) and kernel.independent, "a kernel that gives independent draws", got)
     require_backend(backend)
+    _require_prior(kernel)
     n, event = whole("n", n, 1), kernel.target.event_shape
     rows = num_conditions(kernel.target.fn)
     require(rows is None or rows == n, f"n = {rows}, a draw for each row that the score is given", n)
@@ -57,6 +60,16 @@ def generate(
         return _draw(Chains(kernel, start, seed, backend, record=False), rounds, n)
     with choosing_rows(kernel.target.fn, chains) as choose:
         return _draw(Chains(kernel, start, seed, backend, record=False), rounds, n, choose)
+
+
+def _require_prior(kernel: Kernel) -> None:
+    sde, begins = getattr(kernel.target, "sde", None), getattr(kernel, "first_time", None)
+    if sde is not None and begins is not None:
+        at_end = begins > (1 - _ROUNDING) * sde.t_max
+        told = (
+            f"a kernel that begins at T = {sde.t_max:g}, where draws of the prior are (transport() takes other points)"
+        )
+        require(at_end, told, f"one that begins at {begins:g}")
 
 
 def transport(kernel: Kernel, x: Tensor, *, seed: int | None = None, backend: str = "auto") -> Tensor:
