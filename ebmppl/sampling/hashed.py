@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ebmppl.kernels.pooling import BLOCK
 from ebmppl.kernels.words import labels, normals
-from ebmppl.sampling.compiler import CompileError, load
+from ebmppl.sampling.compiler import CompileError, load, load_ahead
 from ebmppl.sampling.native import Call
 
 logger = logging.getLogger(__name__)
@@ -80,6 +80,12 @@ class Hashed:
         return partial(Call(_library().draw_tick), self._labels, form, tick, form if counter is None else counter, out)
 
 
+def begin() -> None:
+    """Begin to compile what ``Hashed.native`` asks for."""
+    if not _library.cache_info().currsize:
+        load_ahead(_SOURCE)
+
+
 def _signed(x: int) -> int:
     return x - _ALL if x >= _ALL // 2 else x
 
@@ -98,10 +104,7 @@ def _library() -> Any:
 # The logarithm is that of fast_math.py; erfinv is of Giles 2010, "Approximating the erfinv function": within 6 units in the
 # last place of torch's.
 _SOURCE = """
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include <stdint.h>
 #pragma GCC optimize("fp-contract=fast")
 
 typedef float F __attribute__((vector_size(32)));
@@ -118,7 +121,7 @@ static inline U scattered(U x) {
 static float far(float x, float w) {  // erfinv(x) where w = -log(1 - x^2) >= 5
     const float c[] = {-0.000200214257f, 0.000100950558f, 0.00134934322f, -0.00367342844f, 0.00573950773f,
                        -0.0076224613f, 0.00943887047f, 1.00167406f, 2.83297682f};
-    float t = std::sqrt(w) - 3.0f, p = 0;
+    float t = __builtin_sqrtf(w) - 3.0f, p = 0;
     for (float next : c) p = p * t + next;
     return p * x;
 }
@@ -128,7 +131,7 @@ template <int N> static void draw(const int32_t* label, U key, U other, float* o
     F x[N], w[N], f[N], n[N], y[N];
     for (int j = 0; j < N; j++) {
         U l;
-        std::memcpy(&l, label + j * LANES, sizeof l);
+        __builtin_memcpy(&l, label + j * LANES, sizeof l);
         x[j] = __builtin_convertvector((I)(scattered(l + key) + other) >> 8, F) * 0x1p-23f + 0x1p-24f;
         F q = (1.0f - x[j]) * (1.0f + x[j]);
         I bits = (I)q + (0x3f800000 - 0x3f3504f3);
@@ -151,14 +154,14 @@ template <int N> static void draw(const int32_t* label, U key, U other, float* o
         tail |= w[j] >= 5.0f;
     }
     int64_t some[4];
-    std::memcpy(some, &tail, sizeof some);
+    __builtin_memcpy(some, &tail, sizeof some);
     if (__builtin_expect((some[0] | some[1] | some[2] | some[3]) != 0, 0))
         for (int j = 0; j < N; j++)
             for (int k = 0; k < LANES; k++)
                 if (w[j][k] >= 5.0f) y[j][k] = far(x[j][k], w[j][k]);
     for (int j = 0; j < N; j++) {
         F z = y[j] * 1.41421356f;
-        std::memcpy(out + j * LANES, &z, sizeof z);
+        __builtin_memcpy(out + j * LANES, &z, sizeof z);
     }
 }
 
@@ -174,7 +177,7 @@ static void row(const int32_t* label, uint64_t x, float* out, int64_t size) {
     if (i < size) {
         float rest[LANES];
         draw<1>(label + i, key, other, rest);
-        std::memcpy(out + i, rest, (size - i) * sizeof(float));
+        __builtin_memcpy(out + i, rest, (size - i) * sizeof(float));
     }
 }
 
@@ -188,10 +191,11 @@ extern "C" int draw_tick(void** p) {
     float* out = static_cast<float*>(p[4]);
     for (int64_t chain = first, next; chain < end; chain = next) {
         const int64_t place = chain % each;
-        next = width ? chain + 1 : std::min(end, chain - place + each);
+        next = width ? chain + 1 : chain - place + each;
+        if (next > end) next = end;
         if (width) {
             int64_t under_way = 0;
-            std::memcpy(&under_way, counter + (chain - first) * width, width);
+            __builtin_memcpy(&under_way, counter + (chain - first) * width, width);
             if (under_way) continue;
         }
         const uint64_t key = start + uint64_t(chain / each) * 0xD1B54A32D192ED03u;

@@ -16,7 +16,7 @@ from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.base import Kernel, require, whole
 from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.checkpoint import load_run, save_run
-from ebmppl.sampling.choice import require_backend
+from ebmppl.sampling.choice import begin_ahead, require_backend
 from ebmppl.sampling.draws import Draws, Now
 from ebmppl.sampling.initial import Start, as_start, starting_points
 from ebmppl.sampling.noise import fresh_seed
@@ -121,6 +121,7 @@ class MCMC:
     def _begin(self) -> None:
         target = self.kernel.target
         numbers = self.num_chains * target.event_shape.numel()
+        begin_ahead(self._wanted_backend, self.kernel, self.warmup_steps + self.num_samples * self.thinning)
         with evaluating(target), using_threads(threads(PASSES * numbers)), without_collections():
             x, self.initial_attempts = starting_points(target, self.start, self.num_chains, self.seed)
         columns = self._columns(x.device)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ebmppl.sampling.fast_math import FAST_MATH, in_line
 from ebmppl.sampling.ticks_in_c import DRIVER, TEAM
-from ebmppl.sampling.vectors import VECTORS, in_small, suits
+from ebmppl.sampling.vectors import FUNCTIONS, VECTORS, in_small, suits
 
 Bind = Callable[[], Callable[..., object]]
 
@@ -97,7 +97,10 @@ class Unit:
         *preferred, last = self.sources()
         for source in preferred:
             with suppress(Exception):  # another compiler than GCC
-                return self._build(source)
+                library = self._build(source)
+                found = [ctypes.cast(getattr(_torch(), name), ctypes.c_void_p).value or 0 for name in FUNCTIONS]
+                library.give_functions(_pointers(found))
+                return library
         return self._build(last)
 
 

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
-from types import CodeType, MethodType
+from types import CodeType, FunctionType
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor
@@ -126,7 +126,7 @@ def _record(compiled: Callable[..., Any], inputs: Sequence[Tensor], memory: Mapp
 
 def _recorded(compiled: Callable[..., Any], inputs: Sequence[Tensor], memory: Mapping[int, Tensor]) -> _Recorded:
     steps, results = _steps(compiled)
-    names = dict(cast(MethodType, compiled).__func__.__globals__)
+    names = dict(cast(FunctionType, _function(compiled)).__globals__)
     allocated: list[Tensor] = []
     calls: list[partial[Any]] = []
 
@@ -144,10 +144,11 @@ def _recorded(compiled: Callable[..., Any], inputs: Sequence[Tensor], memory: Ma
 @lru_cache(maxsize=64)
 def _steps(compiled: Callable[..., Any]) -> tuple[CodeType, CodeType]:
     """Code that makes the wrapper's memory and records its calls, and code for its outputs."""
-    if not isinstance(compiled, MethodType):
+    wrapper = _function(compiled)
+    if not isinstance(wrapper, FunctionType):
         raise NotReplayable("not the wrapper that Inductor writes for a CPU")
     try:
-        source = textwrap.dedent(inspect.getsource(compiled.__func__))
+        source = textwrap.dedent(inspect.getsource(wrapper))
     except OSError as error:
         raise NotReplayable("its source is not at hand") from error
     (function,) = ast.parse(source).body
@@ -158,6 +159,10 @@ def _steps(compiled: Callable[..., Any]) -> tuple[CodeType, CodeType]:
     steps = [step for statement in body if (step := _what_to_do(statement)) is not None]
     module = ast.fix_missing_locations(ast.Module(steps, []))
     return compile(module, "<replay>", "exec"), compile(ast.Expression(end.value), "<replay>", "eval")
+
+
+def _function(compiled: Callable[..., Any]) -> object:
+    return getattr(compiled, "__func__", compiled)
 
 
 def _what_to_do(statement: ast.stmt) -> ast.stmt | None:
