@@ -68,9 +68,21 @@ class ScoreInfo(NamedTuple):
 
     done: Tensor
     acceptance_rate: Tensor  # 1, or 0 once a score was not finite
-    diverging: Tensor  # whether a score of this draw was not finite, or a tolerance could not be met
+    diverging: Tensor  # whether a score of this draw was not finite
     time: Tensor  # at which the score was taken
     failed_at: Tensor  # the first time at which that was so; 0 where all went well
+    n_steps: Tensor  # network calls of this draw so far
+
+
+class AdaptiveInfo(NamedTuple):
+    """The same of a kernel with a tolerance."""
+
+    done: Tensor
+    acceptance_rate: Tensor  # 1, or 0 where the draw failed
+    diverging: Tensor  # whether this draw failed: a score was not finite, or the tolerance could not be met
+    time: Tensor  # at which the score was taken
+    failed_at: Tensor  # the time at which that was so; 0 where all went well
+    tolerance_unmet: Tensor  # bool: the score was finite, and the step size fell under its limit
     n_steps: Tensor  # network calls of this draw so far
 
 
