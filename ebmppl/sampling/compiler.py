@@ -95,6 +95,8 @@ def _inner_compile(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Flat:
 
     fake = fake_mode(graph)
     fakes = [fake.from_tensor(tensor, static_shapes=True) for tensor in inputs]
+    for place, value in zip(graph.graph.find_nodes(op="placeholder"), fakes, strict=True):
+        place.meta.setdefault("val", value)  # passes ask for the forms of constants, which were no inputs when traced
     _compiling.options = _options()
     with (
         config.patch(_compiling.options),
