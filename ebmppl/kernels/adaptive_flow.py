@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ebmppl.kernels.accept import but_not, not_finite, select, some
 from ebmppl.kernels.base import Noise, NoiseSpec, positive, require
-from ebmppl.kernels.score import AdaptiveInfo, Score, ScoreKernel, ScoreTarget
+from ebmppl.kernels.score import Score, ScoreKernel, ScoreTarget
+from ebmppl.kernels.score_info import AdaptiveInfo
 from ebmppl.score.base import SDE
 from ebmppl.score.clock import Clock
 from ebmppl.score.ode import CALLS, CALM, attempt, error_ratio, factor, first_step

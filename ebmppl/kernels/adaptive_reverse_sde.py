@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ebmppl.kernels.accept import Rows, but_not, not_finite, some
 from ebmppl.kernels.base import Noise, NoiseSpec, positive, require
-from ebmppl.kernels.score import AdaptiveInfo, Score, ScoreKernel, ScoreTarget
+from ebmppl.kernels.score import Score, ScoreKernel, ScoreTarget
+from ebmppl.kernels.score_info import AdaptiveInfo
 from ebmppl.score.base import SDE, LinearSDE, over
 
 _NESTED = 20  # rejections inside one another; each at least halves the step

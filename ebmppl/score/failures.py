@@ -20,8 +20,8 @@ def failures(failed_at: Tensor, unmet: Tensor | None, what: str, time: str = "t"
         time: the name of the times.
 
     Example:
-        >>> print(failures(torch.tensor([0.0, 0.5, 0.2]), torch.tensor([False, False, True]), "draws"))
-        2 of 3 draws failed: the score (or energy) was not finite at t = 0.5 (1: row 1); the step size fell under its limit, as the tolerance could not be met at t = 0.2 (1: row 2)
+        >>> failures(torch.tensor([0.0, 0.5, 0.2]), None, "draws")
+        '2 of 3 draws failed: the score (or energy) was not finite at t from 0.5 to 0.2 (2: rows 1, 2)'
     """
     failed = failed_at != 0
     if not bool(failed.any()):

@@ -105,7 +105,7 @@ def log_likelihood(
         ValueError: for arguments outside these ranges, or a score of another shape.
 
     Warns:
-        SamplingWarning: where the flow could not be solved to the tolerance, or a score was not finite: how often, which and when.
+        SamplingWarning: where the flow could not be solved to the tolerance, or a score was not finite: which points, when.
 
     Example:
         >>> from ebmppl.score import VP
@@ -116,13 +116,8 @@ def log_likelihood(
     with _evaluating(score), torch.no_grad():
         x, signs = x.detach(), _signs(probes, x.reshape(len(x), -1), seed, same=same_probes)
         end, integrals, found = _flow(score, sde, x, (rtol, atol), t_min, signs, backend)
-    told = failures(found.failed_at, found.unmet, "likelihoods")
-    if told is not None:
-        warnings.warn(f"{told}. They are not known; ``end`` has where it was", SamplingWarning, stacklevel=2)
-    prior = _prior(log_prior or sde.prior(x.shape[1:], like=x).log_prob, end)
-    divergence = integrals.mean(1)
-    value = torch.where(found.failed_at == 0, prior + divergence, math.nan)
-    error = _standard_error(integrals, probes)
+    divergence, prior = integrals.mean(1), _prior(log_prior or sde.prior(x.shape[1:], like=x).log_prob, end)
+    value, error = prior + divergence.masked_fill(found.failed_at != 0, math.nan), _standard_error(integrals, probes)
     return LogLikelihood(value, error, end, divergence, found.failed_at, found.rows, found.unmet)
 
 
@@ -206,6 +201,9 @@ def _flow(
         fewest = _FEWEST if compiled else 1.0
         found = solve(fields, start[own], t_min, sde.t_max, *tolerances, fewest=fewest, clock=flow.clock)
         y[own], failed_at[own], unmet[own], rows = found.end, found.failed_at, found.unmet, rows + found.rows
+    told = failures(failed_at, unmet, "likelihoods")
+    if told is not None:
+        warnings.warn(f"{told}. They are NaN, and their ends where the flow was then", SamplingWarning, stacklevel=3)
     return y[:, : flow.dimension].reshape(x.shape), y[:, flow.dimension :], Solution(y, failed_at, unmet, rows)
 
 
