@@ -1,6 +1,6 @@
 """Losses next to torchebm's, and to what their gradients and random numbers cost alone.
 
-    python -m tests.benchmarks.losses [--quick] [--dimension 2] [--slices 1 5] [--rounds 9] [--processor] [--compiled] [--json FILE]
+    python -m tests.benchmarks.losses [--quick] [--slices 1 5] [--rounds 9] [--processor] [--compiled] [--json FILE]
 
 A network dimension-128-128-1 with SiLU, the same weights on both sides, float32, eager, one thread. A unit of work is
 one step without the optimiser's: gradients set to none, the loss of a batch, backward. "Plain" is our loss of the same
