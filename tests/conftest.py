@@ -11,6 +11,8 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 import torch
+from pyro.distributions import is_validation_enabled
+from torch.distributions import Distribution
 
 from ebmppl.sampling import choice
 
@@ -74,9 +76,20 @@ def one_thread_of_float64() -> Iterator[None]:
     torch.set_default_dtype(dtype)
 
 
+@pytest.fixture
+def dynamo() -> Iterator[None]:
+    """For tests that call ``torch.compile``: its first call turns the validation of distributions off for good."""
+    validates = Distribution._validate_args
+    yield
+    Distribution.set_default_validate_args(validates)
+
+
 @pytest.fixture(autouse=True)
 def _no_global_settings_changed() -> Iterator[None]:
-    dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+    def settings() -> tuple[object, ...]:
+        validation = Distribution._validate_args, Distribution._validate_sample, is_validation_enabled()
+        return torch.get_default_dtype(), torch.get_num_threads(), *validation
+
+    before = settings()
     yield
-    assert torch.get_default_dtype() == dtype
-    assert torch.get_num_threads() == threads
+    assert settings() == before

@@ -31,7 +31,7 @@ from ebmppl.sampling import backends, choice, compiler, engines, native, noise, 
 from ebmppl.sampling import chains as chains_module
 from ebmppl.sampling.backends import Compiled
 from ebmppl.sampling.chains import Chains
-from ebmppl.sampling.program import copy, flatten
+from ebmppl.sampling.program import copy, flatten, make_graph
 from ebmppl.sampling.replay import Replay
 from ebmppl.sampling.scopes import evaluating, uninterrupted, using_threads
 from tests.registry import KERNELS
@@ -635,6 +635,19 @@ def test_backends_that_are_not_there_are_refused() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="expected a CUDA device for the backend 'cudagraph', got none"):
             run(BANANA, backend="cudagraph")
+
+
+def test_a_constant_beside_a_gradient_of_slices_compiles() -> None:
+    """Inductor finds the forms anew of what slices were put into, and of what that is joined with."""
+    constant, x = torch.ones(3, 2), torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+
+    def function(x: Tensor) -> list[Tensor]:
+        gradient = torch.slice_scatter(torch.zeros(3, 2), x[:, :1], 1, 0, 1)  # of x[:, :1], backward
+        return [torch.cat([gradient, constant], 1)]
+
+    traced = make_graph(function, [x], lambda: [0])
+    (found,) = compiler.compile_graph(traced.graph, [x, *traced.constants])([x, *traced.constants])
+    assert torch.equal(found, function(x)[0])
 
 
 def test_constrained_sites_and_scalar_events_compile() -> None:

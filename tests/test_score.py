@@ -187,7 +187,7 @@ def test_times_outside_are_refused(name: str, t: float) -> None:
             call(f64(0.5, t))
 
 
-def test_times_are_not_looked_at_where_that_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_are_not_looked_at_where_that_costs(dynamo: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in a trace, which it would break, nor on a device, whose queue it would wait for."""
     sde, x, t = VP(), normal(2, 3), f64(0.5, 0.7)
 

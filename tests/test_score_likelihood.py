@@ -207,7 +207,7 @@ def test_rows_that_have_ended_change_nothing_beside_others() -> None:
 def test_bits_per_dimension() -> None:
     """A uniform density on [0, 1) has 8 bits for each of 256 levels."""
     value, zero = torch.zeros(2), torch.zeros(2)
-    flat = eb.score.LogLikelihood(value, zero, torch.zeros(2, 5), zero, zero, 0)
+    flat = eb.score.LogLikelihood(value, zero, torch.zeros(2, 5), zero, zero, 0, zero > 0)
     torch.testing.assert_close(flat.bits_per_dimension(1 / 256), torch.full((2,), 8.0))
 
 
@@ -216,7 +216,7 @@ def test_failures_are_told() -> None:
         return torch.where(((t > 0.5) & (x[:, 0] > 0)).unsqueeze(1), math.nan, -x)
 
     x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=F64)
-    with pytest.warns(SamplingWarning, match=r"1 of 2 likelihoods are not known: at t = 0\.5.*Points: 0"):
+    with pytest.warns(SamplingWarning, match=r"1 of 2 likelihoods failed: .* not finite at t = 0\.5.*: row 0\)"):
         found = eb.log_likelihood(score, VP(), x)
     assert found.value.isnan().tolist() == [True, False]
     assert float(found.failed_at[0]) == pytest.approx(0.5, abs=1e-6)

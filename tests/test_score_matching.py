@@ -338,7 +338,7 @@ class Shifted(nn.Module):
 
 
 @pytest.mark.parametrize("name", NOISY)
-def test_compiled_modules_have_second_derivatives(name: str) -> None:
+def test_compiled_modules_have_second_derivatives(dynamo: None, name: str) -> None:
     """AOTAutograd gives none, so they run uncompiled where these are needed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

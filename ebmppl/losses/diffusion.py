@@ -11,7 +11,7 @@ from torch import Tensor
 from ebmppl.kernels.base import whole
 from ebmppl.losses.base import BoundLoss
 from ebmppl.losses.diffusion_base import BoundDiffusionLoss, DiffusionLoss, Noised
-from ebmppl.losses.scores import changes, dot, uncompiled
+from ebmppl.losses.scores import changes, derivative_seen, dot, uncompiled
 from ebmppl.losses.seeded import normals
 from ebmppl.score.weightings import NoiseLevels, Weighting
 
@@ -169,7 +169,7 @@ class BoundSlicedDiffusion(BoundDiffusionLoss):
 
     def __init__(self, energy: Any, guide: Any, loss: SlicedDiffusionScoreMatching) -> None:
         super().__init__(energy, guide, loss)
-        self.num_slices = loss.num_slices
+        self.num_slices, self._unseen = loss.num_slices, True
 
     def errors(self, noised: Noised, generator: torch.Generator) -> dict[str, Tensor]:
         """The score's change along the slices, and half its square, both in units of the noise."""
@@ -179,6 +179,10 @@ class BoundSlicedDiffusion(BoundDiffusionLoss):
         with torch.enable_grad(), uncompiled():
             score = self.model(points, noised.t, noised.labels)
             change = changes(score, points, v, graph=graph).mean(0)
+            if self._unseen:
+                self._unseen = not derivative_seen(
+                    change, score, lambda at: self.model(at, noised.t, noised.labels), points, 7
+                )
         variance = self.model.sde.marginal(noised.t)[1].square()
         terms = {"change": variance * change, "square": 0.5 * variance * dot(score, score)}
         return terms if graph else {name: term.detach() for name, term in terms.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import abstractmethod
 from typing import Any, ClassVar, cast
 
@@ -10,9 +9,8 @@ import torch
 from torch import Tensor
 
 from ebmppl.energies.base import Energy
-from ebmppl.errors import SamplingWarning
 from ebmppl.losses.base import BoundLoss, Data, Loss, at_dtype_of, checked_data, require_finite, require_numbers, shaped
-from ebmppl.losses.scores import Scored, ScoreNetwork, differentiated, require_scored
+from ebmppl.losses.scores import Scored, ScoreNetwork, derivative_seen, differentiated, gradient, require_scored
 from ebmppl.losses.seeded import SeededLoss, normals
 
 
@@ -78,20 +76,17 @@ class BoundScoreLoss(SeededLoss):
             with torch.enable_grad():
                 terms = self.of_points(x, graph=False)
         if self._unseen:
-            self._unseen = False
-            self._look_for_curvature(terms)
+            self._look_for_derivative(terms, x)
         return terms if graph else {name: term.detach() for name, term in terms.items()}
 
-    def _look_for_curvature(self, terms: dict[str, Tensor]) -> None:
-        """Warn where a score that isn't 0 has no derivative: of an energy that is straight between kinks."""
-        changes = [float(terms[name].detach()) for name in ("trace", "change") if name in terms]
-        if changes == [0.0] and float(terms["square"].detach()) > 0:
-            warnings.warn(
-                "the score is the same around every point, so that score matching only makes it smaller: networks of "
-                "ReLUs have no second derivatives; take smooth activations (SiLU, softplus, tanh)",
-                SamplingWarning,
-                stacklevel=4,
-            )
+    def _look_for_derivative(self, terms: dict[str, Tensor], x: Tensor) -> None:
+        found = [terms[name] for name in ("trace", "change") if name in terms]
+
+        def score(at: Tensor) -> Tensor:
+            with torch.enable_grad():
+                return gradient(self.target, at.detach().requires_grad_())
+
+        self._unseen = bool(found) and not derivative_seen(found[0], terms["square"], score, x, 7)
 
     @abstractmethod
     def of_points(self, x: Tensor, *, graph: bool) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import cast
@@ -13,6 +14,10 @@ from torch import Tensor, nn
 from ebmppl.energies.base import Energy, Shape, flatten_batch, require_energy
 from ebmppl.energies.matching import Matching
 from ebmppl.energies.unconstrained import unconstrained
+from ebmppl.errors import SamplingWarning
+from ebmppl.score.pullback import NO_GRADIENT, require_gradient
+
+_NUDGE = 64  # roundings: kinks are farther apart, what is smooth changes
 
 
 class ScoreNetwork(nn.Module):
@@ -87,19 +92,28 @@ def matched(model: Scored, x: Tensor, what: Matching, *, graph: bool) -> tuple[T
     if closed is not None:
         return closed
     x = x.detach().requires_grad_()
-    grad = _gradient(model, x, graph=graph or what.v is not None)
+    grad = gradient(model, x, graph=graph or what.v is not None)
     change = None if what.v is None else -changes(grad, x, what.v, graph=graph).mean()
     return what.square(grad), change
 
 
-def _gradient(model: Scored, x: Tensor, *, graph: bool) -> Tensor:
-    """Of an energy; its ``value_and_grad`` is detached, so this goes through ``forward``. Of a network, minus the score."""
+def gradient(model: Scored, x: Tensor, *, graph: bool = False) -> Tensor:
+    """Of an energy; its ``value_and_grad`` is detached, so this goes through ``forward``. Of a network, minus the score.
+
+    Raises:
+        ValueError: for an energy that changes with x, but by nothing that has a gradient.
+    """
     with uncompiled():
         value = model(x)
     if isinstance(model, ScoreNetwork):
         return -cast(Tensor, value)
-    (gradient,) = torch.autograd.grad(value, x, torch.ones_like(value), create_graph=graph)
-    return gradient
+    found = None
+    if value.requires_grad:
+        (found,) = torch.autograd.grad(value, x, torch.ones_like(value), create_graph=graph, allow_unused=True)
+    if found is None:  # the same everywhere, or cut off from x
+        require_gradient(model, x, "an energy")
+        return torch.zeros_like(x)
+    return found
 
 
 def changes(score: Tensor, x: Tensor, v: Tensor, *, graph: bool) -> Tensor:
@@ -114,6 +128,42 @@ def changes(score: Tensor, x: Tensor, v: Tensor, *, graph: bool) -> Tensor:
         )
         found.append(dot(pulled, direction))
     return torch.stack(found)
+
+
+def derivative_seen(
+    change: Tensor, square: Tensor, score: Callable[[Tensor], Tensor], x: Tensor, stacklevel: int
+) -> bool:
+    """Whether a loss's first calls have told if the score has a derivative; not yet while it is 0 everywhere.
+
+    Args:
+        change: the terms of the score's derivative.
+        square: those of the score.
+        score: of points, or its negative; called only where all changes are 0.
+        x: the points ``(rows, *event)``.
+        stacklevel: of the warning.
+
+    Raises:
+        ValueError: where the score changes with x, yet its derivative is 0: it is cut off from x.
+
+    Warns:
+        SamplingWarning: where the score is the same around every point, as of an energy that is straight between kinks.
+    """
+    if bool(change.detach().any()):
+        return True
+    if not bool(square.detach().any()):
+        return False
+    size = x.detach().square().mean().sqrt()
+    near = x.detach() + _NUDGE * torch.finfo(x.dtype).eps * torch.where(size > 0, size, 1.0)
+    first, again, moved = (score(at).detach().reshape(len(x), -1) for at in (x, x, near))
+    if torch.equal(first, again) and 2 * int((first != moved).any(1).sum()) > len(x):
+        raise ValueError(f"expected a score {NO_GRADIENT}")
+    warnings.warn(
+        "the score is the same around every point, so that score matching only makes it smaller: networks of "
+        "ReLUs have no second derivatives; take smooth activations (SiLU, softplus, tanh)",
+        SamplingWarning,
+        stacklevel=stacklevel,
+    )
+    return True
 
 
 def uncompiled() -> AbstractContextManager[object]:

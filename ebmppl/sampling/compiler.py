@@ -14,6 +14,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx
+from torch.distributions import Distribution
 
 from ebmppl.sampling.native import Unit
 from ebmppl.sampling.quicker import fake_mode, quicker, templates_late
@@ -94,6 +95,8 @@ def _inner_compile(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Flat:
 
     fake = fake_mode(graph)
     fakes = [fake.from_tensor(tensor, static_shapes=True) for tensor in inputs]
+    for place, value in zip(graph.graph.find_nodes(op="placeholder"), fakes, strict=True):
+        place.meta.setdefault("val", value)  # passes ask for the forms of constants, which were no inputs when traced
     _compiling.options = _options()
     with (
         config.patch(_compiling.options),
@@ -191,8 +194,10 @@ def _headers() -> dict[str, object]:
 
 
 def _by_dynamo(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Flat:
+    validates = Distribution._validate_args
     try:
         compiled = torch.compile(graph, fullgraph=True, dynamic=False)
+        Distribution.set_default_validate_args(validates)  # Dynamo turns it off for good, in the whole process
         with torch.no_grad():
             compiled(*(tensor.clone() for tensor in inputs))  # it compiles at the first call
     except Exception as error:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 
 Work = Callable[[int], object]  # does so many units of work
-Clock = Callable[[], float]  # seconds
 _MOST_UNITS = 1 << 14
 
 
@@ -42,7 +41,11 @@ class Spread(NamedTuple):
 
 
 def alternate(
-    peers: Mapping[str, Work], *, rounds: int, seconds: Mapping[str, float], clock: Clock = time.perf_counter
+    peers: Mapping[str, Work],
+    *,
+    rounds: int,
+    seconds: Mapping[str, float],
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Microseconds per unit of work of every peer, one value for every round.
 
@@ -54,7 +57,7 @@ def alternate(
         peers: name -> work.
         rounds: turns of every peer.
         seconds: name -> length of one turn.
-        clock: ``time.process_time`` on a machine that does other things as well.
+        clock: ``time.process_time`` on a machine that does other work, too; of one thread, then.
     """
     units = {name: _size(work, seconds[name], clock) for name, work in peers.items()}
     times: dict[str, list[float]] = {name: [] for name in peers}
@@ -67,7 +70,7 @@ def alternate(
     return times
 
 
-def _size(work: Work, seconds: float, clock: Clock) -> int:
+def _size(work: Work, seconds: float, clock: Callable[[], float]) -> int:
     work(1)
     units = 1
     while (took := _turn(work, units, clock)) < seconds / 4 and units < _MOST_UNITS:
@@ -75,7 +78,7 @@ def _size(work: Work, seconds: float, clock: Clock) -> int:
     return max(1, min(_MOST_UNITS, round(units * seconds / took)))
 
 
-def _turn(work: Work, units: int, clock: Clock) -> float:
+def _turn(work: Work, units: int, clock: Callable[[], float]) -> float:
     gc.disable()
     try:
         start = clock()
