@@ -1,6 +1,6 @@
 """Losses next to torchebm's, and to what their gradients and random numbers cost alone.
 
-    python -m tests.benchmarks.losses [--quick] [--slices 1 5] [--rounds 9] [--processor] [--compiled] [--json FILE]
+    python -m tests.benchmarks.losses [--quick] [--slices 1 5] [--rounds 9] [--processor-time] [--compiled] [--json FILE]
 
 A network dimension-128-128-1 with SiLU, the same weights on both sides, float32, eager, one thread. A unit of work is
 one step without the optimiser's: gradients set to none, the loss of a batch, backward. "Plain" is our loss of the same
@@ -240,15 +240,15 @@ def main(arguments: Sequence[str] | None = None, effort: Effort | None = None) -
         "--slices", type=int, nargs="+", default=[1, 5], help="of sliced score matching; torchebm's is 5"
     )
     parser.add_argument("--rounds", type=int, default=Effort().rounds)
-    parser.add_argument("--processor", action="store_true", help="its time instead of the clock's")
+    parser.add_argument("--processor-time", action="store_true", help="on a machine that is busy")
     parser.add_argument("--compiled", action="store_true", help="show the compiled formula, too")
     parser.add_argument("--json", metavar="FILE", help="write all times to FILE")
     options = parser.parse_args(arguments)
     effort = effort or (Effort(rounds=3, seconds=0.005) if options.quick else Effort(rounds=options.rounds))
-    effort = effort._replace(processor=options.processor)
+    effort = effort._replace(processor=options.processor_time)
     where = machine(["torch", "torchebm", "ebmppl"])
     print("\n".join(f"{name}: {value}" for name, value in where.items()))
-    kind = "processor time" if options.processor else "by the clock"
+    kind = "processor time" if options.processor_time else "by the clock"
     print(f"float32, one thread, eager, {kind}; medians [quartiles] of {effort.rounds} alternating rounds\n")
     names = [("denoising", 1), ("CD-10", 1)]
     names += [(name, n) for n in options.slices for name in ("sliced", "sliced, reduced")]
