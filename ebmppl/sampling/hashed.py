@@ -66,18 +66,21 @@ class Hashed:
         """Whether C++ gives them, to rounding."""
         return self.dtype == torch.float32 and _library() is not None
 
-    def before_tick(self, out: Tensor, tick: Tensor, first: int = 0, counter: Tensor | None = None) -> partial[Any]:
+    def before_tick(
+        self, out: Tensor, tick: Tensor, which: Tensor | None = None, counter: Tensor | None = None
+    ) -> partial[Any]:
         """The call that draws the numbers of one tick, where there is C++ for it.
 
         Args:
             out: where they go, ``(chains, size)``, contiguous, of as many chains as there are rows.
             tick: its number, read when the call is made.
-            first: number of the first chain.
+            which: int64 numbers of these chains, read then, too; all in order when None.
             counter: numbers of chains with another value than 0 there are left as they are; int32 or int64.
         """
         width = 0 if counter is None else counter.element_size()
-        form = torch.tensor([first, len(out), self.size, self.each, width, _signed(self.start)])
-        return partial(Call(_library().draw_tick), self._labels, form, tick, form if counter is None else counter, out)
+        form = torch.tensor([which is not None, len(out), self.size, self.each, width, _signed(self.start)])
+        given = [form if tensor is None else tensor for tensor in (which, counter)]
+        return partial(Call(_library().draw_tick), self._labels, form, tick, *given, out)
 
 
 def _signed(x: int) -> int:
@@ -178,24 +181,25 @@ static void row(const int32_t* label, uint64_t x, float* out, int64_t size) {
     }
 }
 
-// See Hashed.before_tick: labels, form, number of the tick, counter, out (chains, size).
+// See Hashed.before_tick: labels, form, number of the tick, numbers of the chains, counter, out (chains, size).
 extern "C" int draw_tick(void** p) {
     const int32_t* label = static_cast<int32_t*>(p[0]);
     const int64_t* form = static_cast<int64_t*>(p[1]);
-    const int64_t first = form[0], end = first + form[1], size = form[2], each = form[3], width = form[4];
+    const int64_t chains = form[1], size = form[2], each = form[3], width = form[4];
     const uint64_t start = uint64_t(form[5]) + *static_cast<uint64_t*>(p[2]) * 0x9E3779B97F4A7C15u;
-    const char* counter = static_cast<char*>(p[3]);
-    float* out = static_cast<float*>(p[4]);
-    for (int64_t chain = first, next; chain < end; chain = next) {
-        const int64_t place = chain % each;
-        next = width ? chain + 1 : std::min(end, chain - place + each);
+    const int64_t* which = form[0] ? static_cast<int64_t*>(p[3]) : nullptr;
+    const char* counter = static_cast<char*>(p[4]);
+    float* out = static_cast<float*>(p[5]);
+    for (int64_t i = 0, next; i < chains; i = next) {
+        const int64_t chain = which ? which[i] : i, place = chain % each;
+        next = width || which ? i + 1 : std::min(chains, i - place + each);
         if (width) {
             int64_t under_way = 0;
-            std::memcpy(&under_way, counter + (chain - first) * width, width);
+            std::memcpy(&under_way, counter + i * width, width);
             if (under_way) continue;
         }
         const uint64_t key = start + uint64_t(chain / each) * 0xD1B54A32D192ED03u;
-        row(label + place * size, key, out + (chain - first) * size, (next - chain) * size);
+        row(label + place * size, key, out + i * size, (next - i) * size);
     }
     return 0;
 }

@@ -192,7 +192,7 @@ class MCMC:
     @property
     def gradients(self) -> int:
         """Energy (or network) calls of all chains in all ticks so far."""
-        return self.now.tick * self.kernel.calls_per_tick * self.num_chains
+        return self.now.ticks(self.num_chains) * self.kernel.calls_per_tick
 
     def get_samples(self, num_samples: int | None = None, group_by_chain: bool = False) -> dict[str, Tensor]:  # noqa: FBT001, FBT002
         """Draws in the user's space by site, ``(chains * draws, *site)``, or ``(chains, draws, *site)`` by chain.
