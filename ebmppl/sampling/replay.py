@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
+from threading import Lock
 from types import CodeType, MethodType
 from typing import Any, NamedTuple, cast
 
@@ -95,6 +96,36 @@ class Replay:
                 for call in self._calls[(self._turn + i) % 2]:
                     call()
         self.moved(times)
+
+
+class Repeat:
+    """A compiled function on memory at hand that inputs are copied to and outputs from: one call of C.
+
+    Args:
+        compiled: what ``compile_graph`` made.
+        inputs: which are copied at each call; memory of the same form is made for them.
+        constants: which are read where they are.
+
+    Raises:
+        NotReplayable: where it has to be called as it is.
+    """
+
+    def __init__(self, compiled: Callable[..., Any], inputs: Sequence[Tensor], constants: Sequence[Tensor]) -> None:
+        self._inputs, self._lock = [t.clone() for t in inputs], Lock()
+        recorded = _record(compiled, [*self._inputs, *constants], {})
+        self._outputs = recorded.outputs
+        try:
+            self._driver = Driver([recorded.calls, recorded.calls])
+        except (NotNative, AttributeError) as error:
+            raise NotReplayable(str(error)) from error
+
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """What the function gives, in memory of its own."""
+        with self._lock:
+            for own, given in zip(self._inputs, inputs, strict=True):
+                own.copy_(given)
+            self._driver(0, 1)
+            return [output.clone() for output in self._outputs]
 
 
 def _fed(inputs: Sequence[Tensor], outputs: Sequence[Tensor], feedback: Sequence[int]) -> list[Tensor]:

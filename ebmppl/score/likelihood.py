@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ebmppl.arguments import form, positive, require, whole
 from ebmppl.errors import SamplingWarning
 from ebmppl.score.base import SDE
+from ebmppl.score.conditions import num_conditions
 from ebmppl.score.failures import failures
 from ebmppl.score.ode import Solution, solve
 from ebmppl.score.parameterisations import same_shape
@@ -24,7 +25,7 @@ from ebmppl.score.velocity import Flow
 BACKENDS = ("auto", "eager", "inductor")
 _NUMBERS = 1 << 20  # of the points of a batch; a network makes some hundred times as many
 _ROWS = 1024  # of a compiled batch
-_FEWEST = 0.25  # of its rows under way, from which on they are computed apart
+_LOOKED = 16  # points at which the score is looked at first
 _WORTH_COMPILING = 1 << 14  # points
 
 
@@ -184,8 +185,9 @@ def _flow(
 
     Points are solved in batches of one size; the last one takes some of those before it again.
     """
-    begun = x.new_full((len(x),), t_min)
-    same_shape(require_gradient(lambda at: score(at, begun), x, "a score"), x)
+    some = x if num_conditions(score) is not None else x[:_LOOKED]
+    begun = x.new_full((len(some),), t_min)
+    same_shape(require_gradient(lambda at: score(at, begun), some, "a score"), some)
     compiled = backend == "inductor" or (backend == "auto" and x.device.type == "cpu" and len(x) >= _WORTH_COMPILING)
     most = max(1, min(_ROWS if compiled else len(x), _NUMBERS // x[0].numel()))
     size = -(-len(x) // -(-len(x) // most))
@@ -198,8 +200,7 @@ def _flow(
     for begin in range(0, len(x), size):
         own = slice(min(begin, len(x) - size), min(begin + size, len(x)))
         fields = partial(flow.fields, own.start)
-        fewest = _FEWEST if compiled else 1.0
-        found = solve(fields, start[own], t_min, sde.t_max, *tolerances, fewest=fewest, clock=flow.clock)
+        found = solve(fields, start[own], t_min, sde.t_max, *tolerances, fewest=flow.fewest, clock=flow.clock)
         y[own], failed_at[own], unmet[own], rows = found.end, found.failed_at, found.unmet, rows + found.rows
     told = failures(failed_at, unmet, "likelihoods")
     if told is not None:

@@ -143,7 +143,7 @@ def solve(
         last: the last one, later.
         rtol: relative tolerance of a step, > 0.
         atol: absolute tolerance, > 0.
-        fewest: the share of rows under way, in (0, 1], from which on those that have ended are left out.
+        fewest: the share of rows under way, in [0, 1], from which on those that have ended are left out.
         clock: whose readings fields are given, and slopes are by; step sizes are of the time.
     """
     least = _LEAST_STEP.get(y.dtype, 1e-3) * (last - first)
@@ -177,7 +177,8 @@ def solve(
         failed &= live
         failed_at[active[failed]], unmet[active[failed]] = t[failed], torch.isfinite(tried.error[failed]).all(1)
         live = live & ~over_now
-        if int(live.sum()) <= fewest * len(live):
+        if int(live.sum()) <= fewest * len(y):
+            fewest = 1.0
             active, y, velocity, t, u, h, before = (v[live] for v in (active, y, velocity, t, u, h, before))
             live = live[live]
             flow, steering = fields(active)
