@@ -45,8 +45,10 @@ unit: $(VENV)/.dev  ## the default tests
 long: $(VENV)/.digits  ## the longer checks
 	$(BIN)/python -m pytest -q -m long --numprocesses 2 --dist worksteal
 
-bench: $(VENV)/.bench  ## benchmarks next to their peers
-	for script in langevin nuts_equality nuts discrete score; do $(BIN)/python -m tests.benchmarks.$$script || exit 1; done
+BENCHMARKS := langevin losses nuts_equality nuts discrete rbm rbm_likelihood rbm_order score
+
+bench: $(VENV)/.bench $(VENV)/.digits  ## benchmarks next to their peers
+	for script in $(BENCHMARKS); do $(BIN)/python -m tests.benchmarks.$$script || exit 1; done
 
 format: $(VENV)/.dev  ## rewrite with ruff
 	$(BIN)/ruff check --fix .

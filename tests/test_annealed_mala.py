@@ -143,7 +143,9 @@ def broken(lowest: float, highest: float) -> EnergyGradient:
 
 def test_what_is_not_finite_is_rejected_and_told() -> None:
     """At the middle level: chains that stand there stay, and go on at the next level; others do not go there."""
-    with pytest.warns(SamplingWarning, match="draws failed, at t from 1 to 1: .*Rows: \\d"):
+    with pytest.warns(
+        SamplingWarning, match=r"draws failed: the score \(or energy\) was not finite at noise level = 1 .*: rows \d"
+    ):
         x = eb.generate(kernel(broken(0.9, 1.1)), 200, seed=0)
     assert bool(x.isfinite().all())
     run = Chains(kernel(broken(0.9, 1.1), [1.0]), torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), 0)
@@ -151,7 +153,9 @@ def test_what_is_not_finite_is_rejected_and_told() -> None:
     assert torch.equal(run.position()[0], torch.tensor([1.0, 0.0]))
     assert float(run.position()[1, 0]) < 0
     assert run.now.state.failure.tolist()[0] == 1.0
-    with pytest.warns(SamplingWarning, match=r"at t from 0\.5"):  # and with a denoising step that asks for its gradient
+    with pytest.warns(
+        SamplingWarning, match=r"at noise level = 0\.5"
+    ):  # and with a denoising step that asks for its gradient
         x = eb.generate(kernel(broken(0.1, 0.6), denoise=True), 200, seed=0)
     assert 5 < int(x.isnan().any(1).sum()) < 195
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import discrete, langevin, losses, nuts, nuts_equality, report, score
+from tests.benchmarks import discrete, langevin, losses, nuts, nuts_equality, rbm, report, score
 from tests.benchmarks.timing import Spread, alternate, ratio, table
 from tests.benchmarks.worker import Failed, Worker
 
@@ -38,6 +38,16 @@ def test_losses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["loss"] for row in rows] == ["denoising", "CD-10", "sliced", "sliced, reduced"]
     assert all(min(row["ours"] + row["limit"] + row["torchebm"]) > 0 for row in rows)
     assert capsys.readouterr().out.count("| 4 ") == 4
+
+
+@pytest.mark.long
+def test_losses_of_an_rbm(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each peer in a process of its own."""
+    pytest.importorskip("sklearn")
+    found = rbm.main(["--rounds", "2", "--steps", "1"])
+    assert {name: len(costs) for name, costs in found.items()} == dict.fromkeys(rbm.PEERS, 2)
+    assert min(min(cost[:2]) for costs in found.values() for cost in costs) > 0
+    assert capsys.readouterr().out.count("products alone") == 2
 
 
 @pytest.mark.long

@@ -27,7 +27,7 @@ import ebmppl as eb
 from ebmppl.energies import Energy, Gaussian, as_energy
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels import Kernel
-from ebmppl.sampling import backends, choice, compiler, engines, native, noise, pool, quicker
+from ebmppl.sampling import backends, choice, compiler, engines, imports, native, noise, pool
 from ebmppl.sampling import chains as chains_module
 from ebmppl.sampling.backends import Compiled
 from ebmppl.sampling.chains import Chains
@@ -304,7 +304,7 @@ def test_inductor_makes_its_rules_of_dtypes_once_and_simplifies_only_divisions(
 
 def test_what_is_made_late_is_made_once() -> None:
     made: list[int] = []
-    late = quicker._Late(lambda: made.append(1) or "text")
+    late = imports._Late(lambda: made.append(1) or "text")
     assert made == []
     assert (late.upper(), late.lower(), made) == ("TEXT", "text", [1])
 

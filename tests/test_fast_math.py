@@ -16,7 +16,7 @@ from ebmppl.sampling.fast_math import FAST_MATH, in_line
 FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {  # with units in the last place, as documented
     "exp": (torch.exp, 1.3),
     "log": (torch.log, 0.9),
-    "log1p": (torch.log1p, 0.9),
+    "log1p": (torch.log1p, 1.7),
 }
 SPECIAL = torch.tensor(
     [torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 1.0, -1.0, -2.0, 1e-45, 1e-38, 3e38, -3e38, 88.8, -87.5, -104.0, 0.5]
@@ -66,17 +66,26 @@ def test_within_some_units_in_the_last_place(name: str, compiled: Callable[[str,
 
 
 def test_log1p_between_0_and_1(compiled: Callable[[str, Tensor], Tensor]) -> None:
-    """Where all of a vector is there it has a polynomial of its own: with one number outside, the last bits are others."""
+    """There it has a polynomial of its own."""
     u = torch.rand(1 << 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = torch.where(u < 0.5, 2 * u, 10 ** (-76 * (u - 0.5))).float()
     x[:3] = torch.tensor([0.0, 1.0, 2.0**-126])
-    found = compiled("log1p", x)
-    assert float(units(found, x.double().log1p()).max()) < 1.7
-    x[::8] = 2.0
-    other = compiled("log1p", x)
-    assert float(units(other, x.double().log1p()).max()) < 0.9
-    same = (torch.arange(len(x)) % 8 > 0) & (found == other)
-    assert 0.5 < float(same.double().mean()) < 0.875
+    found, exact = compiled("log1p", x), x.double().log1p()
+    assert 0.9 < float(units(found, exact).max()) < 1.7
+    x = torch.where(x < 1, x + 1.0001, x)
+    assert float(units(compiled("log1p", x), x.double().log1p()).max()) < 0.9
+
+
+@pytest.mark.parametrize("other", [2.0, 100.0, 1e-40, -1.0, torch.inf, torch.nan])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_no_bit_depends_on_the_others_of_a_vector(
+    name: str, other: float, compiled: Callable[[str, Tensor], Tensor]
+) -> None:
+    """Or chains would see one another, where one diverges."""
+    u = torch.rand(1 << 20, generator=torch.Generator().manual_seed(0))
+    found = compiled(name, u)
+    beside = compiled(name, torch.where(torch.arange(len(u)) % 8 == 3, other, u))
+    assert torch.equal(found.view(-1, 8)[:, [0, 1, 2, 4, 5, 6, 7]], beside.view(-1, 8)[:, [0, 1, 2, 4, 5, 6, 7]])
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

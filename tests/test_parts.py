@@ -17,8 +17,10 @@ from ebmppl.kernels import Kernel
 from ebmppl.kernels.adaptation import HamiltonianAdaptation
 from ebmppl.sampling import native, parts, pool
 from ebmppl.sampling.backends import Compiled
+from ebmppl.sampling.choice import Choice
 from ebmppl.sampling.native import Team
 from ebmppl.sampling.parts import Parts, part_size
+from ebmppl.sampling.places import pack
 from ebmppl.sampling.replay import Replay
 from tests.registry import KERNELS
 from tests.test_compiled import BANANA, banana, begin_anew, compare_state_by_state
@@ -32,9 +34,9 @@ def points(dtype: torch.dtype = torch.float64, chains: int = CHAINS) -> Tensor:
     return 1.5 * torch.randn(chains, 3, dtype=dtype, generator=torch.Generator().manual_seed(1))
 
 
-def run(make: Callable[..., Kernel], **options: Any) -> eb.MCMC:
+def run(make: Callable[..., Kernel], draws: int = 20, dtype: torch.dtype = torch.float64, **options: Any) -> eb.MCMC:
     settings = {"num_chains": CHAINS, "seed": 3, "disable_progbar": True, "backend": "inductor", **options}
-    mcmc = eb.MCMC(make(BANANA), 20, 40, 0.3 * points(), **settings)
+    mcmc = eb.MCMC(make(BANANA), draws, 40, 0.3 * points(dtype), **settings)
     mcmc.run()
     return mcmc
 
@@ -80,9 +82,9 @@ def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bit for bit, warm-up included; more threads than cores meet in any order. What they are really asked for is seen."""
     asked, call, runs = [], Team.__call__, []
 
-    def see(self: Team, first: int, pool: int | None, times: int, threads: int) -> None:
+    def see(self: Team, first: int, pool: int | None, times: int, threads: int, count: int | None = None) -> None:
         asked.append((pool is not None, threads))
-        call(self, first, pool, times, threads)
+        call(self, first, pool, times, threads, count)
 
     monkeypatch.setattr(Team, "__call__", see)
     for threads, small in ((1, 1 << 62), (2, 0), (3, 0), (3, 1 << 62)):
@@ -121,17 +123,53 @@ def test_a_chains_draws_are_those_of_a_run_of_fewer_chains() -> None:
     assert torch.equal(few.get_samples(group_by_chain=True)["x"], wanted)
 
 
-def test_runs_in_parts_continue_and_load_bit_for_bit(tmp_path: Path) -> None:
-    make = KERNELS["nuts"].factory
-    whole = run(make)
-    options = {"num_chains": CHAINS, "seed": 3, "disable_progbar": True, "backend": "inductor"}
-    first = eb.MCMC(make(BANANA), 7, 40, 0.3 * points(), **options)
-    first.run()
+def ticks_of(mcmc: eb.MCMC) -> Tensor:
+    """That each chain has made."""
+    own = mcmc.now.own
+    return torch.full((CHAINS,), mcmc.now.tick) if own is None else own
+
+
+def test_runs_in_parts_continue_and_load_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chains that had their draws left out ticks, and make them first; as if none had."""
+    make, single = KERNELS["nuts"].factory, torch.float32
+    with monkeypatch.context() as patch:
+        patch.setattr(Parts, "narrow", lambda *_: None)
+        whole = run(make, dtype=single)
+    assert whole.now.own is None
+    first = run(make, 7, single)
     first.save(tmp_path / "run.pt")
     loaded = eb.MCMC.load(tmp_path / "run.pt", make(BANANA))
-    for other in (first, loaded):
-        other.run(num_samples=13)
+    assert int(ticks_of(loaded).min()) < loaded.now.tick
+    assert loaded.gradients == first.gradients == int(ticks_of(first).sum())
+    for other in (first, loaded, run(make, dtype=single)):
+        other.run(num_samples=20 - other.num_samples) if other.num_samples < 20 else None
         assert agree(other, whole)
+        other.run(num_samples=5)
+    whole.run(num_samples=5)
+    assert agree(first, whole)
+    assert agree(other, whole)
+
+
+def test_ticks_left_out_are_made_up_for_on_another_backend() -> None:
+    """To rounding: with a fixed step size, for few draws."""
+    make = lambda energy: eb.NUTS(energy, 0.3, adapt_step_size=False, adapt_mass_matrix=False)
+    whole, first = run(make, 4, seed=5), run(make, 1, seed=5)
+    assert int(ticks_of(first).min()) < first.now.tick
+    assert first.chains is not None
+    first.chains.compiled, first.chains.choice = None, Choice("eager", "as asked for")
+    first.run(num_samples=3)
+    assert first.now.own is None
+    found, wanted = (mcmc.get_samples()["x"] for mcmc in (first, whole))
+    assert torch.allclose(found, wanted, rtol=0, atol=1e-9)
+
+
+def test_a_chain_keeps_its_place_in_as_few_parts_as_there_are() -> None:
+    active = torch.rand(96, generator=torch.Generator().manual_seed(0)) < 0.2
+    chains, used = pack(active, 32)
+    assert chains[used].sort().values.tolist() == active.nonzero().squeeze(1).tolist()
+    assert torch.equal(chains % 32, torch.arange(len(chains)) % 32)
+    assert len(chains) == 32 * int(active.view(3, 32).sum(0).max()) == 64
+    assert int(used.sum()) == int(active.sum())
 
 
 def test_a_wrong_adaptation_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:

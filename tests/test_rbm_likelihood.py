@@ -47,8 +47,8 @@ def test_machines_side_by_side_are_those_machines() -> None:
     close(model.joint(torch.cat([v, h], 1)), sum(m.joint(torch.cat([a, b], 1)) for m, a, b in pairs))
     close(model.hidden_logits(v), torch.cat([machine.hidden_logits(of) for machine, of, _ in pairs], 1))
     close(model.visible_logits(h), torch.cat([machine.visible_logits(of) for machine, _, of in pairs], 1))
-    (energies,) = model.trained_energies((v, model.hidden_logits(v)))
-    energies.mean().backward()
+    (found,) = model.trained_energies((v, model.hidden_logits(v)))
+    found.mean.backward()
     sum(machine(of).mean() for machine, of, _ in pairs).backward()
     for name in ("W", "b", "c"):
         close(getattr(model, name).grad, torch.stack([getattr(machine, name).grad for machine in machines]))

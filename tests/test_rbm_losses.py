@@ -25,6 +25,8 @@ from tests.discrete import number, p_value, states_of
 from tests.exact_gradients import F64, FALSE_ALARM, data_of, flat, rbm
 from tests.test_models import EXACT, RBMS, every_rbm, visible
 
+_PRODUCTS = [getattr(torch.ops.aten, name) for name in ("mm", "addmm", "addmm_", "bmm")]
+
 
 class Products(TorchDispatchMode):
     """Counts products of two matrices."""
@@ -34,7 +36,7 @@ class Products(TorchDispatchMode):
         self.number = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.number += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm)
+        self.number += func.overloadpacket in _PRODUCTS
         return func(*args, **(kwargs or {}))
 
 
@@ -45,22 +47,24 @@ class Products(TorchDispatchMode):
 def test_trained_energies_are_free_energies_with_their_gradients(kind: str) -> None:
     """Of two batches in one go; a Gaussian's features depend on parameters, too."""
     model = RBMS[kind]()
-    v = visible(model)[:7]
-    weights = torch.linspace(-1, 2, len(v), dtype=F64)
-    wanted = model(v)
-    (wanted * weights).sum().backward()
+    parts = visible(model)[:7].split([5, 2])
+    wanted = [model(v) for v in parts]
+    (2 * wanted[0].mean() - 3 * wanted[1].mean()).backward()
     by_autograd = flat(model)
     model.zero_grad()
-    found = torch.cat(model.trained_energies(*((part, model.hidden_logits(part)) for part in v.split([5, 2]))))
-    (found * weights).sum().backward()
-    torch.testing.assert_close(found, wanted, **EXACT)
+    first, second = found = model.trained_energies(*((v, model.hidden_logits(v)) for v in parts))
+    (2 * first.mean - 3 * second.mean).backward()
+    for own, energies in zip(found, wanted, strict=True):
+        torch.testing.assert_close(own.energies, energies.detach(), **EXACT)
+        torch.testing.assert_close(own.mean, energies.mean(), **EXACT)
     torch.testing.assert_close(flat(model), by_autograd, **EXACT)
 
 
 def test_trained_energies_of_large_logits_are_finite_and_right() -> None:
     model = BernoulliRBM(1, 4, W=torch.tensor([[900.0, -900.0, 0.0, 30.0]], dtype=F64))
     v = torch.ones(1, 1, dtype=F64)
-    torch.testing.assert_close(model.trained_energies((v, model.hidden_logits(v)))[0], model(v), rtol=1e-15, atol=0)
+    (found,) = model.trained_energies((v, model.hidden_logits(v)))
+    torch.testing.assert_close(found.energies, model(v).detach(), rtol=1e-15, atol=0)
 
 
 # Sweeps of both layers.
@@ -114,13 +118,13 @@ def test_sums_of_logs_by_products(n: int) -> None:
 
 @pytest.mark.parametrize("loss", [CD(1, kernel=Gibbs, seed=0), PCD(1, kernel=Gibbs, num_chains=12, seed=0)])
 def test_a_step_takes_five_products(loss: Loss) -> None:
-    """Two of the data's rows (hidden units, gradient), three of the chains'; both gradients are one of twice the size."""
+    """Two of the data's rows (hidden units, gradient), three of the chains'."""
     bound = loss(rbm().joint)
     x = data_of(rbm())
     bound(x)
     with Products() as products:
         bound(x).backward()
-    assert products.number == 4
+    assert products.number == 5
 
 
 @pytest.mark.parametrize("k", [1, 3])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor
 import ebmppl as eb
 from ebmppl.errors import SamplingWarning
 from ebmppl.sampling import compiled_function
+from ebmppl.sampling.compiled_function import Compiling
 from ebmppl.score import VP, GenericSDE, LinearSDE, SubVP, TimeMLP, likelihood
 from ebmppl.score.ode import Field, attempt, solve
 from tests.score_targets import MIXTURE, PARAMETERS, DiffusedMixture, sdes
@@ -159,6 +161,40 @@ def test_compiled_values_are_the_eager_ones() -> None:
     assert known in {id(v.engine) for v in compiled_function._known.values()}  # compiled once
 
 
+def test_calls_of_a_compiled_function_share_no_memory() -> None:
+    """Results of one call stay as they are in the next one, in other threads, too; what is held is read where it is."""
+    weight, points = normal(3, 3, seed=5), [normal(50, 3, seed=i) for i in range(4)]
+
+    def fn(x: Tensor) -> Tensor:
+        for _ in range(20):
+            x = torch.tanh(x @ weight)
+        return x
+
+    (made,) = compiled_function.compiled_functions([Compiling(fn, [points[0]], [0], "tanh")], [fn])
+    assert made.repeat is not None
+    assert made.work == 2 * 20 * 150  # products and hyperbolic tangents
+    wanted = [fn(x) for x in points]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda i: made.call(points[i % 4]), range(200)))
+    for i, one in enumerate(found):
+        torch.testing.assert_close(one, wanted[i % 4], rtol=1e-9, atol=1e-12)
+    weight.mul_(0.5)
+    torch.testing.assert_close(made.call(points[0].t().contiguous().t()), fn(points[0]), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found[0], wanted[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.long
+def test_a_compiled_function_that_differs_in_a_row_is_made_anew() -> None:
+    """The rows that are compared lie all over the batch: what was held at another time is found where it shows in a part."""
+    held, x = {"late": 1.0}, torch.linspace(0, 1, 64, dtype=F64).unsqueeze(1)
+    fn = lambda x: torch.where(x > 0.9, x * held["late"], x)
+    of = [object()]  # nothing tells of the change
+    for late in (1.0, 2.0):
+        held["late"] = late
+        (made,) = compiled_function.compiled_functions([Compiling(fn, [x], [0], "late")], of)
+        torch.testing.assert_close(made.call(x), fn(x), rtol=0, atol=0)
+
+
 def test_what_cannot_be_compiled_runs_eagerly() -> None:
     def score(x: Tensor, t: Tensor) -> Tensor:
         return -x if float(x.detach().sum()) < 1e9 else x
@@ -195,7 +231,7 @@ def test_rows_that_have_ended_change_nothing_beside_others() -> None:
 
     start = torch.ones(5, 1, dtype=F64)
     kept = solve(fields, start, 0.1, 1.0, 1e-8, 1e-8, fewest=0.4)
-    assert set(seen) == {5, 2}  # two of five are 0.4 of them
+    assert set(seen) == {5, 2, 1}  # two of five are 0.4 of them; after that each one that ends is left out
     alone = solve(fields, start, 0.1, 1.0, 1e-8, 1e-8)
     torch.testing.assert_close(kept.end, alone.end, rtol=0, atol=0)
     torch.testing.assert_close(kept.failed_at, alone.failed_at, rtol=0, atol=0)
@@ -207,7 +243,7 @@ def test_rows_that_have_ended_change_nothing_beside_others() -> None:
 def test_bits_per_dimension() -> None:
     """A uniform density on [0, 1) has 8 bits for each of 256 levels."""
     value, zero = torch.zeros(2), torch.zeros(2)
-    flat = eb.score.LogLikelihood(value, zero, torch.zeros(2, 5), zero, zero, 0)
+    flat = eb.score.LogLikelihood(value, zero, torch.zeros(2, 5), zero, zero, 0, zero > 0)
     torch.testing.assert_close(flat.bits_per_dimension(1 / 256), torch.full((2,), 8.0))
 
 
@@ -216,7 +252,7 @@ def test_failures_are_told() -> None:
         return torch.where(((t > 0.5) & (x[:, 0] > 0)).unsqueeze(1), math.nan, -x)
 
     x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=F64)
-    with pytest.warns(SamplingWarning, match=r"1 of 2 likelihoods are not known: at t = 0\.5.*Points: 0"):
+    with pytest.warns(SamplingWarning, match=r"1 of 2 likelihoods failed: .* not finite at t = 0\.5.*: row 0\)"):
         found = eb.log_likelihood(score, VP(), x)
     assert found.value.isnan().tolist() == [True, False]
     assert float(found.failed_at[0]) == pytest.approx(0.5, abs=1e-6)

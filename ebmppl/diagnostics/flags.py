@@ -11,6 +11,7 @@ from scipy.special import ndtri
 from ebmppl.diagnostics.convergence import FALSE_ALARM, MIN_DRAWS, R_HAT, compare_chains, normal_ranks
 from ebmppl.diagnostics.quantities import Quantity, few
 from ebmppl.diagnostics.stuck import MOVES
+from ebmppl.score.failures import NOT_FINITE, UNMET, spread
 
 LOW_ESS = 400  # in all, bulk and tail: 100 for each of four chains (Vehtari et al. 2021)
 LOW_BFMI = 0.3  # Betancourt 2016
@@ -198,26 +199,28 @@ def divergences(run: Run) -> list[str]:
         if "n_steps" in run.stats
         else "take a smaller step_size: the chain does not move there"
     )
-    return [f"divergences: {_diverging(run)}; {advice}"]
+    return [f"divergences: {_placed(run.stats['diverging'])}; {advice}"]
 
 
 def failed_draws(run: Run) -> list[str]:
     """Draws of a score model on whose way something was not finite, or a tolerance could not be met."""
-    if not run.stats["diverging"].any():
-        return []
-    at = run.stats["failed_at"][run.stats["diverging"].astype(bool)]
+    failed = run.stats["diverging"].astype(bool)
+    by_tolerance = run.stats.get("tolerance_unmet", np.zeros_like(failed)).astype(bool)
+    causes = ((NOT_FINITE, failed & ~by_tolerance), (UNMET, failed & by_tolerance))
     return [
-        f"failed draws: {_diverging(run)}, at t (or noise levels) from {at.max():.6g} to {at.min():.6g}; there the score was "
-        "not finite, or the tolerance could not be met"
+        f"failed draws: {_placed(which)}; {cause} at t (or noise level) {spread(at.max(), at.min())}"
+        for cause, which in causes
+        if len(at := run.stats["failed_at"][which])
     ]
 
 
-def _diverging(run: Run) -> str:
-    by_chain = run.stats["diverging"].sum(1)
+def _placed(which: np.ndarray) -> str:
+    """Of ``(chains, draws)``: how many, and the chains with most."""
+    by_chain = which.sum(1)
     order = np.argsort(-by_chain, kind="stable")[:3]
     worst = ", ".join(f"{by_chain[c]} in chain {c}" for c in order if by_chain[c])
-    share = 100 * by_chain.sum() / run.stats["diverging"].size
-    where = f"in {np.count_nonzero(by_chain)} of {run.shape[0]} chains (most: {worst})"
+    share = 100 * by_chain.sum() / which.size
+    where = f"in {np.count_nonzero(by_chain)} of {len(which)} chains (most: {worst})"
     return f"{by_chain.sum()}, {share:.2g}% of the draws, {where}"
 
 

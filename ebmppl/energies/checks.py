@@ -59,6 +59,11 @@ class _Random(TorchDispatchMode):
 
     drawn = False
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: torch would import all of Dynamo to tell it not to look here, a second for who compiles nothing."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.drawn |= torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None

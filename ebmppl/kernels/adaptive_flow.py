@@ -8,9 +8,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ebmppl.kernels.accept import not_finite, select, some
+from ebmppl.kernels.accept import but_not, not_finite, select, some
 from ebmppl.kernels.base import Noise, NoiseSpec, positive, require
-from ebmppl.kernels.score import Score, ScoreInfo, ScoreKernel, ScoreTarget
+from ebmppl.kernels.score import Score, ScoreKernel, ScoreTarget
+from ebmppl.kernels.score_info import AdaptiveInfo
 from ebmppl.score.base import SDE
 from ebmppl.score.clock import Clock
 from ebmppl.score.ode import CALLS, CALM, attempt, error_ratio, factor, first_step
@@ -31,6 +32,7 @@ class AdaptiveState(NamedTuple):
     ratio: Tensor  # (chains,), of error and tolerance of the last step taken
     failed_at: Tensor  # (chains,)
     failure: Tensor  # (chains,), ``failed_at`` of the last draw
+    tolerance_unmet: Tensor  # (chains,) bool, whether that failed though the score was finite
     n_steps: Tensor  # (chains,) int64, network calls of this draw
 
 
@@ -48,7 +50,8 @@ class AdaptiveFlow(ScoreKernel):
     One is taken where the root mean square of error over ``atol + rtol |x|`` is at most 1, the error as the pair estimates it for
     its result of order 4, while that of order 5 goes on; ``ode.factor`` says how its size changes. No chain waits for
     another one. Where the step size falls under 1e-9 of the time between the ends (1e-5 in float32), because the tolerance
-    can't be met or the score isn't finite, the draw ends where it is and counts as diverging; ``failed_at`` is the time.
+    can't be met or the score isn't finite, the draw ends where it is and counts as diverging; ``failed_at`` is the time, and
+    ``tolerance_unmet`` tells the two apart.
 
     References:
         Dormand and Prince 1980, "A family of embedded Runge-Kutta formulae"; Song et al. 2021, section 4.3.
@@ -108,7 +111,8 @@ class AdaptiveFlow(ScoreKernel):
         time, begun = torch.full_like(none, self.first_time), point.clone() if self.forward else x.new_zeros(len(x), 0)
         slope = self._slope(x, time, self._clock.at(self._clock.of(time), x.dtype).rate, score)
         step_size = torch.where(not_finite(slope.sum(1)), 0.0, self._first_step(point, slope, time))
-        rest = torch.full_like(none, CALM), none, none.clone(), torch.ones_like(none, dtype=torch.int64)
+        unmet, calls = torch.zeros_like(none, dtype=torch.bool), torch.ones_like(none, dtype=torch.int64)
+        rest = torch.full_like(none, CALM), none, none.clone(), unmet, calls
         return AdaptiveState(x, point, slope, begun, time, step_size, *rest)
 
     def init_tuning(self, x: Tensor) -> AdaptiveTuning:
@@ -157,8 +161,9 @@ class AdaptiveFlow(ScoreKernel):
         failed_at = torch.where(failed, time, state.failed_at)
         n_steps = state.n_steps + CALLS
         done = arrived | failed
-        info = ScoreInfo(done, 1.0 - failed.to(time.dtype), failed, time, failed_at, n_steps)
-        position, failure = state.position, state.failure
+        unmet_now = but_not(failed, not_finite(tried.error.sum(1)))
+        info = AdaptiveInfo(done, 1.0 - failed.to(time.dtype), failed, time, failed_at, unmet_now, n_steps)
+        position, failure, unmet = state.position, state.failure, state.tolerance_unmet
         if some(done):
             position = select(done, point.view_as(position), position)
             start = state.begun if self.forward else self.start(noise["normal"]).reshape(point.shape)
@@ -166,5 +171,6 @@ class AdaptiveFlow(ScoreKernel):
             new_time, step_size = torch.where(done, tuning.first, new_time), torch.where(done, 0.0, step_size)
             kept, failure = torch.where(done, CALM, kept), torch.where(done, failed_at, failure)
             failed_at, n_steps = torch.where(done, 0.0, failed_at), torch.where(done, 0, n_steps)
-        rest = new_time, step_size, kept, failed_at, failure, n_steps
+            unmet = torch.where(done, unmet_now, unmet)
+        rest = new_time, step_size, kept, failed_at, failure, unmet, n_steps
         return AdaptiveState(position, point, slope, state.begun, *rest), info

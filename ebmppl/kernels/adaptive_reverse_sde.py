@@ -8,9 +8,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ebmppl.kernels.accept import Rows, some
+from ebmppl.kernels.accept import Rows, but_not, not_finite, some
 from ebmppl.kernels.base import Noise, NoiseSpec, positive, require
-from ebmppl.kernels.score import Score, ScoreInfo, ScoreKernel, ScoreTarget
+from ebmppl.kernels.score import Score, ScoreKernel, ScoreTarget
+from ebmppl.kernels.score_info import AdaptiveInfo
 from ebmppl.score.base import SDE, LinearSDE, over
 
 _NESTED = 20  # rejections inside one another; each at least halves the step
@@ -35,6 +36,7 @@ class AdaptiveReverseState(NamedTuple):
     step_size: Tensor  # (chains,), > 0, wanted; 0 where only the denoised point is
     failed_at: Tensor  # (chains,)
     failure: Tensor  # (chains,), ``failed_at`` of the last draw
+    tolerance_unmet: Tensor  # (chains,) bool, whether that failed though the score was finite
     n_steps: Tensor  # (chains,) int64, network calls of this draw
 
 
@@ -67,7 +69,7 @@ class AdaptiveReverseSDE(ScoreKernel):
     shorter step takes its part of it by a Brownian bridge, and the rest is kept for the steps that follow (Rackauckas
     and Nie 2017). A rejected step is at least halved. After 20 rejections inside one another, or under 1e-9 of the time between
     the ends (1e-5 in float32), because the tolerance can't be met or the score isn't finite, the draw ends where it is and
-    counts as diverging; ``failed_at`` is the time.
+    counts as diverging; ``failed_at`` is the time, and ``tolerance_unmet`` tells the two apart.
 
     References:
         Jolicoeur-Martineau, Li, Piche-Taillefer, Kachman and Mitliagkas 2021, "Gotta go fast when generating data with
@@ -132,7 +134,8 @@ class AdaptiveReverseSDE(ScoreKernel):
         time, size = torch.full_like(none, self.first_time), torch.full_like(none, self._first_step)
         depth, calls = torch.zeros_like(none, dtype=torch.int64), torch.zeros_like(none, dtype=torch.int64)
         known = torch.zeros_like(point), none, ahead, lengths, depth
-        return AdaptiveReverseState(x, point, point.clone(), *known, time, size, none.clone(), none.clone(), calls)
+        failures = none.clone(), none.clone(), torch.zeros_like(none, dtype=torch.bool)
+        return AdaptiveReverseState(x, point, point.clone(), *known, time, size, *failures, calls)
 
     def init_tuning(self, x: Tensor) -> AdaptiveReverseTuning:
         """The times at the dtype and device of the points."""
@@ -231,18 +234,25 @@ class AdaptiveReverseSDE(ScoreKernel):
             moved = moved._replace(point=Rows(arrived).select(self._denoised(x, score, time), moved.point))
         else:
             arrived = taken & final
-        return self._next(moved, tuning, noise, arrived | failed, time)
+        unmet = but_not(failed, not_finite(end.sum(1)))
+        return self._next(moved, tuning, noise, arrived | failed, unmet, time)
 
     def _denoised(self, x: Tensor, score: Tensor, time: Tensor) -> Tensor:
         mean, std = self._sde.marginal(time)
         return (x + std.square().unsqueeze(1) * score.reshape(x.shape)) / mean.unsqueeze(1)
 
     def _next(
-        self, state: AdaptiveReverseState, tuning: AdaptiveReverseTuning, noise: Noise, done: Tensor, time: Tensor
+        self,
+        state: AdaptiveReverseState,
+        tuning: AdaptiveReverseTuning,
+        noise: Noise,
+        done: Tensor,
+        unmet: Tensor,
+        time: Tensor,
     ) -> tuple[AdaptiveReverseState, Any]:
         """Begin the next draw of chains that are done."""
         failed = state.failed_at != 0
-        info = ScoreInfo(done, 1.0 - failed.to(time.dtype), failed, time, state.failed_at, state.n_steps)
+        info = AdaptiveInfo(done, 1.0 - failed.to(time.dtype), failed, time, state.failed_at, unmet, state.n_steps)
         if not some(done):
             return state, info
         rows, start = Rows(done), self.start(noise["start"]).reshape(state.point.shape)
@@ -256,6 +266,7 @@ class AdaptiveReverseSDE(ScoreKernel):
             time=torch.where(done, tuning.first, state.time),
             step_size=torch.where(done, self._first_step, state.step_size),
             failure=torch.where(done, state.failed_at, state.failure),
+            tolerance_unmet=torch.where(done, unmet, state.tolerance_unmet),
             failed_at=torch.where(done, 0.0, state.failed_at),
             n_steps=torch.where(done, 0, state.n_steps),
         ), info

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ebmppl.kernels.under_pyro import UnderPyro
 
 Noise = Mapping[str, Tensor]
+Told = tuple[Any, list[Tensor]] | None  # of ticks that were not all made, and acceptance rates
 _NOT_SETTINGS = ("energy", "target", "model")
 
 
@@ -99,9 +100,8 @@ class Kernel(MCMCKernel):
         """A tick of its own makes no use of what its base has written for several."""
         super().__init_subclass__(**options)
         if "tick" in vars(cls):
-            for name in ("ticks", "known_after"):
-                if name not in vars(cls):
-                    setattr(cls, name, getattr(Kernel, name))
+            for name in {"ticks", "known_after", "held_after"} - vars(cls).keys():
+                setattr(cls, name, getattr(Kernel, name))
 
     def ticks(self, state: Any, tuning: Any, noise: Sequence[Noise]) -> tuple[Any, list[Tensor]]:
         """Eager ticks of which only the end counts, and the acceptance rates: the state, and rates ``(chains,)`` of each tick.
@@ -134,10 +134,12 @@ class Kernel(MCMCKernel):
         """What ticks came upon at their last positions, by name, and a caller would have to compute again."""
         return {}
 
-    def known_after(
-        self, state: Any, tuning: Any, noise: Sequence[Noise]
-    ) -> tuple[dict[str, Tensor], list[Tensor]] | None:
+    def known_after(self, state: Any, tuning: Any, noise: Sequence[Noise]) -> Told:
         """What ``known`` would tell after these eager ticks, and acceptance rates; None where that takes all of ``ticks``."""
+        return None
+
+    def held_after(self, state: Any, tuning: Any, noise: Sequence[Noise]) -> Told:
+        """The same of ``held``."""
         return None
 
     def random_dtype(self, x: Tensor) -> torch.dtype:
@@ -254,8 +256,8 @@ class Kernel(MCMCKernel):
 
 def require_values(energy: Energy, kernel: str) -> None:
     """Raise ``ValueError`` for an energy of which the gradient alone is known, where a kernel needs its values."""
-    hint = "take Langevin, or the energy of a model score.EnergyGradient (energies.EnergyAt)"
-    require(energy.has_values, f"an energy whose values are known for {kernel}", f"a score's gradient alone; {hint}")
+    got = "a score's gradient alone; take Langevin, or the energy of a model score.EnergyGradient (energies.EnergyAt)"
+    require(energy.has_values, f"an energy whose values are known for {kernel}", got)
 
 
 class GradientKernel(Kernel):

@@ -85,8 +85,8 @@ class Langevin(GradientKernel):
 
     def tick(self, state: LangevinState, tuning: LangevinTuning, noise: Noise) -> tuple[LangevinState, LangevinInfo]:
         """One step of every chain."""
-        eta = tuning.step_size.unsqueeze(-1)
-        proposal = torch.addcmul(state.position, noise["normal"], eta.sqrt()).addcmul_(state.grad, eta, value=-0.5)
+        eta, root = _scales(tuning)
+        proposal = torch.addcmul(state.position, noise["normal"], root).addcmul_(state.grad, eta, value=-0.5)
         energy, grad = self.value_and_grad(proposal)
         bad = not_finite(energy + grad.sum(-1) if self._values else grad.sum(-1))
         ok = ~bad
@@ -105,8 +105,7 @@ class Langevin(GradientKernel):
         self, state: LangevinState, tuning: LangevinTuning, noise: Sequence[Noise]
     ) -> tuple[LangevinState, list[Tensor]]:
         """Without a look at each: one number that is not finite shows in the sums, and then all are made anew."""
-        eta = tuning.step_size.unsqueeze(-1)
-        root = eta.sqrt()
+        eta, root = _scales(tuning)
         (x, energy, grad), energies, grads = state, torch.zeros_like(state.energy), torch.zeros_like(state.grad)
         for row in noise:
             x = torch.addcmul(x, row["normal"], root).addcmul_(grad, eta, value=-0.5)
@@ -116,3 +115,22 @@ class Langevin(GradientKernel):
         if not math.isfinite(energies.sum() + grads.sum()):
             return super().ticks(state, tuning, noise)
         return LangevinState(x, energy, grad), [torch.ones_like(energy)] * len(noise)
+
+    def held_after(
+        self, state: LangevinState, tuning: LangevinTuning, noise: Sequence[Noise]
+    ) -> tuple[tuple[Tensor, ...], list[Tensor]] | None:
+        """Without the gradient at the end: a point of finite energy is taken there, whatever its gradient."""
+        if not self._values:
+            return None
+        (x, _, grad), rates = self.ticks(state, tuning, noise[:-1])
+        eta, root = _scales(tuning)
+        x = torch.addcmul(x, noise[-1]["normal"], root).addcmul_(grad, eta, value=-0.5)
+        end = x.view(len(x), *self.target.event_shape)
+        energy = self.target(end)
+        return ((end,), [*rates, torch.ones_like(energy)]) if math.isfinite(energy.sum()) else None
+
+
+def _scales(tuning: LangevinTuning) -> tuple[Tensor, Tensor]:
+    """Of gradients and of normals: step sizes and their roots, ``(1,)`` or one for each chain."""
+    eta = tuning.step_size.unsqueeze(-1)
+    return eta, eta.sqrt()

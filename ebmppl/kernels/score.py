@@ -15,6 +15,7 @@ from ebmppl.energies.function import same_energy
 from ebmppl.errors import EnergyError
 from ebmppl.kernels.accept import not_finite, select, some
 from ebmppl.kernels.base import Kernel, Noise, NoiseSpec, positive, require
+from ebmppl.kernels.score_info import ScoreInfo
 from ebmppl.score.base import SDE
 from ebmppl.score.conditions import check_conditions, choosing_rows
 from ebmppl.score.parameterisations import same_shape
@@ -61,17 +62,6 @@ class ScoreTarget(Energy):
                 "the score mixes the rows of a batch: that of chain 0 alone differs from the one beside others"
             )
         return score
-
-
-class ScoreInfo(NamedTuple):
-    """What a person looks at, by chain."""
-
-    done: Tensor
-    acceptance_rate: Tensor  # 1, or 0 once a score was not finite
-    diverging: Tensor  # whether a score of this draw was not finite, or a tolerance could not be met
-    time: Tensor  # at which the score was taken
-    failed_at: Tensor  # the first time at which that was so; 0 where all went well
-    n_steps: Tensor  # network calls of this draw so far
 
 
 class ScoreKernel(Kernel):

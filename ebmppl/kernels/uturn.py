@@ -33,7 +33,7 @@ class Tables(NamedTuple):
     compare: Tensor  # (leaves, 2 * levels) int64: these levels, and in place of the others one of these
     nothing: Tensor  # (leaves,) True where there is no level to compare with
     sums: Tensor  # (36, 8) from scalar products of six vectors to the sums of ``Products``
-    rows: Tensor  # (2 * chains,) first row of each chain and side among all checkpoints
+    rows: Tensor  # (chains, 2) first row of each chain and side among all checkpoints
     one: Tensor  # (chains, 1)
     minus_one: Tensor  # (chains, 1)
     # scalars: an operation with a number of Python's takes twice as long
@@ -63,7 +63,7 @@ class Tables(NamedTuple):
         ignore = ignore.flatten(1)
         first = ignore.int().argmin(1, keepdim=True)
         compare = torch.where(ignore, first, torch.arange(2 * levels))
-        rows = torch.arange(0, 2 * len(like) * levels, levels)
+        rows = torch.arange(0, 2 * len(like) * levels, levels).view(-1, 2)
         one = torch.ones(len(like), 1, dtype=like.dtype)
         numbers = torch.tensor([0.0, 0.5, -DIVERGENCE], dtype=like.dtype).unbind()
         counts = torch.tensor([0, 1, max_tree_depth]).unbind()
@@ -156,11 +156,13 @@ def keep(
 
     The row it is written to, in place, is one that would have been overwritten before it is read again.
     """
-    row = tables.level.index_select(0, leaf_number).view(-1) + tables.rows
-    one = tables.one
+    row = tables.level.index_select(0, leaf_number) + tables.rows
+    one, flat = tables.one, points.view(-1, points.shape[3])
     factors = torch.cat([leaf, p.leaf_rest, before, p.before_rest, rest, one, rest + before, one], 1)
-    flat = points.view(-1, points.shape[3])
-    flat.index_copy_(0, row, factors.view(-1, points.shape[3]))
+    if in_trace():  # a compiler works long on indices of flattened axes
+        flat.index_put_((row,), factors.view(len(row), 2, -1))
+    else:
+        flat.index_copy_(0, row.view(-1), factors.view(-1, points.shape[3]))
     return points
 
 

@@ -13,6 +13,7 @@ from ebmppl.kernels.base import Kernel, require
 from ebmppl.kernels.words import bits_by_word, labels, words
 from ebmppl.losses.base import BoundLoss, Data, checked_data
 from ebmppl.losses.negative import KernelFactory, ModelChains, mixed
+from ebmppl.models.rbm_training import Trained
 from ebmppl.models.rbm_views import RBMJoint
 
 Hidden = Literal["mean", "sample"]
@@ -110,17 +111,18 @@ class EnergyGap(BoundLoss):
         """
         rows, energy = len(x), self.energy
         if isinstance(energy, RBMJoint) and self.summed:
-            data, samples = self._free_energies(energy, x, model, known or {})
-        else:
-            assert model is not None  # nothing else is known of them
-            both = energy(torch.cat([x, model.detach()]))  # one call for both
-            data, samples = both[:rows], both[rows:]
+            of_data, of_samples = self._free_energies(energy, x, model, known or {})
+            self._energies = of_data.energies, of_samples.energies
+            return {"data": of_data.mean, "model": -of_samples.mean}
+        assert model is not None  # nothing else is known of them
+        both = energy(torch.cat([x, model.detach()]))  # one call for both
+        data, samples = both[:rows], both[rows:]
         self._energies = data.detach(), samples.detach()
         return {"data": data.mean(), "model": -samples.mean()}
 
     def _free_energies(
         self, energy: RBMJoint, x: Tensor, model: Tensor | None, known: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> list[Trained]:
         """Of data and samples, by the hidden log-odds where these are at hand: a product each that needn't be made."""
         rbm, (at, logits) = energy.rbm, self._logits or (None, None)
         self._logits = None
@@ -133,8 +135,7 @@ class EnergyGap(BoundLoss):
         with torch.no_grad():
             of_data = logits if at is x and logits is not None else rbm.hidden_logits(v)
             of_samples = known["hidden_logits"] if "visible" in known else rbm.hidden_logits(of_model)
-        data, samples = rbm.trained_energies((v, of_data), (of_model, of_samples))
-        return data, samples
+        return rbm.trained_energies((v, of_data), (of_model, of_samples))
 
     def diagnostics(self) -> dict[str, Any]:
         """Of the last call: ``gap`` in nats and its standard error ``gap_error`` (for independent rows), ``acceptance``."""

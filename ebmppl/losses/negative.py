@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ebmppl.energies.base import Energy, dtype_and_device
 from ebmppl.energies.discrete import discrete, levels_of
-from ebmppl.kernels.base import Kernel, require
+from ebmppl.kernels.base import Kernel, Told, require
 from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.draws import Draws
 from ebmppl.sampling.initial import Start, starting_points
@@ -103,9 +103,13 @@ class ModelChains(nn.Module):
             held: by chains before, or the points ``(chains, *event)`` alone where they begin, in the kernel's coordinates.
             draws: of each.
         """
-        self._rates = []
         with evaluating(self.kernel.target):  # once for all that follows
             chains = self._at(held)
+            end = self._told(chains, draws, self.kernel.held_after)
+            if end is not None:
+                self.known = {}
+                return end
+            self._rates = []
             chains.advance(draws, rates=self._rates)
         self._next = chains.now.tick
         self.known = self.kernel.known(chains.now.state)
@@ -115,16 +119,23 @@ class ModelChains(nn.Module):
     def look_ahead(self, x: Tensor, draws: int) -> bool:
         """What is ``known`` after so many draws of chains that begin at x, if the kernel can tell for less than a ``move``."""
         with evaluating(self.kernel.target):
-            chains = self._at((x,))
-            chains.prepare(draws, values=False)
-            now, end = chains.now, chains.now.tick + draws * self.kernel.ticks_per_draw
-            with using_threads(chains.threads):
-                rows = [chains.noise.row(tick) for tick in range(now.tick, end)]
-                found = self.kernel.known_after(now.state, now.tuning, rows)
+            found = self._told(self._at((x,)), draws, self.kernel.known_after)
+        if found is not None:
+            self.known = found
+        return found is not None
+
+    def _told(self, chains: Chains, draws: int, after: Callable[..., Told]) -> Any:
+        """What a kernel tells of the end of so many draws, while chains stay; None where ticks have to be made for it."""
+        if getattr(after, "__func__", None) in (Kernel.held_after, Kernel.known_after):  # which tell nothing
+            return None
+        chains.prepare(draws, values=False)
+        now, end = chains.now, chains.now.tick + draws * self.kernel.ticks_per_draw
+        with using_threads(chains.threads):
+            found = after(now.state, now.tuning, [chains.noise.row(tick) for tick in range(now.tick, end)])
         if found is None:
-            return False
-        (self.known, self._rates), self._next = found, end
-        return True
+            return None
+        (told, self._rates), self._next = found, end
+        return told
 
     @torch.no_grad()
     def adapt(self, held: Held, draws: int) -> Held:

@@ -13,7 +13,7 @@ from torch.distributions.constraints import Constraint
 from ebmppl.energies.base import Energy, flatten_batch
 from ebmppl.energies.discrete import Layers, RealLayers
 from ebmppl.models.pairwise import as_parameter
-from ebmppl.models.rbm_training import free_energies
+from ebmppl.models.rbm_training import Trained, free_energies
 from ebmppl.models.rbm_views import HiddenEnergy, RBMJoint, TemperedRBM, affine, log1p_exp
 
 INITIAL_SCALE = 0.01  # standard deviation of initial weights (Hinton 2012, section 8)
@@ -107,8 +107,8 @@ class RBM(Energy):
         logits = self.hidden_logits(v) if hidden_logits is None else hidden_logits
         return self.visible_energy(v) - log1p_exp(logits).sum(-1)
 
-    def trained_energies(self, *batches: tuple[Tensor, Tensor]) -> list[Tensor]:
-        """F ``(rows,)`` of each pair v ``(rows, V)`` and its hidden logits, as functions of the parameters alone, once."""
+    def trained_energies(self, *batches: tuple[Tensor, Tensor]) -> list[Trained]:
+        """F of batches v ``(rows, V)`` and their hidden logits: the means as functions of the parameters, once, and the rows."""
         return free_energies(self, batches)
 
     def joint_energy(self, v: Tensor, h: Tensor) -> Tensor:

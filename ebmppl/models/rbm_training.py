@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,66 +12,73 @@ from torch.autograd.function import once_differentiable
 if TYPE_CHECKING:
     from ebmppl.models.rbm import RBM
 
+_FACTORS = 64  # of a product of numbers from 1/2 to 1: 2^-64 is a normal number, in float32
 
-def free_energies(rbm: RBM, batches: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    """F ``(rows,)`` of pairs of visible units ``(rows, V)`` and hidden logits, as functions of the parameters alone.
+
+class Trained(NamedTuple):
+    """Free energies of a batch."""
+
+    mean: Tensor  # a function of the parameters
+    energies: Tensor  # (rows,), numbers
+
+
+def free_energies(rbm: RBM, batches: Sequence[tuple[Tensor, Tensor]]) -> list[Trained]:
+    """F of batches of visible units ``(rows, V)`` and their hidden logits, as a function of the parameters alone.
 
     One product of each for the gradient in W, no other; there is no second derivative.
     """
-    pairs = (part for v, logits in batches for part in (rbm.features(v), logits.detach()))
+    pairs = [part for v, logits in batches for part in (rbm.features(v), logits.detach())]
+    found = MeanFreeEnergies.apply(rbm.weights, rbm.b.flatten() if rbm.linear else None, rbm.c, *pairs)
+    trained = list(map(Trained, found[: len(batches)], found[len(batches) :]))
     if rbm.linear:
-        return list(FreeEnergies.apply(rbm.weights, rbm.b.flatten(), rbm.c, *pairs))
-    hidden = FreeEnergies.apply(rbm.weights, None, rbm.c, *pairs)
-    return [rbm.visible_energy(v) + part for (v, _), part in zip(batches, hidden, strict=True)]
+        return trained
+    visible = [rbm.visible_energy(v) for v, _ in batches]
+    return [Trained(e.mean() + mean, e.detach() + rest) for e, (mean, rest) in zip(visible, trained, strict=True)]
 
 
-class FreeEnergies(torch.autograd.Function):
-    """-b'x - sum_k log(1 + exp(logits_k)) ``(rows,)`` of pairs x and logits c + x'W, with gradients in x, W, b and c.
+class MeanFreeEnergies(torch.autograd.Function):
+    """-b'x - sum_k log(1 + exp(logits_k)) of batches x ``(rows, features)`` and logits c + x'W: means, and all ``(rows,)``.
 
-    One pair after the other, as its numbers then are in cache; without b the first term is left out.
+    Means have gradients in x, W, b and c. One batch after the other, as its numbers then are in cache; without b the first
+    term is left out.
     """
 
     @staticmethod
     def forward(ctx: Any, W: Tensor, b: Tensor | None, c: Tensor, *pairs: Tensor) -> tuple[Tensor, ...]:
-        """The values; each x ``(rows, features)``."""
+        """The means, then the rows'."""
         found, probabilities = [], []
         for x, logits in zip(pairs[::2], pairs[1::2], strict=True):
             p = torch.sigmoid(logits)
             most = torch.sub(1, p)
             torch.maximum(p, most, out=most)  # log(1 + e^x) = max(x, 0) - log(sigmoid(abs(x))), to rounding of the sum
-            value = log_of_product(most).sub_(logits.clamp(min=0).sum(1))
-            found.append(value if b is None else value.sub_(x.mv(b)))
+            value = log_of_product(most).sub_(torch.relu(logits).sum(1))
+            found.append(value if b is None else value.addmv_(x, b, alpha=-1))
             probabilities.append(p)
         ctx.save_for_backward(W, b, *pairs[::2], *probabilities)
-        return tuple(found)
+        ctx.mark_non_differentiable(*found)
+        return *(value.mean() for value in found), *found
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Minus x'p, x and p, p the hidden units' probabilities; minus pW' and b only where features depend on parameters."""
+        """Minus the rows' mean of x'p, x and p, p the hidden units' probabilities; minus pW' and b only where x needs it."""
         W, b, *saved = ctx.saved_tensors
-        n = len(grads)
-        in_W, in_b, in_c = torch.empty_like(W), None if b is None else torch.zeros_like(b), torch.zeros_like(W[0])
+        n = len(saved) // 2
+        in_W, in_b, in_c = torch.empty_like(W), None if b is None else torch.empty_like(b), torch.empty_like(W[0])
         rest: list[Tensor | None] = []
-        for i, (x, p, grad) in enumerate(zip(saved[:n], saved[n:], grads, strict=True)):
-            by = -grad
-            share = p * by.unsqueeze(1)
-            in_W = x.mT @ share if i == 0 else in_W.addmm_(x.mT, share)
-            in_c = in_c.add_(share.sum(0))
-            in_b = None if in_b is None else in_b.addmv_(x.mT, by)
-            in_x = share @ W.mT if ctx.needs_input_grad[3 + 2 * i] else None
-            rest += [in_x if in_x is None or b is None else in_x.addr_(by, b), None]
+        for i, (x, p, grad) in enumerate(zip(saved[:n], saved[n:], grads, strict=False)):
+            by, kept = -grad.item() / len(x), min(i, 1)  # what is in memory before the first is not looked at
+            in_W = in_W.addmm_(x.mT, p, beta=kept, alpha=by)
+            ones = p.new_ones(len(x))
+            in_c = in_c.addmv_(p.mT, ones, beta=kept, alpha=by)
+            in_b = None if in_b is None else in_b.addmv_(x.mT, ones, beta=kept, alpha=by)
+            in_x = (p @ W.mT).mul_(by) if ctx.needs_input_grad[3 + 2 * i] else None
+            rest += [in_x if in_x is None or b is None else in_x.add_(b, alpha=by), None]
         return in_W, in_b, in_c, *rest
 
 
 def log_of_product(x: Tensor) -> Tensor:
-    """Sums ``(rows,)`` of the logs of numbers from 1/2 to 1 ``(rows, n)``, by products of 64 of them; x is written over.
-
-    A log takes as long as eight multiplications or more.
-    """
-    n = x.shape[1]
-    for _ in range(int(math.log2(-math.log2(torch.finfo(x.dtype).tiny)))):  # 2^-64 is a normal number, in float32
-        half = n // 2
-        x[:, :half].mul_(x[:, n - half : n])
-        n -= half
-    return x[:, :n].log().sum(1)
+    """Sums ``(rows,)`` of the logs of numbers from 1/2 to 1 ``(rows, n)``, by products of 64: a log takes as long as ten."""
+    whole = x.shape[1] - x.shape[1] % _FACTORS
+    rest = x[:, whole:].prod(1).log_()
+    return rest.add_(x[:, :whole].unflatten(1, (-1, _FACTORS)).prod(2).log_().sum(1)) if whole else rest

@@ -32,6 +32,12 @@ class AtHand:
         self.held = {name: EVER if name in now else ticks for name, ticks in noise.held.items()}
         self.chunks = [noise.chunk(name, 0)[:1].clone() if name in now else noise.fill(name, 0) for name in noise.specs]
         self._number = dict.fromkeys(noise.specs, 0)
+        self._which: Tensor | None = None
+
+    def arrange(self, which: Tensor | None) -> None:
+        """Have the numbers of these chains in the places ``0, 1, ...`` from now on; all chains' in order when None."""
+        self._which = which
+        self._number = {name: 0 if held == EVER else -1 for name, held in self.held.items()}
 
     def have(self, tick: int, most: int, threads: int | None = None) -> int:
         """Have those of a tick; for how many ticks, at most ``most``, they then are there."""
@@ -39,12 +45,14 @@ class AtHand:
             number, row = divmod(tick, size)
             if self._number[name] != number:
                 self._noise.fill(name, number, buffer, threads)
+                if self._which is not None:
+                    buffer[:, : len(self._which)] = buffer.index_select(1, self._which)
                 self._number[name] = number
             most = min(most, size - row)
         return most
 
     def before_tick(
-        self, chunks: Sequence[Tensor], tick: Tensor | None, state: Any, first: int = 0
+        self, chunks: Sequence[Tensor], tick: Tensor | None, state: Any, which: Tensor | None = None
     ) -> list[partial[Any]]:
         """Calls that draw what a tick needs.
 
@@ -52,7 +60,7 @@ class AtHand:
             chunks: memory of the chains in question.
             tick: its number, read when a call is made.
             state: of these chains, read then, too.
-            first: number of the first of them.
+            which: their numbers, read then, too; all in order when None.
         """
         calls = []
         for (name, spec), chunk in zip(self._noise.specs.items(), chunks, strict=True):
@@ -60,5 +68,5 @@ class AtHand:
                 continue
             assert tick is not None  # the program counts ticks where one is held for ever
             counter = None if spec.where_zero is None else getattr(state, spec.where_zero)
-            calls.append(self._noise.hashed[name].before_tick(chunk[0], tick, first, counter))
+            calls.append(self._noise.hashed[name].before_tick(chunk[0], tick, which, counter))
         return calls

@@ -18,6 +18,7 @@ from ebmppl.sampling.at_hand import EVER, AtHand
 from ebmppl.sampling.capture import Captured
 from ebmppl.sampling.engines import Engine, Refused, compile_traced, get, put, together
 from ebmppl.sampling.noise import NoiseSource
+from ebmppl.sampling.places import Places
 from ebmppl.sampling.program import Carried, Log, Program, Traced, copy, first_log, flatten, unflatten
 from ebmppl.sampling.replay import NotReplayable, Replay
 from ebmppl.sampling.scopes import threads, using_threads
@@ -39,7 +40,7 @@ class Share(NamedTuple):
     """What a part of the chains has in common with the others."""
 
     at_hand: AtHand
-    first: int  # number of the part's first chain
+    which: Tensor  # (chains,) numbers of the part's chains; may change
     chunks: list[Tensor]  # of the noise: views of the part's chains
     log: Log
     tuning: Any
@@ -86,6 +87,7 @@ class Compiled:
         share: Share | None = None,
     ) -> None:
         self._least_nodes, self._share = least_nodes, share
+        self.places: Places | None = None  # its chains are in order
         self._at_hand = AtHand(noise) if share is None else share.at_hand
         self.program = program_at_hand(kernel, adaptation, self._at_hand)
         self.first = self.program.first(state, tuning, averaging)
@@ -253,8 +255,8 @@ class Compiled:
         """Calls that draw noise, before the tick that is given these leaves."""
         leaves = leaves[: len(self.leaves)]
         state = unflatten(self.first, leaves).state
-        first = 0 if self._share is None else self._share.first
-        return self._at_hand.before_tick(self.chunks, self.program.number(leaves), state, first)
+        which = None if self._share is None else self._share.which
+        return self._at_hand.before_tick(self.chunks, self.program.number(leaves), state, which)
 
 
 def program_at_hand(kernel: Kernel, adaptation: Adaptation | None, at_hand: AtHand) -> Program:

@@ -22,12 +22,14 @@ from ebmppl.sampling.noise import NoiseSource
 from ebmppl.sampling.parts import Parts
 from ebmppl.sampling.schedule import ENOUGH, FEW, require_some_good, stan_windows, ticks_to_next_look
 from ebmppl.sampling.scopes import PASSES, evaluating, threads, ticking, uninterrupted, using_threads
+from ebmppl.sampling.stragglers import caught_up, narrow, ticked
 
 _TICKS, _COMPILED_TICKS = 64, 256  # most between two looks at whether a window ended or all chains have their draws
 _LOG_NUMBERS = 1 << 22  # position numbers that may wait for their harvest
 
 Report = Callable[[], None]
 Observe = Callable[[Any], None]
+Log = Mapping[str, Tensor]
 
 
 class Chains:
@@ -71,7 +73,7 @@ class Chains:
             averaging, tuning = self.adaptation.update(own.averaging, tuning, info)
             own = own._replace(averaging=averaging)
         entry = (now.log, self.kernel.position(state), info) if log else None
-        self.now = Now(now.tick + 1, state, tuning, own, now.counts, entry)
+        self.now = now._replace(tick=now.tick + 1, state=state, tuning=tuning, adaptation=own, log=entry)
         return info
 
     def prepare(self, draws: int, *, values: bool = True) -> None:
@@ -139,12 +141,14 @@ class Chains:
         per_draw = self.kernel.ticks_per_draw if self.kernel.in_step else 1  # at most one draw a tick
 
         def ticks(counts: Counts) -> int:
+            narrow(self, counts.finished < num_samples * draws.thinning)
             left = per_draw * (num_samples * draws.thinning - int(counts.finished.min())) - self.now.tick % per_draw
             return min(self._most_ticks(), left)
 
         self.prepare(num_samples * draws.thinning - int(self._counts().finished.min()))
         draws.reserve(num_samples)
-        self._run(draws, ticks, report, adapt=False)
+        with caught_up(self, draws, report):
+            self._run(draws, ticks, report, adapt=False)
 
     def _run(self, draws: Draws, ticks: Callable[[Counts], int], report: Report, *, adapt: bool) -> None:
         try:
@@ -161,17 +165,16 @@ class Chains:
             self._harvest(draws, adapt=adapt)
             raise
 
-    def _run_compiled(self, compiled: Compiled | Parts, n: int, *, adapt: bool) -> Mapping[str, Tensor]:
-        """So many ticks; what they gave is overwritten by the next ones."""
+    def _run_compiled(self, compiled: Compiled | Parts, n: int, *, adapt: bool, first: int | None = None) -> Log:
+        """So many ticks, from the next one on, or of chains that are behind the ``first``; the next ones overwrite the log."""
         now = self.now
-        own = now.adaptation
+        begin, own = now.tick if first is None else first, now.adaptation
         compiled.load(now.state, now.tuning, None if own is None else own.averaging, adapting=adapt and own is not None)
         with using_threads(compiled.engine.threads):
-            log = compiled.run(now.tick, n)
+            log = compiled.run(begin, n)
         state, tuning, averaging, *_ = compiled.carried
-        if own is not None:
-            own = own._replace(averaging=averaging)
-        self.now = now._replace(tick=now.tick + n, state=state, tuning=tuning, adaptation=own)
+        own = None if own is None else own._replace(averaging=averaging)
+        self.now = ticked(now, compiled.places, begin, n)._replace(state=state, tuning=tuning, adaptation=own)
         return log
 
     def _counts(self) -> Counts:
@@ -188,7 +191,8 @@ class Chains:
         """Keep and count the draws of some ticks, and let the adaptation see them."""
         if adapt:
             self._observe(log)
-        self.now = self.now._replace(counts=draws.extend(self._counts(), log), log=None)
+        places = None if self.compiled is None else self.compiled.places
+        self.now = self.now._replace(counts=draws.extend(self._counts(), log, places), log=None)
 
     def _observe(self, log: Mapping[str, Ticks]) -> None:
         own: AdaptationState | None = self.now.adaptation
@@ -216,9 +220,9 @@ class Chains:
                 count = min(most, ticks - first)
                 if self.compiled is None:
                     self.now = advance_together(self.kernel, self.noise, self.now, count, rates)
-                    continue
-                with uninterrupted():
-                    self._run_compiled(self.compiled, count, adapt=False)
+                else:
+                    with uninterrupted():
+                        self._run_compiled(self.compiled, count, adapt=False)
             return
         if ticks is None and unseen and rates is None and self.kernel.independent:
             self.now = advance_apart(self.kernel, self.noise, self.now, n)
@@ -242,9 +246,8 @@ class Chains:
     @ticking
     def begin_adaptation(self) -> None:
         """Find a first step size and begin to adapt."""
-        now = self.now
         if self.adaptation is not None:
-            own = self.adaptation.init(now.tuning, now.state)
+            now, own = self.now, self.adaptation.init(self.now.tuning, self.now.state)
             own, tuning = self.adaptation.begin(own, now.tuning, now.state, self._normal)
             self.now = now._replace(adaptation=own, tuning=tuning)
 
@@ -264,8 +267,7 @@ class Chains:
     @ticking
     def end_adaptation(self) -> None:
         """Freeze the tuning; no draw that began before is kept."""
-        now = self.now
-        tuning = now.tuning
+        now, tuning = self.now, self.now.tuning
         if self.adaptation is not None and now.adaptation is not None:
             tuning = self.adaptation.finish(now.adaptation, tuning)
         self.now = Now(now.tick, self.kernel.restart(now.state), tuning, None, None, None)
@@ -286,10 +288,7 @@ class Chains:
 
     @ticking
     def put(self, tick: int, held: tuple[Tensor, ...] | None, tuning: Any) -> None:
-        """Be at a tick of a run, where chains held this: see ``Kernel.held``; so many ticks also tell what pays.
-
-        None for chains that are where they were left, under an energy that may be another one.
-        """
+        """Be at a tick of a run, which also tells what pays, where chains held this (see ``Kernel.held``), or where they are."""
         self._planned = tick
         state = self.kernel.renew(self.now.state) if held is None else self.kernel.resume(*held)
         self.now = Now(tick, state, tuning, None, None, None)

@@ -50,6 +50,7 @@ def save_run(mcmc: MCMC, path: str | Path) -> None:
             "save_params": None if mcmc.save_params is None else list(mcmc.save_params),
             "results": {name: getattr(mcmc, name) for name in _RESULTS},
             "tick": now.tick,
+            "own": now.own,
             "position": chains.position(),
             "state": now.state._asdict(),
             "tuning": now.tuning._asdict(),
@@ -87,6 +88,7 @@ def load_run(cls: type[MCMC], path: str | Path, kernel: Kernel) -> MCMC:
         adaptation=None,
         counts=Counts(**saved["counts"]),
         log=None,
+        own=saved.get("own"),
     )
     return mcmc
 

@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ebmppl.energies.base import dtype_and_device
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.adaptation import Adaptation
 from ebmppl.kernels.base import Kernel, require
 from ebmppl.sampling.backends import Compiled
 from ebmppl.sampling.engines import Refused
-from ebmppl.sampling.noise import NoiseSource
+from ebmppl.sampling.hashed import begin
+from ebmppl.sampling.imports import import_inductor
+from ebmppl.sampling.noise import NoiseSource, is_hashed
 from ebmppl.sampling.parts import Parts, compiled_ticks
 from ebmppl.sampling.scopes import without_collections
 
@@ -36,6 +39,21 @@ def require_backend(backend: str) -> None:
     require(backend in BACKENDS, f"a backend of {', '.join(map(repr, BACKENDS))}", repr(backend))
     if backend == "cudagraph":
         require(torch.cuda.is_available(), "a CUDA device for the backend 'cudagraph'", "none")
+
+
+def begin_ahead(backend: str, kernel: Kernel, draws: int) -> None:
+    """Have what compiled ticks will need compiled beside what comes before them, where there will be such.
+
+    Args:
+        backend: asked for.
+        kernel: the kernel.
+        draws: that each chain will make.
+    """
+    planned = draws * kernel.ticks_per_draw
+    dtype, device = dtype_and_device(kernel.target)
+    normal = dtype == torch.float32 and any(is_hashed(spec, device) for spec in kernel.noise().values())
+    if normal and (backend == "inductor" or (backend == "auto" and planned >= LEAST_TICKS)):
+        begin()
 
 
 def choose_backend(
@@ -82,6 +100,7 @@ def choose_backend(
     least = LEAST_CALLS // planned if wanted.backend == "auto" else 0
     try:
         with without_collections():
+            import_inductor()
             compiled = compiled_ticks(
                 kernel, adaptation, noise, state, tuning, averaging,
                 ticks=ticks, capture=backend == "cudagraph", least_nodes=least, record=record,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -14,63 +15,107 @@ from ebmppl.energies.function import same_energy
 from ebmppl.kernels.gradients import TRACING
 from ebmppl.sampling.engines import Engine, Refused, compile_traced
 from ebmppl.sampling.program import make_graph
+from ebmppl.sampling.replay import NotReplayable, Repeat
 from ebmppl.sampling.scopes import threads
 
 _KEPT = 8  # functions, with the tensors that they hold
+_COMPARED = 16  # rows
 Function = Callable[..., Tensor]
 
 
-class _Known(NamedTuple):
-    """What a function was compiled to."""
+class Compiling(NamedTuple):
+    """A function of rows that don't depend on one another, and what it is compiled for.
+
+    Attributes:
+        fn: from tensors to one tensor ``(rows, ...)``.
+        inputs: as it will be given, no two of them the same tensor, contiguous.
+        axes: of the rows, in each of them.
+        name: of the function, among those of the same objects.
+    """
+
+    fn: Function
+    inputs: Sequence[Tensor]
+    axes: Sequence[int]
+    name: str
+
+    @property
+    def forms(self) -> Hashable:
+        """What it is compiled for."""
+        return tuple((t.shape, t.stride(), t.dtype, t.device) for t in self.inputs)
+
+
+class Compiled(NamedTuple):
+    """What a function was compiled to.
+
+    Attributes:
+        fingerprint: of what it is made of.
+        constants: the tensors that it holds.
+        engine: takes inputs and constants.
+        work: numbers that it makes.
+        repeat: the same on memory at hand, where that is possible.
+    """
 
     fingerprint: tuple[Any, ...]
     constants: list[Tensor]
     engine: Engine
+    work: int
+    repeat: Repeat | None
 
     def call(self, *inputs: Tensor) -> Tensor:
         """What the function gives."""
-        (output,) = self.engine.run([*inputs, *self.constants])
+        run = self.repeat
+        (output,) = self.engine.run([*inputs, *self.constants]) if run is None else run(inputs)
         return output
 
 
-_known: OrderedDict[Hashable, _Known] = OrderedDict()
+_known: OrderedDict[Hashable, Compiled] = OrderedDict()
 
 
-def compiled_function(fn: Function, inputs: Sequence[Tensor], name: str, of: Sequence[object]) -> Function:
-    """Compile a function without gradients for inputs of these forms, or find it compiled.
+def compiled_functions(wanted: Sequence[Compiling], of: Sequence[object]) -> list[Compiled]:
+    """Compile functions without gradients, or find them compiled.
 
-    The tensors that it holds are inputs of the compiled one, so that changes in place are seen. What was compiled is compared
-    with the function itself at these inputs in every call, and made anew where it differs or is of other objects.
+    The tensors that they hold are inputs of the compiled ones, so that changes in place are seen. What was compiled is compared
+    with the function itself in every call, in some of the rows, and made anew where it differs or is of other objects.
 
     Args:
-        fn: from tensors to one tensor.
-        inputs: as it will be given, no two of them the same tensor, contiguous.
-        name: of the function, among those of the same objects.
-        of: objects that it is made of, see ``fingerprint``.
+        wanted: the functions.
+        of: objects that they are made of, see ``fingerprint``.
 
     Raises:
-        Refused: with the reason why it can't be compiled.
+        Refused: with the reason why one can't be compiled.
     """
-    shapes = tuple((t.shape, t.stride(), t.dtype, t.device) for t in inputs)
-    key, now = (name, *map(same, of), shapes, torch.get_num_threads()), fingerprint(list(of))
+    now, found = fingerprint(list(of)), []
     with torch.no_grad(), TRACING:
-        wanted = fn(*inputs)
-        known = _known.get(key)
-        if known is None or known.fingerprint != now or not same_energy(known.call(*inputs), wanted):
-            known = _known[key] = _Known(now, *_compile(fn, inputs, shapes))
-            if not same_energy(known.call(*inputs), wanted):
-                del _known[key]
-                raise Refused("the compiled function differs from the eager one")
-        _known.move_to_end(key)
+        for one in wanted:
+            key = (one.name, *map(same, of), one.forms, torch.get_num_threads())
+            known, right = _known.get(key), _right(one)
+            if known is None or known.fingerprint != now or not right(known):
+                known = _known[key] = _compile(one, now)
+                if not right(known):
+                    del _known[key]
+                    raise Refused("the compiled function differs from the eager one, or rows depend on one another")
+            _known.move_to_end(key)
+            found.append(known)
         while len(_known) > _KEPT:
             _known.popitem(last=False)
-    return known.call
+    return found
 
 
-def _compile(fn: Function, inputs: Sequence[Tensor], shapes: Hashable) -> tuple[list[Tensor], Engine]:
+def _right(one: Compiling) -> Callable[[Compiled], bool]:
+    """Whether what was compiled gives what the function gives, in rows from all over the batch."""
+    rows = one.inputs[0].shape[one.axes[0]]
+    at = torch.arange(0, rows, max(1, rows // _COMPARED), device=one.inputs[0].device)
+    eager = one.fn(*(t.index_select(axis, at) for t, axis in zip(one.inputs, one.axes, strict=True)))
+    return lambda known: same_energy(known.call(*one.inputs).index_select(0, at), eager, of_batches=True)
+
+
+def _compile(one: Compiling, now: tuple[Any, ...]) -> Compiled:
     try:
-        traced = make_graph(lambda *tensors: [fn(*tensors)], inputs, lambda: ())
+        traced = make_graph(lambda *tensors: [one.fn(*tensors)], one.inputs, lambda: ())
     except Exception as error:  # the user's code may raise anything
         raise Refused(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from error
-    engine = compile_traced(traced, [*inputs, *traced.constants], shapes, threads(traced.work))
-    return traced.constants, engine
+    engine = compile_traced(traced, [*one.inputs, *traced.constants], one.forms, threads(traced.work))
+    repeat = None
+    with suppress(NotReplayable):
+        repeat = Repeat(engine.run, one.inputs, traced.constants)
+    return Compiled(now, traced.constants, engine, traced.work, repeat)

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import getpass
+import os
+import re
+import subprocess
+import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +23,17 @@ import torch
 from torch import Tensor, fx
 from torch.distributions import Distribution
 
-from ebmppl.sampling.native import Unit
-from ebmppl.sampling.quicker import fake_mode, quicker, templates_late
+from ebmppl.sampling.gcc import build
+from ebmppl.sampling.native import TORCHS, Unit
+from ebmppl.sampling.quicker import fake_mode, quicker
 from ebmppl.sampling.scopes import without_collections
 
 _BEFORE_HEADERS = 3  # graphs
 _patching = threading.Lock()  # what is replaced in Inductor is the process's own
 _compiled = 0  # graphs in this process
 _compiling = threading.local()  # its ``unit`` is what kernels are put in, and ``options`` how it is compiled
+_ahead: dict[str, Future[Path]] = {}  # by source
+_NO_NAME = r'[\\/:*?"<>|]'
 Flat = Callable[[list[Tensor]], Sequence[Tensor]]
 
 
@@ -89,9 +99,7 @@ def one_unit() -> Iterator[None]:
 def _inner_compile(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Flat:
     from torch._guards import TracingContext, tracing
     from torch._inductor import config
-
-    with templates_late():
-        from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.compile_fx import compile_fx_inner
 
     fake = fake_mode(graph)
     fakes = [fake.from_tensor(tensor, static_shapes=True) for tensor in inputs]
@@ -143,8 +151,34 @@ def load(source: str) -> ctypes.CDLL:
         raise CompileError(_one_line(error)) from error
 
 
+def load_ahead(source: str) -> None:
+    """Begin to compile what ``load`` will be asked for."""
+    if source in _ahead:
+        return
+    pool = ThreadPoolExecutor(1, "g++")
+    _ahead[source] = pool.submit(_built_by_gcc, source)
+    pool.shutdown(wait=False)
+
+
 def _build(source: str) -> ctypes.CDLL:
-    """Compile and load C++ as Inductor does, its disk cache included."""
+    """Compile and load C++, or find it on disk."""
+    if TORCHS not in source:
+        ahead = _ahead.pop(source, None)
+        with suppress(OSError, subprocess.SubprocessError):  # no GCC: as Inductor does it
+            return ctypes.CDLL(str(_built_by_gcc(source) if ahead is None else ahead.result()))
+    return _built_by_inductor(source)
+
+
+def _built_by_gcc(source: str) -> Path:
+    """Beside what Inductor keeps on disk, by the compiler that it would take; Inductor need not be there yet."""
+    config = sys.modules.get("torch._inductor.config")
+    asked = os.environ.get("CXX", "g++") if config is None else config.cpp.cxx
+    known = [asked] if isinstance(asked, str) else [name for name in asked if name is not None]
+    default = Path(tempfile.gettempdir(), f"torchinductor_{re.sub(_NO_NAME, '_', getpass.getuser())}")
+    return build(source, known[0], Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", default), "ebmppl"))
+
+
+def _built_by_inductor(source: str) -> ctypes.CDLL:
     from torch._inductor.codecache import CppPythonBindingsCodeCache
 
     class Cache(CppPythonBindingsCodeCache):
@@ -166,6 +200,7 @@ def _options() -> dict[str, object]:
         "scalar_asserts": False,
         # a third of the time to compile, and nothing of the tick's
         "pattern_matcher": False,
+        "graph_partition": False,
         "cpp.enable_tiling_heuristics": False,
         "cpp.enable_loop_tail_vec": False,
         "aot_inductor.enable_line_tables": False,  # for debuggers: a quarter of the C++ compiler's time

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ebmppl.kernels.dual_averaging import HOPELESS
+from ebmppl.sampling.places import Places
 
 
 class Counts(NamedTuple):
@@ -27,6 +28,11 @@ class Now(NamedTuple):
     adaptation: Any
     counts: Counts | None
     log: tuple[Any, Tensor, Any] | None  # ticks that wait for their harvest: (older, position, info)
+    own: Tensor | None = None  # (chains,) ticks that each chain has made, where some have left out the last ones
+
+    def ticks(self, chains: int) -> int:
+        """Of so many chains, all together."""
+        return self.tick * chains if self.own is None else int(self.own.sum())
 
 
 Ticks = Sequence[Tensor] | Tensor  # values ``(chains, ...)`` of some ticks, one by one or stacked
@@ -54,25 +60,50 @@ class Draws:
         zero = torch.zeros(self.chains, dtype=torch.int64, device=device)
         return Counts(zero, zero.clone())
 
-    def extend(self, counts: Counts, log: Mapping[str, Ticks]) -> Counts:
+    def extend(self, counts: Counts, log: Mapping[str, Ticks], places: Places | None = None) -> Counts:
         """Take in some ticks, "position" ``(chains, *event)`` and the fields of an info, and count their draws.
 
         What was written beyond the counts (by a call that was interrupted) is written again.
+
+        Args:
+            counts: until now.
+            log: of the ticks.
+            places: where chains are in it, where they are not in order.
         """
+        if places is not None:
+            return self._extend_some(counts, log, places)
         done = stacked(log["done"])  # (ticks, chains)
         nth = counts.finished + done.cumsum(0)  # transitions finished up to and with this tick
         diverging = (stacked(log["diverging"]) & done).sum(0)
         if bool(done.all()) and bool((nth == nth[:, :1]).all()):
             self._extend_in_step(int(counts.finished[0]), log)
         else:
-            keep = done if self.thinning == 1 else done & (nth % self.thinning == 0)
-            at = keep.flatten().nonzero().squeeze(1)
-            to = (nth.flatten().index_select(0, at) // self.thinning - 1) * self.chains + at % self.chains
-            for name, values in self._columns(log):
-                rows = stacked(values).flatten(0, 1).index_select(0, at)
-                most = int(to.max()) // self.chains + 1 if len(to) else 0
-                self._buffer(name, values[0], most).flatten(0, 1).index_copy_(0, to, rows)
+            at = self._kept(done, nth).flatten().nonzero().squeeze(1)
+            self._scatter(log, at, nth.flatten().index_select(0, at), at % self.chains)
         return Counts(nth[-1], counts.diverging + diverging)
+
+    def _extend_some(self, counts: Counts, log: Mapping[str, Ticks], places: Places) -> Counts:
+        chains, used = places
+        done = stacked(log["done"])[:, : len(chains)] & used
+        nth = counts.finished[chains] + done.cumsum(0)
+        diverging = (stacked(log["diverging"])[:, : len(chains)] & done).sum(0)
+        tick, place = self._kept(done, nth).nonzero(as_tuple=True)
+        self._scatter(log, tick * self.chains + place, nth[tick, place], chains[place])
+        return Counts(
+            counts.finished.index_copy(0, chains[used], nth[-1][used]),
+            counts.diverging.index_add(0, chains[used], diverging[used]),
+        )
+
+    def _kept(self, done: Tensor, nth: Tensor) -> Tensor:
+        return done if self.thinning == 1 else done & (nth % self.thinning == 0)
+
+    def _scatter(self, log: Mapping[str, Ticks], at: Tensor, nth: Tensor, chain: Tensor) -> None:
+        """Copy what is ``at`` these places of a log: of that chain its ``nth`` transition."""
+        to = (nth // self.thinning - 1) * self.chains + chain
+        most = int(to.max()) // self.chains + 1 if len(to) else 0
+        for name, values in self._columns(log):
+            rows = stacked(values).flatten(0, 1).index_select(0, at)
+            self._buffer(name, values[0], most).flatten(0, 1).index_copy_(0, to, rows)
 
     def _extend_in_step(self, finished: int, log: Mapping[str, Ticks]) -> None:
         """All chains finished a draw in every tick: whole slices are copied."""

@@ -14,8 +14,8 @@ def in_line(kernel: str) -> str:
 
 # Cody and Waite's reduction of arguments with the polynomials of Cephes (S. Moshier, expf.c and logf.c): within 1.3 units
 # in the last place for exp and 0.9 for log and log1p, whose own polynomial (weighted least maximum, relative 3e-8) on [0, 1]
-# is within 1.7. What they don't reach (overflow, infinities, NaN, subnormal numbers,
-# other types than float) goes to the library.
+# is within 1.7. What they don't reach (overflow, infinities, NaN, subnormal numbers, other types than float) goes to the
+# library, number by number: which other ones a vector has changes no bit, so that chains don't see one another.
 FAST_MATH = """
 #if INDUCTOR_USE_VECTOR_TYPES()
 namespace fast {
@@ -41,13 +41,15 @@ template <typename... C> inline F polynomial(const F& x, C... c) {
 }
 
 inline F exp(const F& x) {
-    if (C10_UNLIKELY(!all(x.abs() < F(87.0f)))) return x.exp();
+    const auto near = x.abs() < F(87.0f);
     const F n = (x * F(1.44269504f)).round();  // x = n log 2 + r
     const F r = at::vec::fmadd(n, F(2.12194440e-4f), at::vec::fmadd(n, F(-0.693359375f), x));
     const F p = polynomial(r, 5.0000001201e-1f, 1.6666665459e-1f, 4.1665795894e-2f, 8.3334519073e-3f,
                            1.3981999507e-3f, 1.9875691500e-4f);
-    const F y = at::vec::fmadd(p, r * r, r + F(1.0f));
-    return at::vec::cast<float>(at::vec::cast<int32_t>(y) + (at::vec::convert<int32_t>(n) << I(23)));
+    const F one = at::vec::fmadd(p, r * r, r + F(1.0f));
+    const F y = at::vec::cast<float>(at::vec::cast<int32_t>(one) + (at::vec::convert<int32_t>(n) << I(23)));
+    if (C10_UNLIKELY(!all(near))) return F::blendv(x.exp(), y, near);
+    return y;
 }
 
 inline F log_of(const F& x, const F& more) {  // log(x) + more, where more is small
@@ -62,22 +64,28 @@ inline F log_of(const F& x, const F& more) {  // log(x) + more, where more is sm
 }
 
 inline F log(const F& x) {
-    if (C10_UNLIKELY(!all((x >= F(1.17549435e-38f)) & (x < F(INFINITY))))) return x.log();
-    return log_of(x, F(0.0f));
+    const auto normal = (x >= F(1.17549435e-38f)) & (x < F(INFINITY));
+    const F y = log_of(x, F(0.0f));
+    if (C10_UNLIKELY(!all(normal))) return F::blendv(x.log(), y, normal);
+    return y;
 }
 
 __attribute__((noinline)) inline F log1p_anywhere(const F& x) {
-    if (C10_UNLIKELY(!all((x > F(-1.0f)) & (x < F(INFINITY))))) return x.log1p();
+    const auto finite = (x > F(-1.0f)) & (x < F(INFINITY));
     const F u = x + F(1.0f), most = u - F(1.0f);
     const F lost = (F(1.0f) - (u - most)) + (x - most);  // u + lost = 1 + x exactly
-    return log_of(u, lost / u);
+    const F y = log_of(u, lost / u);
+    if (C10_UNLIKELY(!all(finite))) return F::blendv(x.log1p(), y, finite);
+    return y;
 }
 
 __attribute__((always_inline)) inline F log1p(const F& x) {
-    if (C10_UNLIKELY(!all((x - F(0.5f)).abs() <= F(0.5f)))) return log1p_anywhere(x);
+    const auto between = (x - F(0.5f)).abs() <= F(0.5f);
     const F p = polynomial(x, -4.999964833e-1f, 3.332132399e-1f, -2.485716343e-1f, 1.915365309e-1f,
                            -1.375379860e-1f, 7.920449227e-2f, -3.006576374e-2f, 5.364816636e-3f);
-    return at::vec::fmadd(p, x * x, x);  // as in softplus: no digits are lost in 1 + x
+    const F y = at::vec::fmadd(p, x * x, x);  // as in softplus: no digits are lost in 1 + x
+    if (C10_UNLIKELY(!all(between))) return F::blendv(log1p_anywhere(x), y, between);
+    return y;
 }
 }
 #endif

@@ -15,6 +15,7 @@ from ebmppl.sampling.choice import require_backend
 from ebmppl.sampling.initial import as_start, given_points, starting_points
 from ebmppl.sampling.noise import fresh_seed
 from ebmppl.score.conditions import choosing_rows, num_conditions
+from ebmppl.score.failures import failures
 
 _ROUNDING = 1e-3  # of times
 _NUMBERS = 1 << 20  # of the points of a batch; a network makes some hundred times as many
@@ -42,7 +43,7 @@ def generate(
             numbers outside these ranges, or other than the score's rows.
 
     Warns:
-        SamplingWarning: where draws failed, with their chains and the time.
+        SamplingWarning: where draws failed: which ones, when, and whether the score was not finite or a tolerance not met.
     """
     got = repr(kernel) if isinstance(kernel, Kernel) else type(kernel).__name__
     require(isinstance(kernel, Kernel) and kernel.independent, "a kernel that gives independent draws", got)
@@ -98,28 +99,18 @@ def _draw(chains: Chains, rounds: int, n: int, choose: Callable[[Tensor], None] 
     """So many rounds, before each of which the score's rows are chosen."""
     if rounds > 1:
         chains.prepare(rounds - 1, values=False)
-    draws, failures = [], []
+    draws, failed_at, unmet = [], [], []
     for k in range(rounds):
         if choose is not None:
             choose(torch.arange(k * chains.num_chains, (k + 1) * chains.num_chains))
         chains.advance(1)
         draws.append(chains.position().clone())
-        failures.append(chains.now.state.failure.clone())
-    _report(torch.cat(failures)[:n])
+        failed_at.append(chains.now.state.failure.clone())
+        unmet.append(
+            getattr(chains.now.state, "tolerance_unmet", torch.zeros_like(failed_at[-1], dtype=torch.bool)).clone()
+        )
+    time = "t" if getattr(chains.kernel.target, "sde", None) is not None else "noise level"
+    told = failures(torch.cat(failed_at)[:n], torch.cat(unmet)[:n], "draws", time)
+    if told is not None:
+        warnings.warn(f"{told}. They are left as they were then", SamplingWarning, stacklevel=3)
     return torch.cat(draws)[:n]
-
-
-def _report(failure: Tensor) -> None:
-    """Warn where draws failed: how many, which ones, and when."""
-    which = failure.nonzero().squeeze(1).tolist()
-    if not which:
-        return
-    shown = ", ".join(map(str, which[:10])) + (", ..." if len(which) > 10 else "")
-    times = failure[failure != 0]
-    warnings.warn(
-        f"{len(which)} of {len(failure)} draws failed, at t from {float(times.max()):.6g} to {float(times.min()):.6g}: the "
-        "score was not finite there, or the tolerance could not be met; they are left as they were. "
-        f"Rows: {shown}",
-        SamplingWarning,
-        stacklevel=4,
-    )

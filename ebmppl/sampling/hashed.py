@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ebmppl.kernels.pooling import BLOCK
 from ebmppl.kernels.words import labels, normals
-from ebmppl.sampling.compiler import CompileError, load
+from ebmppl.sampling.compiler import CompileError, load, load_ahead
 from ebmppl.sampling.native import Call
 
 logger = logging.getLogger(__name__)
@@ -66,18 +66,27 @@ class Hashed:
         """Whether C++ gives them, to rounding."""
         return self.dtype == torch.float32 and _library() is not None
 
-    def before_tick(self, out: Tensor, tick: Tensor, first: int = 0, counter: Tensor | None = None) -> partial[Any]:
+    def before_tick(
+        self, out: Tensor, tick: Tensor, which: Tensor | None = None, counter: Tensor | None = None
+    ) -> partial[Any]:
         """The call that draws the numbers of one tick, where there is C++ for it.
 
         Args:
             out: where they go, ``(chains, size)``, contiguous, of as many chains as there are rows.
             tick: its number, read when the call is made.
-            first: number of the first chain.
+            which: int64 numbers of these chains, read then, too; all in order when None.
             counter: numbers of chains with another value than 0 there are left as they are; int32 or int64.
         """
         width = 0 if counter is None else counter.element_size()
-        form = torch.tensor([first, len(out), self.size, self.each, width, _signed(self.start)])
-        return partial(Call(_library().draw_tick), self._labels, form, tick, form if counter is None else counter, out)
+        form = torch.tensor([which is not None, len(out), self.size, self.each, width, _signed(self.start)])
+        given = [form if tensor is None else tensor for tensor in (which, counter)]
+        return partial(Call(_library().draw_tick), self._labels, form, tick, *given, out)
+
+
+def begin() -> None:
+    """Begin to compile what ``Hashed.native`` asks for."""
+    if not _library.cache_info().currsize:
+        load_ahead(_SOURCE)
 
 
 def _signed(x: int) -> int:
@@ -98,10 +107,7 @@ def _library() -> Any:
 # The logarithm is that of fast_math.py; erfinv is of Giles 2010, "Approximating the erfinv function": within 6 units in the
 # last place of torch's.
 _SOURCE = """
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include <stdint.h>
 #pragma GCC optimize("fp-contract=fast")
 
 typedef float F __attribute__((vector_size(32)));
@@ -118,7 +124,7 @@ static inline U scattered(U x) {
 static float far(float x, float w) {  // erfinv(x) where w = -log(1 - x^2) >= 5
     const float c[] = {-0.000200214257f, 0.000100950558f, 0.00134934322f, -0.00367342844f, 0.00573950773f,
                        -0.0076224613f, 0.00943887047f, 1.00167406f, 2.83297682f};
-    float t = std::sqrt(w) - 3.0f, p = 0;
+    float t = __builtin_sqrtf(w) - 3.0f, p = 0;
     for (float next : c) p = p * t + next;
     return p * x;
 }
@@ -128,7 +134,7 @@ template <int N> static void draw(const int32_t* label, U key, U other, float* o
     F x[N], w[N], f[N], n[N], y[N];
     for (int j = 0; j < N; j++) {
         U l;
-        std::memcpy(&l, label + j * LANES, sizeof l);
+        __builtin_memcpy(&l, label + j * LANES, sizeof l);
         x[j] = __builtin_convertvector((I)(scattered(l + key) + other) >> 8, F) * 0x1p-23f + 0x1p-24f;
         F q = (1.0f - x[j]) * (1.0f + x[j]);
         I bits = (I)q + (0x3f800000 - 0x3f3504f3);
@@ -151,14 +157,14 @@ template <int N> static void draw(const int32_t* label, U key, U other, float* o
         tail |= w[j] >= 5.0f;
     }
     int64_t some[4];
-    std::memcpy(some, &tail, sizeof some);
+    __builtin_memcpy(some, &tail, sizeof some);
     if (__builtin_expect((some[0] | some[1] | some[2] | some[3]) != 0, 0))
         for (int j = 0; j < N; j++)
             for (int k = 0; k < LANES; k++)
                 if (w[j][k] >= 5.0f) y[j][k] = far(x[j][k], w[j][k]);
     for (int j = 0; j < N; j++) {
         F z = y[j] * 1.41421356f;
-        std::memcpy(out + j * LANES, &z, sizeof z);
+        __builtin_memcpy(out + j * LANES, &z, sizeof z);
     }
 }
 
@@ -174,28 +180,30 @@ static void row(const int32_t* label, uint64_t x, float* out, int64_t size) {
     if (i < size) {
         float rest[LANES];
         draw<1>(label + i, key, other, rest);
-        std::memcpy(out + i, rest, (size - i) * sizeof(float));
+        __builtin_memcpy(out + i, rest, (size - i) * sizeof(float));
     }
 }
 
-// See Hashed.before_tick: labels, form, number of the tick, counter, out (chains, size).
+// See Hashed.before_tick: labels, form, number of the tick, numbers of the chains, counter, out (chains, size).
 extern "C" int draw_tick(void** p) {
     const int32_t* label = static_cast<int32_t*>(p[0]);
     const int64_t* form = static_cast<int64_t*>(p[1]);
-    const int64_t first = form[0], end = first + form[1], size = form[2], each = form[3], width = form[4];
+    const int64_t chains = form[1], size = form[2], each = form[3], width = form[4];
     const uint64_t start = uint64_t(form[5]) + *static_cast<uint64_t*>(p[2]) * 0x9E3779B97F4A7C15u;
-    const char* counter = static_cast<char*>(p[3]);
-    float* out = static_cast<float*>(p[4]);
-    for (int64_t chain = first, next; chain < end; chain = next) {
-        const int64_t place = chain % each;
-        next = width ? chain + 1 : std::min(end, chain - place + each);
+    const int64_t* which = form[0] ? static_cast<int64_t*>(p[3]) : nullptr;
+    const char* counter = static_cast<char*>(p[4]);
+    float* out = static_cast<float*>(p[5]);
+    for (int64_t i = 0, next; i < chains; i = next) {
+        const int64_t chain = which ? which[i] : i, place = chain % each;
+        next = width || which ? i + 1 : i - place + each;
+        if (next > chains) next = chains;
         if (width) {
             int64_t under_way = 0;
-            std::memcpy(&under_way, counter + (chain - first) * width, width);
+            __builtin_memcpy(&under_way, counter + i * width, width);
             if (under_way) continue;
         }
         const uint64_t key = start + uint64_t(chain / each) * 0xD1B54A32D192ED03u;
-        row(label + place * size, key, out + (chain - first) * size, (next - chain) * size);
+        row(label + place * size, key, out + i * size, (next - i) * size);
     }
     return 0;
 }

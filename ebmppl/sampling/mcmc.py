@@ -16,7 +16,7 @@ from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.base import Kernel, require, whole
 from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.checkpoint import load_run, save_run
-from ebmppl.sampling.choice import require_backend
+from ebmppl.sampling.choice import begin_ahead, require_backend
 from ebmppl.sampling.draws import Draws, Now
 from ebmppl.sampling.initial import Start, as_start, starting_points
 from ebmppl.sampling.noise import fresh_seed
@@ -119,8 +119,8 @@ class MCMC:
         self.sampling_time += time.monotonic() - started
 
     def _begin(self) -> None:
-        target = self.kernel.target
-        numbers = self.num_chains * target.event_shape.numel()
+        target, numbers = self.kernel.target, self.num_chains * self.kernel.target.event_shape.numel()
+        begin_ahead(self._wanted_backend, self.kernel, self.warmup_steps + self.num_samples * self.thinning)
         with evaluating(target), using_threads(threads(PASSES * numbers)), without_collections():
             x, self.initial_attempts = starting_points(target, self.start, self.num_chains, self.seed)
         columns = self._columns(x.device)
@@ -192,7 +192,7 @@ class MCMC:
     @property
     def gradients(self) -> int:
         """Energy (or network) calls of all chains in all ticks so far."""
-        return self.now.tick * self.kernel.calls_per_tick * self.num_chains
+        return self.now.ticks(self.num_chains) * self.kernel.calls_per_tick
 
     def get_samples(self, num_samples: int | None = None, group_by_chain: bool = False) -> dict[str, Tensor]:  # noqa: FBT001, FBT002
         """Draws in the user's space by site, ``(chains * draws, *site)``, or ``(chains, draws, *site)`` by chain.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ebmppl.sampling.fast_math import FAST_MATH, in_line
 from ebmppl.sampling.ticks_in_c import DRIVER, TEAM
-from ebmppl.sampling.vectors import VECTORS, in_small, suits
+from ebmppl.sampling.vectors import FUNCTIONS, VECTORS, in_small, suits
 
 Bind = Callable[[], Callable[..., object]]
 
@@ -97,7 +97,10 @@ class Unit:
         *preferred, last = self.sources()
         for source in preferred:
             with suppress(Exception):  # another compiler than GCC
-                return self._build(source)
+                library = self._build(source)
+                found = [ctypes.cast(getattr(_torch(), name), ctypes.c_void_p).value or 0 for name in FUNCTIONS]
+                library.give_functions(_pointers(found))
+                return library
         return self._build(last)
 
 
@@ -219,7 +222,7 @@ class Team:
         self._run.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         self._run.restype = ctypes.c_int64
 
-    def __call__(self, first: int, pool: int | None, times: int, threads: int) -> None:
+    def __call__(self, first: int, pool: int | None, times: int, threads: int, count: int | None = None) -> None:
         """So many ticks.
 
         Args:
@@ -227,9 +230,10 @@ class Team:
             pool: that of the pool's; None for ticks without it.
             times: how many.
             threads: that share the parts.
+            count: of the parts, the first ones; all when None.
         """
         calls = None if pool is None or self._pool is None else ctypes.byref(self._pool.calls[pool])
-        _require(self._run(self._parts[first], len(self._drivers), calls, times, threads))
+        _require(self._run(self._parts[first], len(self._drivers) if count is None else count, calls, times, threads))
 
 
 def _require(failed: int) -> None:

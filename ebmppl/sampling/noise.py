@@ -97,7 +97,7 @@ class NoiseSource:
         )  # rows of one draw
         for (name, spec), (start, long_start) in zip(self.specs.items(), starts, strict=True):
             self._starts[name] = start
-            if _is_hashed(spec, device):
+            if is_hashed(spec, device):
                 self.hashed[name] = Hashed(_size(spec), chains, long_start, dtype)
             of_hash = self.hashed[name].at_once if name in self.hashed else 0
             self.rows[name] = 1 if spec.held > 1 else of_hash or _at_once(spec, device)
@@ -218,7 +218,8 @@ def _size(spec: NoiseSpec) -> int:
     return max(1, torch.Size(spec.shape).numel())
 
 
-def _is_hashed(spec: NoiseSpec, device: torch.device) -> bool:
+def is_hashed(spec: NoiseSpec, device: torch.device) -> bool:
+    """Whether these numbers are hashes, which C++ draws in compiled runs."""
     return device.type == "cpu" and spec.kind == "normal" and spec.held == 1
 
 

@@ -16,6 +16,7 @@ from ebmppl.sampling.at_hand import AtHand
 from ebmppl.sampling.backends import Compiled, Share, program_at_hand
 from ebmppl.sampling.native import Driver, Team
 from ebmppl.sampling.noise import NoiseSource
+from ebmppl.sampling.places import Places, pack
 from ebmppl.sampling.pool import Pool, Unsuited, copy_all
 from ebmppl.sampling.program import Carried, first_log
 from ebmppl.sampling.replay import Replay
@@ -90,6 +91,9 @@ class Parts:
             of_run = self._tuning, self._used, self.first.averaging, self.log, info
             pool = Pool(kernel.identity(), adaptation, *of_run)
         self._beside: Callable[[], None] = (lambda: None) if pool is None else pool.compile
+        self._size = size
+        self.places: Places | None = None  # of the chains that tick, where they are not all
+        self._which = torch.arange(noise.chains).split(size)  # chains of each part, read by what draws their numbers
         self.parts: list[Compiled] = []
         for begin in range(0, noise.chains, size):
             self.parts.append(self._part(kernel, begin, begin + size, ticks, least_nodes))
@@ -109,7 +113,9 @@ class Parts:
         known = (self.parts[0].engine, self.parts[0].traced) if self.parts else None
         pairs = zip(self._used, self._tuning, strict=True)
         tuning = type(self._used)(*(own if own is common else own[begin:end] for own, common in pairs))
-        share = Share(self._at_hand, begin, chunks, self.log.part(begin, end), tuning, known, self._beside)
+        share = Share(
+            self._at_hand, self._which[len(self.parts)], chunks, self.log.part(begin, end), tuning, known, self._beside
+        )
         state = type(self._home)(*(leaf[begin:end] for leaf in self._home))
         options: dict[str, Any] = {"ticks": ticks, "capture": False, "least_nodes": least_nodes}
         return Compiled(kernel, None, self.noise, state, tuning, None, share=share, **options)
@@ -133,11 +139,9 @@ class Parts:
 
     def load(self, state: Any, tuning: Any, averaging: Any | None, *, adapting: bool) -> None:
         """Go on from here; what is this object's own already is left alone."""
-        for i, (own, new) in enumerate(zip(self._home, state, strict=True)):
-            if own is not new:
-                own.copy_(new)
-                for part, values in zip(self.parts, own.split(len(self.parts[0].leaves[i])), strict=True):
-                    part.leaves[i].copy_(values)
+        if any(own is not new for own, new in zip(self._home, state, strict=True)):
+            copy_all(self._home, state)
+            self._spread()
         copy_all(self._tuning, tuning)
         mine = self.carried.averaging
         if mine is not None and averaging is not None:
@@ -145,18 +149,64 @@ class Parts:
         self._adapting = adapting
         copy_all(self._used, self._own_steps(mine) if adapting else self._tuning)
 
+    # Which chains tick.
+
+    def pack(self, active: Tensor) -> Places:
+        """Places of some chains."""
+        return pack(active, self._size)
+
+    def narrow(self, active: Tensor) -> None:
+        """Let the ``active`` chains tick in fewer parts, where they fit in some."""
+        places = self.pack(active)
+        if len(places.chains) < (self.noise.chains if self.places is None else len(self.places.chains)):
+            self.arrange(places)
+
+    def arrange(self, places: Places | None) -> None:
+        """Let only these chains tick, in these places; all in order when None."""
+        if places is self.places:
+            return
+        self.places = places
+        chains = torch.arange(self.noise.chains) if places is None else places.chains
+        self._at_hand.arrange(None if places is None else chains)
+        for which, of_part in zip(self._which, chains.split(self._size), strict=False):
+            which.copy_(of_part)
+        self._spread()
+
+    def _spread(self) -> None:
+        """The state to where it ticks."""
+        for i, leaf in enumerate(self._home):
+            values = leaf if self.places is None else leaf.index_select(0, self.places.chains)
+            for part, own in zip(self.parts, values.split(self._size), strict=False):
+                part.leaves[i].copy_(own)
+
+    def _gather(self) -> None:
+        """And back."""
+        for i, leaf in enumerate(self._home):
+            values = [part.leaves[i] for part in self.parts[: self._count]]
+            if self.places is None:
+                torch.cat(values, out=leaf)
+            else:
+                chains, used = self.places
+                leaf.index_copy_(0, chains[used], torch.cat(values)[used])
+
+    @property
+    def _count(self) -> int:
+        """Parts that tick."""
+        return len(self.parts) if self.places is None else len(self.places.chains) // self._size
+
+    # Running.
+
     def run(self, tick: int, ticks: int) -> dict[str, Tensor]:
         """So many ticks, the first of the run's number ``tick``; what they gave by name, ``(ticks, chains, ...)``."""
         made = 0
         with torch.no_grad():
             while made < ticks:
                 n = self._at_hand.have(tick + made, ticks - made, self.threads)
-                for part in self.parts:
+                for part in self.parts[: self._count]:
                     part.begin(tick + made, made)
                 self._advance(n, made)
                 made += n
-            for i, leaf in enumerate(self._home):
-                torch.cat([part.leaves[i] for part in self.parts], out=leaf)
+            self._gather()
         return self.log.read(ticks)
 
     def _advance(self, ticks: int, made: int) -> None:
@@ -165,7 +215,7 @@ class Parts:
         if pool is not None:
             pool.begin(made)
             calls.append(_replay(pool.calls))
-        self._team(calls[0].turn, None if pool is None else calls[-1].turn, ticks, self.threads)
+        self._team(calls[0].turn, None if pool is None else calls[-1].turn, ticks, self.threads, self._count)
         for call in calls:
             call.moved(ticks)
         for part in self.parts:

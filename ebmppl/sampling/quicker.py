@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cached_property, partial
-from importlib.util import find_spec
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+_RELEASE = re.compile(r"\d+\.\d+\.\d+(\+\w+)?")
 
 
 @contextmanager
@@ -21,7 +22,7 @@ def quicker(mode: FakeTensorMode) -> Iterator[None]:
     Args:
         mode: see ``fake_mode``.
     """
-    with _rules_once(), _strides_at_once(), _loops_once(), _forms_once(mode):
+    with _rules_once(), _strides_at_once(), _loops_once(), _forms_once(mode), _release_as_key():
         yield
 
 
@@ -126,32 +127,15 @@ def _strides_at_once() -> Iterator[None]:
         yield
 
 
-class _Late:
-    """Something that is made when it is first looked at."""
-
-    def __init__(self, make: Callable[[], Any]) -> None:
-        self._make = make
-
-    @cached_property
-    def _made(self) -> Any:
-        return self._make()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._made, name)
-
-
 @contextmanager
-def templates_late() -> Iterator[None]:
-    """Inductor compiles its templates of GPU kernels when it is imported: a seventh of that time."""
-    if "torch._inductor.compile_fx" in sys.modules:
-        yield
-        return
-    from torch._inductor.codegen.common import KernelTemplate
+def _release_as_key() -> Iterator[None]:
+    """Inductor's disk cache knows torch by a hash of all its sources, thousands of files; a release is known by its name."""
+    from torch._inductor import codecache
 
-    compile_now = getattr(KernelTemplate, "_template_from_string", None)
-    if not callable(compile_now) or find_spec("jinja2") is None:
+    find = getattr(codecache, "torch_key", None)
+    release = torch.version.git_version if _RELEASE.fullmatch(torch.__version__) else None
+    if not callable(find) or not release:
         yield
         return
-    late = staticmethod(lambda source: _Late(partial(compile_now, source)))
-    with patch.object(KernelTemplate, "_template_from_string", late):
+    with patch.object(codecache, "torch_key", lambda: f"{torch.__version__} {release}".encode()):
         yield

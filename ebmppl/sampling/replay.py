@@ -12,7 +12,8 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
-from types import CodeType, MethodType
+from threading import Lock
+from types import CodeType, FunctionType
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor
@@ -97,6 +98,36 @@ class Replay:
         self.moved(times)
 
 
+class Repeat:
+    """A compiled function on memory at hand that inputs are copied to and outputs from: one call of C.
+
+    Args:
+        compiled: what ``compile_graph`` made.
+        inputs: which are copied at each call; memory of the same form is made for them.
+        constants: which are read where they are.
+
+    Raises:
+        NotReplayable: where it has to be called as it is.
+    """
+
+    def __init__(self, compiled: Callable[..., Any], inputs: Sequence[Tensor], constants: Sequence[Tensor]) -> None:
+        self._inputs, self._lock = [t.clone() for t in inputs], Lock()
+        recorded = _record(compiled, [*self._inputs, *constants], {})
+        self._outputs = recorded.outputs
+        try:
+            self._driver = Driver([recorded.calls, recorded.calls])
+        except (NotNative, AttributeError) as error:
+            raise NotReplayable(str(error)) from error
+
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """What the function gives, in memory of its own."""
+        with self._lock:
+            for own, given in zip(self._inputs, inputs, strict=True):
+                own.copy_(given)
+            self._driver(0, 1)
+            return [output.clone() for output in self._outputs]
+
+
 def _fed(inputs: Sequence[Tensor], outputs: Sequence[Tensor], feedback: Sequence[int]) -> list[Tensor]:
     new = list(inputs)
     for i, output in zip(feedback, outputs, strict=True):
@@ -126,7 +157,7 @@ def _record(compiled: Callable[..., Any], inputs: Sequence[Tensor], memory: Mapp
 
 def _recorded(compiled: Callable[..., Any], inputs: Sequence[Tensor], memory: Mapping[int, Tensor]) -> _Recorded:
     steps, results = _steps(compiled)
-    names = dict(cast(MethodType, compiled).__func__.__globals__)
+    names = dict(cast(FunctionType, _function(compiled)).__globals__)
     allocated: list[Tensor] = []
     calls: list[partial[Any]] = []
 
@@ -144,10 +175,11 @@ def _recorded(compiled: Callable[..., Any], inputs: Sequence[Tensor], memory: Ma
 @lru_cache(maxsize=64)
 def _steps(compiled: Callable[..., Any]) -> tuple[CodeType, CodeType]:
     """Code that makes the wrapper's memory and records its calls, and code for its outputs."""
-    if not isinstance(compiled, MethodType):
+    wrapper = _function(compiled)
+    if not isinstance(wrapper, FunctionType):
         raise NotReplayable("not the wrapper that Inductor writes for a CPU")
     try:
-        source = textwrap.dedent(inspect.getsource(compiled.__func__))
+        source = textwrap.dedent(inspect.getsource(wrapper))
     except OSError as error:
         raise NotReplayable("its source is not at hand") from error
     (function,) = ast.parse(source).body
@@ -158,6 +190,10 @@ def _steps(compiled: Callable[..., Any]) -> tuple[CodeType, CodeType]:
     steps = [step for statement in body if (step := _what_to_do(statement)) is not None]
     module = ast.fix_missing_locations(ast.Module(steps, []))
     return compile(module, "<replay>", "exec"), compile(ast.Expression(end.value), "<replay>", "eval")
+
+
+def _function(compiled: Callable[..., Any]) -> object:
+    return getattr(compiled, "__func__", compiled)
 
 
 def _what_to_do(statement: ast.stmt) -> ast.stmt | None:

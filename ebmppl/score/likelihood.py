@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from ebmppl.arguments import form, positive, require, whole
 from ebmppl.errors import SamplingWarning
 from ebmppl.score.base import SDE
-from ebmppl.score.ode import solve
+from ebmppl.score.conditions import num_conditions
+from ebmppl.score.failures import failures
+from ebmppl.score.ode import Solution, solve
 from ebmppl.score.parameterisations import same_shape
 from ebmppl.score.pullback import require_gradient
 from ebmppl.score.velocity import Flow
@@ -23,7 +25,7 @@ from ebmppl.score.velocity import Flow
 BACKENDS = ("auto", "eager", "inductor")
 _NUMBERS = 1 << 20  # of the points of a batch; a network makes some hundred times as many
 _ROWS = 1024  # of a compiled batch
-_FEWEST = 0.25  # of its rows under way, from which on they are computed apart
+_LOOKED = 16  # points at which the score is looked at first
 _WORTH_COMPILING = 1 << 14  # points
 
 
@@ -37,6 +39,7 @@ class LogLikelihood(NamedTuple):
         divergence: the integral of the flow's divergence from t_min to T, ``(batch,)`` in nats.
         failed_at: the time where the flow could not be solved, ``(batch,)``; 0 where it was.
         rows: how many points the score was asked for in all, without those of the divergence.
+        tolerance_unmet: where the score was finite, and the step size fell under its limit ``(batch,)``, bool.
     """
 
     value: Tensor
@@ -45,6 +48,7 @@ class LogLikelihood(NamedTuple):
     divergence: Tensor
     failed_at: Tensor
     rows: int
+    tolerance_unmet: Tensor
 
     def bits_per_dimension(self, scale: float) -> Tensor:
         """Bits per dimension ``(batch,)`` of integers n that were dequantised to x = scale (n + u) + constant, u in [0, 1).
@@ -102,7 +106,7 @@ def log_likelihood(
         ValueError: for arguments outside these ranges, or a score of another shape.
 
     Warns:
-        SamplingWarning: where the flow could not be solved to the tolerance, or a score was not finite: how often and when.
+        SamplingWarning: where the flow could not be solved to the tolerance, or a score was not finite: which points, when.
 
     Example:
         >>> from ebmppl.score import VP
@@ -112,10 +116,10 @@ def log_likelihood(
     _check(score, sde, x, (rtol, atol), t_min, probes, log_prior, seed, backend)
     with _evaluating(score), torch.no_grad():
         x, signs = x.detach(), _signs(probes, x.reshape(len(x), -1), seed, same=same_probes)
-        end, integrals, failed_at, rows = _flow(score, sde, x, (rtol, atol), t_min, signs, backend)
-    prior = _prior(log_prior or sde.prior(x.shape[1:], like=x).log_prob, end)
-    value = torch.where(failed_at == 0, prior + integrals.mean(1), math.nan)
-    return LogLikelihood(value, _standard_error(integrals, probes), end, integrals.mean(1), failed_at, rows)
+        end, integrals, found = _flow(score, sde, x, (rtol, atol), t_min, signs, backend)
+    divergence, prior = integrals.mean(1), _prior(log_prior or sde.prior(x.shape[1:], like=x).log_prob, end)
+    value, error = prior + divergence.masked_fill(found.failed_at != 0, math.nan), _standard_error(integrals, probes)
+    return LogLikelihood(value, error, end, divergence, found.failed_at, found.rows, found.unmet)
 
 
 def _prior(log_prior: Callable[[Tensor], Tensor], end: Tensor) -> Tensor:
@@ -176,29 +180,32 @@ def _flow(
     t_min: float,
     signs: Tensor | None,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Ends, integrals of the divergence ``(batch, 1)`` or of its estimates ``(batch, probes)``, failures and rows.
+) -> tuple[Tensor, Tensor, Solution]:
+    """Ends, integrals of the divergence ``(batch, 1)`` or of its estimates ``(batch, probes)``, and both in one.
 
     Points are solved in batches of one size; the last one takes some of those before it again.
     """
-    begun = x.new_full((len(x),), t_min)
-    same_shape(require_gradient(lambda at: score(at, begun), x, "a score"), x)
+    some = x if num_conditions(score) is not None else x[:_LOOKED]
+    begun = x.new_full((len(some),), t_min)
+    same_shape(require_gradient(lambda at: score(at, begun), some, "a score"), some)
     compiled = backend == "inductor" or (backend == "auto" and x.device.type == "cpu" and len(x) >= _WORTH_COMPILING)
     most = max(1, min(_ROWS if compiled else len(x), _NUMBERS // x[0].numel()))
     size = -(-len(x) // -(-len(x) // most))
     flow = Flow(score, sde, x.shape[1:], signs)
     start = nn.functional.pad(x.reshape(len(x), -1), (0, flow.estimates))
     y, failed_at, rows = start.clone(), start.new_zeros(len(x)), 0
+    unmet = torch.zeros_like(failed_at, dtype=torch.bool)
     if compiled:
         flow.compile(start[:size], t_min, wanted=backend == "inductor")
     for begin in range(0, len(x), size):
         own = slice(min(begin, len(x) - size), min(begin + size, len(x)))
         fields = partial(flow.fields, own.start)
-        fewest = _FEWEST if compiled else 1.0
-        found = solve(fields, start[own], t_min, sde.t_max, *tolerances, fewest=fewest, clock=flow.clock)
-        y[own], failed_at[own], rows = found.end, found.failed_at, rows + found.rows
-    _report(failed_at)
-    return y[:, : flow.dimension].reshape(x.shape), y[:, flow.dimension :], failed_at, rows
+        found = solve(fields, start[own], t_min, sde.t_max, *tolerances, fewest=flow.fewest, clock=flow.clock)
+        y[own], failed_at[own], unmet[own], rows = found.end, found.failed_at, found.unmet, rows + found.rows
+    told = failures(failed_at, unmet, "likelihoods")
+    if told is not None:
+        warnings.warn(f"{told}. They are NaN, and their ends where the flow was then", SamplingWarning, stacklevel=3)
+    return y[:, : flow.dimension].reshape(x.shape), y[:, flow.dimension :], Solution(y, failed_at, unmet, rows)
 
 
 @contextmanager
@@ -211,15 +218,3 @@ def _evaluating(score: object) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-def _report(failed_at: Tensor) -> None:
-    which = failed_at.nonzero().squeeze(1).tolist()
-    if which:
-        shown = ", ".join(map(str, which[:10])) + (", ..." if len(which) > 10 else "")
-        warnings.warn(
-            f"{len(which)} of {len(failed_at)} likelihoods are not known: at t = {float(failed_at[which].min()):.6g} and after, "
-            f"the tolerance could not be met or the score was not finite. Points: {shown}",
-            SamplingWarning,
-            stacklevel=4,
-        )

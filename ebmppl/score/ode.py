@@ -120,6 +120,7 @@ class Solution(NamedTuple):
 
     end: Tensor  # (rows, n)
     failed_at: Tensor  # (rows,), a time, or 0 where it arrived
+    unmet: Tensor  # (rows,) bool, whether it failed though the field was finite
     rows: int  # that the field was asked for in all
 
 
@@ -142,11 +143,11 @@ def solve(
         last: the last one, later.
         rtol: relative tolerance of a step, > 0.
         atol: absolute tolerance, > 0.
-        fewest: the share of rows under way, in (0, 1], from which on those that have ended are left out.
+        fewest: the share of rows under way, in [0, 1], from which on those that have ended are left out.
         clock: whose readings fields are given, and slopes are by; step sizes are of the time.
     """
     least = _LEAST_STEP.get(y.dtype, 1e-3) * (last - first)
-    ends, failed_at = y.clone(), y.new_zeros(len(y))
+    ends, failed_at, unmet = y.clone(), y.new_zeros(len(y)), torch.zeros(len(y), dtype=torch.bool, device=y.device)
     active = torch.arange(len(y), device=y.device)
     live = torch.ones_like(active, dtype=torch.bool)
     t, before = y.new_full((len(y),), first), y.new_full((len(y),), CALM)
@@ -173,10 +174,12 @@ def solve(
         if not bool(over_now.any()):
             continue
         ends[active[over_now]] = y[over_now]
-        failed_at[active[failed & live]] = t[failed & live]
+        failed &= live
+        failed_at[active[failed]], unmet[active[failed]] = t[failed], torch.isfinite(tried.error[failed]).all(1)
         live = live & ~over_now
-        if int(live.sum()) <= fewest * len(live):
+        if int(live.sum()) <= fewest * len(y):
+            fewest = 1.0
             active, y, velocity, t, u, h, before = (v[live] for v in (active, y, velocity, t, u, h, before))
             live = live[live]
             flow, steering = fields(active)
-    return Solution(ends, failed_at, rows)
+    return Solution(ends, failed_at, unmet, rows)

@@ -16,8 +16,8 @@ Effective draws: ArviZ's bulk ESS, the smallest of all coordinates. Seconds: fro
 Neither they nor the ratios that are judged count imports and the making of data, on any side (modules that a library
 imports late, in its run, count); the column "with imports" counts everything from the new process's start.
 Used: gradients of the kept draws' trees over those computed in the sampling phase, the last chains' tail included, next
-to its bound where chains have different work, mean over maximum of the chains' own gradients. For samplers whose chains
-wait for the deepest tree of each draw, their most.
+to mean over maximum of the chains' own gradients, the bound of samplers whose chains tick until the last one has its
+draws (in parts ours leave out ticks). For samplers whose chains wait for the deepest tree of each draw, their most.
 Chains of Pyro's and nutpie's have nothing in common: their rates are those of one to four chains, times as many as asked
 for would take as much longer, and they are measured once for a posterior, with 64 chains where these are chosen.
 All cells take many hours on two cores, with JAX's and 512 chains most of them.

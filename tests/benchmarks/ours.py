@@ -20,19 +20,22 @@ class Watch:
 
     def __init__(self) -> None:
         self.mcmc: eb.MCMC | None = None
-        self.warm = 0  # ticks of warm-up
+        self.warm = 0  # ticks of all chains in warm-up
         self.looks: list[tuple[int, float]] = []  # (tick, seconds) in the sampling phase
 
     def __call__(self, kernel: Any, params: Any, stage: str, i: int) -> None:
         assert self.mcmc is not None
-        tick = self.mcmc.now.tick
+        now, chains = self.mcmc.now, self.mcmc.num_chains
+        tick = now.tick
         if stage == "Warmup":
-            self.warm = tick
-        else:
+            self.warm = now.ticks(chains)
+        elif now.own is None:  # all chains tick
             self.looks.append((tick, time.perf_counter()))
 
     def tick(self) -> float:
-        """Microseconds of a tick from the first look of the sampling phase, when all is compiled, to its last."""
+        """Microseconds of a tick of all chains from the first look of the sampling phase, when all is compiled."""
+        if not self.looks:
+            return 0.0
         (first, start), (last, end) = self.looks[0], self.looks[-1]
         return 1e6 * (end - start) / (last - first) if last > first else 0.0
 
@@ -60,7 +63,7 @@ def ours(key: str, effort: Effort) -> Side:
         samples = {name: x.cpu() for name, x in mcmc.get_samples(group_by_chain=True).items()}
         seconds = time.perf_counter() - start
         draws = np.concatenate([x.reshape(*x.shape[:2], -1).numpy() for x in samples.values()], -1)
-        gradients = mcmc.gradients - watch.warm * mcmc.kernel.calls_per_tick * mcmc.num_chains
+        gradients = mcmc.gradients - watch.warm * mcmc.kernel.calls_per_tick
         steps = mcmc.stats()["n_steps"].cpu().numpy()
         return Run(seconds, draws, steps, 0, gradients, watch.tick(), f"backend {mcmc.backend}")
 

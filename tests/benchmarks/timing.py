@@ -40,7 +40,13 @@ class Spread(NamedTuple):
         return f"{self.median:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 
-def alternate(peers: Mapping[str, Work], *, rounds: int, seconds: Mapping[str, float]) -> dict[str, list[float]]:
+def alternate(
+    peers: Mapping[str, Work],
+    *,
+    rounds: int,
+    seconds: Mapping[str, float],
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Microseconds per unit of work of every peer, one value for every round.
 
     Every peer first does one unit untimed and is then sized so that one turn takes about its ``seconds``. The peers
@@ -51,32 +57,33 @@ def alternate(peers: Mapping[str, Work], *, rounds: int, seconds: Mapping[str, f
         peers: name -> work.
         rounds: turns of every peer.
         seconds: name -> length of one turn.
+        clock: ``time.process_time`` on a machine that does other work, too; of one thread, then.
     """
-    units = {name: _size(work, seconds[name]) for name, work in peers.items()}
+    units = {name: _size(work, seconds[name], clock) for name, work in peers.items()}
     times: dict[str, list[float]] = {name: [] for name in peers}
     order = list(peers)
     for _ in range(rounds):
         gc.collect()
         for name in order:
-            times[name].append(1e6 * _turn(peers[name], units[name]) / units[name])
+            times[name].append(1e6 * _turn(peers[name], units[name], clock) / units[name])
         order.reverse()
     return times
 
 
-def _size(work: Work, seconds: float) -> int:
+def _size(work: Work, seconds: float, clock: Callable[[], float]) -> int:
     work(1)
     units = 1
-    while (took := _turn(work, units)) < seconds / 4 and units < _MOST_UNITS:
+    while (took := _turn(work, units, clock)) < seconds / 4 and units < _MOST_UNITS:
         units *= 4
     return max(1, min(_MOST_UNITS, round(units * seconds / took)))
 
 
-def _turn(work: Work, units: int) -> float:
+def _turn(work: Work, units: int, clock: Callable[[], float]) -> float:
     gc.disable()
     try:
-        start = time.perf_counter()
+        start = clock()
         work(units)
-        return time.perf_counter() - start
+        return clock() - start
     finally:
         gc.enable()
 

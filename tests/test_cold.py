@@ -1,0 +1,104 @@
+"""What a cold start leaves out or does beside other work."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ebmppl import HMC, NUTS, as_energy
+from ebmppl.sampling import choice, compiler, gcc
+from ebmppl.sampling.gcc import build
+
+SOURCE = 'extern "C" int twice(int x) { return 2 * x; }'
+FRESH = """
+import sys
+import torch
+import ebmppl as eb
+
+energy = eb.as_energy(lambda x: x.square().sum(-1), (3,))
+eb.MCMC(eb.NUTS(energy), 5, 5, num_chains=2, seed=0, disable_progbar=True).run()
+assert "torch._dynamo" not in sys.modules, "an eager run imported Dynamo"
+
+from ebmppl.sampling.imports import import_inductor
+
+import_inductor()
+from torch._functorch._activation_checkpointing import graph_info_provider
+
+assert "torch._inductor.compile_fx" in sys.modules
+assert "networkx" not in sys.modules, "nobody asked for it"
+import networkx
+
+assert graph_info_provider.nx.DiGraph is networkx.DiGraph
+"""
+
+
+def test_a_new_process_imports_what_it_needs() -> None:
+    ended = subprocess.run([sys.executable, "-c", FRESH], check=False, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Calls of GCC, with an empty disk cache."""
+    calls: list[str] = []
+    run = subprocess.run
+    monkeypatch.setattr(gcc.subprocess, "run", lambda *a, **k: (calls.append("g++"), run(*a, **k))[1])
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    return calls
+
+
+def test_a_library_is_built_once_and_only_whole(counted: list[str], tmp_path: Path) -> None:
+    library = build(SOURCE, "g++", tmp_path / "new")
+    assert ctypes.CDLL(str(library)).twice(21) == 42
+    assert build(SOURCE, "g++", tmp_path / "new") == library
+    assert len(counted) == 1
+    assert build(SOURCE, "g++", tmp_path / "new", "-O1") != library
+    with pytest.raises(subprocess.CalledProcessError):
+        build("not C++", "g++", tmp_path / "other")
+    assert list((tmp_path / "other").iterdir()) == []
+    with pytest.raises(FileNotFoundError, match="no compiler 'no-such-compiler'"):
+        build(SOURCE, "no-such-compiler", tmp_path)
+
+
+def test_what_was_begun_is_what_is_loaded(counted: list[str]) -> None:
+    compiler.load_ahead(SOURCE)
+    compiler.load_ahead(SOURCE)
+    assert compiler.load(SOURCE).twice(4) == 8
+    assert len(counted) == 1
+    assert SOURCE not in compiler._ahead
+
+
+def test_where_gcc_fails_inductor_builds(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> Path:
+        raise subprocess.CalledProcessError(1, "g++")
+
+    monkeypatch.setattr(compiler, "build", fails)
+    monkeypatch.setattr(compiler, "_built_by_inductor", lambda source: ("Inductor's", source))
+    compiler.load_ahead(SOURCE)
+    assert compiler.load(SOURCE) == ("Inductor's", SOURCE)
+    assert compiler.load(SOURCE) == ("Inductor's", SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("backend", "draws", "begins"),
+    [("auto", 5000, True), ("auto", 5, False), ("inductor", 5, True), ("eager", 5000, False)],
+)
+def test_only_a_run_that_compiles_begins_ahead(
+    backend: str, draws: int, begins: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[int] = []
+    monkeypatch.setattr(choice, "begin", lambda: begun.append(1))
+    monkeypatch.setattr(choice, "LEAST_TICKS", 5000)
+    energy = as_energy(lambda x: x.square().sum(-1), (3,))
+    for kernel in (NUTS(energy), HMC(energy, num_steps=4)):
+        choice.begin_ahead(backend, kernel, draws)
+    assert bool(begun) == begins
+    begun.clear()
+    double = as_energy(torch.nn.Linear(3, 1, dtype=torch.float64), (3,))
+    choice.begin_ahead(backend, NUTS(double), draws)
+    assert not begun  # numbers of another type are torch's
