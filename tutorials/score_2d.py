@@ -3,7 +3,7 @@
 Data are diffused to noise by dx = -beta(t) x / 2 dt + sqrt(beta(t)) dw. A network learns the score of the diffused data at
 every noise level by denoising; the reverse SDE, or the probability-flow ODE, then carries noise to data. Samples are
 compared with data that were held out, by the squared MMD and a permutation test; and 20 network calls of DPM-Solver++
-with 500 of Euler-Maruyama. What is left of the distance is the network's: 40 calls give the same, a longer training less.
+with 500 of Euler-Maruyama. What is left of the distance is the network's: of a coarser one 40 calls gave the same, a better training less.
 """
 
 from __future__ import annotations
@@ -77,7 +77,10 @@ class Result(NamedTuple):
 
 
 def train(data: Tensor, steps: int, seed: int) -> EDM:
-    """A score model with averaged weights. In batches of 256 of a fifth of the data its samples were seven times as far."""
+    """A score model with averaged weights.
+
+    In batches of 256 of a fifth of the data, samples of the moons were five times as far, of the checkerboard seven times.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = EDM(TimeMLP((2,), (128, 128, 128)), SDE, data_std=float(data.std()))
