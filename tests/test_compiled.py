@@ -650,6 +650,20 @@ def test_a_constant_beside_a_gradient_of_slices_compiles() -> None:
     assert torch.equal(found, function(x)[0])
 
 
+def test_what_is_written_into_a_view_leaves_what_it_views() -> None:
+    """Inductor writes in place where nobody looks at the memory again; whose memory a view's is the trace doesn't know."""
+    at, value, x = torch.tensor([1, 4]), torch.tensor([7.0, 8.0]), torch.randn(3, 2)
+
+    def function(x: Tensor) -> list[Tensor]:
+        whole = x + 1
+        return [whole.view(-1).index_put((at,), value), 3 * whole]
+
+    with config.patch(force_disable_caches=True):
+        traced = make_graph(function, [x], lambda: [0, 1])
+        found = compiler.compile_graph(traced.graph, [x, *traced.constants])([x, *traced.constants])
+    assert all(torch.equal(a, b) for a, b in zip(found, function(x), strict=True))
+
+
 def test_constrained_sites_and_scalar_events_compile() -> None:
     gamma = as_energy(lambda x: x - 2 * torch.log(x), (), constraints.positive)
     assert agree(run(gamma), run(gamma, backend="eager"))

@@ -103,15 +103,13 @@ def _inner_compile(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Flat:
 
     fake = fake_mode(graph)
     fakes = [fake.from_tensor(tensor, static_shapes=True) for tensor in inputs]
-    for place, value in zip(graph.graph.find_nodes(op="placeholder"), fakes, strict=True):
-        place.meta.setdefault("val", value)  # passes ask for the forms of constants, which were no inputs when traced
     _compiling.options = _options()
     with (
         config.patch(_compiling.options),
         tracing(TracingContext(fake)),
         torch.no_grad(),
         _patching,
-        quicker(fake),
+        quicker(),
         _into_unit(),
     ):
         compiled = compile_fx_inner(graph, fakes, is_inference=True)

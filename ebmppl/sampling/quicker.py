@@ -12,17 +12,14 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+_REVISION = 2  # of what is done to graphs: what an earlier one left in the disk cache is not found
 _RELEASE = re.compile(r"\d+\.\d+\.\d+(\+\w+)?")
 
 
 @contextmanager
-def quicker(mode: FakeTensorMode) -> Iterator[None]:
-    """Within it Inductor takes a third less time for the same C++.
-
-    Args:
-        mode: see ``fake_mode``.
-    """
-    with _rules_once(), _strides_at_once(), _loops_once(), _forms_once(mode), _release_as_key():
+def quicker() -> Iterator[None]:
+    """Within it Inductor takes a third less time for the same C++."""
+    with _rules_once(), _strides_at_once(), _loops_once(), _release_as_key():
         yield
 
 
@@ -41,21 +38,6 @@ def _mode_of(node: fx.Node) -> FakeTensorMode | None:
     value = node.meta.get("val")
     first = value[0] if isinstance(value, (list, tuple)) and value else value
     return first.fake_mode if isinstance(first, FakeTensor) else None
-
-
-@contextmanager
-def _forms_once(mode: FakeTensorMode) -> Iterator[None]:
-    """Inductor finds the forms of all values, which the trace knows."""
-    from torch._inductor import compile_fx
-
-    find = getattr(compile_fx, "fake_tensor_prop", None)
-
-    def find_if_new(graph: fx.GraphModule, *args: Any, **options: Any) -> Any:
-        known = all(_mode_of(node) is mode for node in graph.graph.nodes if node.op == "call_function")
-        return mode if known else find(graph, *args, **options)  # type: ignore[misc]
-
-    with patch.object(compile_fx, "fake_tensor_prop", find_if_new) if callable(find) else nullcontext():
-        yield
 
 
 @contextmanager
@@ -137,5 +119,5 @@ def _release_as_key() -> Iterator[None]:
     if not callable(find) or not release:
         yield
         return
-    with patch.object(codecache, "torch_key", lambda: f"{torch.__version__} {release}".encode()):
+    with patch.object(codecache, "torch_key", lambda: f"{torch.__version__} {release} {_REVISION}".encode()):
         yield
