@@ -3,7 +3,8 @@
 Data are diffused to noise by dx = -beta(t) x / 2 dt + sqrt(beta(t)) dw. A network learns the score of the diffused data at
 every noise level by denoising; the reverse SDE, or the probability-flow ODE, then carries noise to data. Samples are
 compared with data that were held out, by the squared MMD and a permutation test; and 20 network calls of DPM-Solver++
-with 500 of Euler-Maruyama. What is left of the distance is the network's: of a coarser one 40 calls gave the same, a better training less.
+with 500 of Euler-Maruyama. What is left of the distance is the network's: of a coarser one 40 calls gave the same, a better
+training less.
 """
 
 from __future__ import annotations
