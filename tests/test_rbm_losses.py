@@ -60,6 +60,22 @@ def test_trained_energies_are_free_energies_with_their_gradients(kind: str) -> N
     torch.testing.assert_close(flat(model), by_autograd, **EXACT)
 
 
+@every_rbm
+def test_trained_energies_have_second_derivatives(kind: str) -> None:
+    """Of a gradient penalty: those of autograd through free energies, in every parameter."""
+    model, found = RBMS[kind](), []
+    parts = visible(model)[:7].split([5, 2])
+    for of in (lambda v: model(v).mean(), lambda v: model.trained_energies((v, model.hidden_logits(v)))[0].mean):
+        first, second = (of(v) for v in parts)
+        gap = 2 * first - 3 * second
+        slopes = torch.autograd.grad(gap, list(model.parameters()), create_graph=True)
+        model.zero_grad()
+        (gap + sum(slope.pow(4).sum() for slope in slopes)).backward()
+        found.append((torch.cat([slope.detach().flatten() for slope in slopes]), flat(model)))
+    for own, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(own, wanted, **EXACT)
+
+
 def test_trained_energies_of_large_logits_are_finite_and_right() -> None:
     model = BernoulliRBM(1, 4, W=torch.tensor([[900.0, -900.0, 0.0, 30.0]], dtype=F64))
     v = torch.ones(1, 1, dtype=F64)
