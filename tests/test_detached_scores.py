@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from ebmppl.energies import Energy, as_energy
 from ebmppl.errors import SamplingWarning
-from ebmppl.losses import Loss, ScoreMatching, ScoreNetwork, SlicedDiffusionScoreMatching, SlicedScoreMatching
+from ebmppl.losses import (
+    DenoisingScoreMatching,
+    ExplicitScoreMatching,
+    Loss,
+    ScoreMatching,
+    ScoreNetwork,
+    SlicedDiffusionScoreMatching,
+    SlicedScoreMatching,
+)
 from ebmppl.score import VP, EnergyGradient, NoisePrediction, TimeMLP
 
 SLICED: dict[str, Callable[[], Loss]] = {
@@ -84,6 +92,56 @@ def test_a_score_whose_derivative_is_cut_off_is_refused_at_the_first_call(loss: 
 def test_an_energy_that_is_cut_off_is_refused(loss: str) -> None:
     with pytest.raises(ValueError, match="expected an energy that is differentiable in x, got one that .* detached"):
         SLICED[loss]()(energy_of(Detached(1)))(points())
+
+
+ALL: dict[str, Callable[[], Loss]] = SLICED | {
+    "denoising": lambda: DenoisingScoreMatching(0.1, seed=0),
+    "explicit": lambda: ExplicitScoreMatching(lambda x: -x),
+}
+
+
+class Scaled(Energy):
+    """A function times a trained factor."""
+
+    def __init__(self, fn: Callable[[Tensor], Tensor]) -> None:
+        super().__init__((2,))
+        self.fn, self.factor = fn, nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.factor * self.fn(x).sum(-1)
+
+
+@pytest.mark.parametrize("loss", ALL)
+@pytest.mark.parametrize("step", [lambda x: (4 * x).round().square(), torch.floor, torch.sign])
+@pytest.mark.parametrize("rows", [1, 20])
+def test_an_energy_that_changes_in_steps_is_refused(loss: str, step: Callable[[Tensor], Tensor], rows: int) -> None:
+    """Autograd gives it a gradient, which is 0 everywhere."""
+    for graph in (True, False):
+        with (
+            torch.set_grad_enabled(graph),
+            pytest.raises(ValueError, match="expected an energy that is differentiable in x, got one that .* steps"),
+        ):
+            ALL[loss]()(Scaled(step))(points(rows))
+
+
+@pytest.mark.parametrize("loss", ALL)
+def test_steps_are_seen_once_a_constant_energy_has_moved(loss: str) -> None:
+    energy = Scaled(torch.floor)
+    nn.init.zeros_(energy.factor)
+    bound = ALL[loss]()(energy)
+    bound(points())
+    nn.init.ones_(energy.factor)
+    with pytest.raises(ValueError, match="expected an energy that is differentiable in x"):
+        bound(points())
+
+
+def test_data_at_minima_are_no_steps() -> None:
+    """All gradients are 0 there, and energies differ."""
+    wells = Scaled(lambda x: x.square() * (x - 1).square() * (x + 1))
+    x = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
+    assert not bool(wells.value_and_grad(x)[1].any())
+    for loss in ALL.values():
+        loss()(wells)(x)
 
 
 def test_over_noise_levels_too() -> None:

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from ebmppl.energies.base import Energy
 from ebmppl.losses.base import BoundLoss, Data, Loss, at_dtype_of, checked_data, require_finite, require_numbers, shaped
-from ebmppl.losses.scores import Scored, ScoreNetwork, derivative_seen, differentiated, gradient, require_scored
+from ebmppl.losses.scores import (
+    Scored,
+    ScoreNetwork,
+    derivative_seen,
+    differentiated,
+    gradient,
+    gradient_seen,
+    require_scored,
+)
 from ebmppl.losses.seeded import SeededLoss, normals
 
 
@@ -43,6 +51,7 @@ class BoundScoreLoss(SeededLoss):
     def __init__(self, energy: Scored, guide: Any, seed: int | None = None, *, constrained: bool = False) -> None:
         super().__init__(cast(Energy, energy), guide, seed)
         self._unseen = True
+        self._graded = False  # whether an energy was seen to have a gradient
         self._target = (energy if constrained else differentiated(energy),)  # not a module of its own
 
     @property
@@ -75,9 +84,18 @@ class BoundScoreLoss(SeededLoss):
         else:
             with torch.enable_grad():
                 terms = self.of_points(x, graph=False)
+        if not self._graded:
+            self._graded = self._has_gradient(terms, x)
         if self._unseen:
             self._look_for_derivative(terms, x)
         return terms if graph else {name: term.detach() for name, term in terms.items()}
+
+    def _has_gradient(self, terms: dict[str, Tensor], x: Tensor) -> bool:
+        energy = self.target
+        if isinstance(energy, ScoreNetwork) or ("square" in terms and bool(terms["square"].detach().any())):
+            return True
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):  # of an energy with dropout
+            return not energy.has_values or gradient_seen(energy, x)
 
     def _look_for_derivative(self, terms: dict[str, Tensor], x: Tensor) -> None:
         found = [terms[name] for name in ("trace", "change") if name in terms]

@@ -116,6 +116,33 @@ def gradient(model: Scored, x: Tensor, *, graph: bool = False) -> Tensor:
     return found
 
 
+def gradient_seen(energy: Energy, x: Tensor) -> bool:
+    """Whether a loss's first calls have told that an energy has a gradient; not yet while it is constant, as at weights of 0.
+
+    Args:
+        energy: what is matched.
+        x: the points ``(rows, *event)``; only where all gradients there are 0, points between them are looked at, too.
+
+    Raises:
+        ValueError: where it changes from point to point, yet its gradient is 0: it changes in steps.
+    """
+
+    def graded(at: Tensor) -> bool:
+        with torch.enable_grad():
+            return bool((gradient(energy, at.detach().requires_grad_()) != 0).any())
+
+    if graded(x):
+        return True
+    others = [x.lerp(x.roll(1, 0), weight) for weight in (0.3, 0.6)] if len(x) > 1 else [-x, x + 1, 2 * x]
+    if any(graded(at) for at in others):  # data at minima
+        return True
+    with torch.no_grad():
+        values = torch.stack([energy(at) for at in (x, *others)])
+    if bool((values != values[0, 0]).any()):
+        raise ValueError(f"expected an energy {NO_GRADIENT}")
+    return False
+
+
 def changes(score: Tensor, x: Tensor, v: Tensor, *, graph: bool) -> Tensor:
     """V' (ds/dx) v ``(n, rows)`` of scores s ``(rows, *event)`` of x, by one backward pass for each direction."""
     if not score.requires_grad:  # a score that doesn't depend on x
