@@ -15,14 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ebmppl.energies import Energy
 from ebmppl.kernels import Gibbs
 from ebmppl.kernels.layer_sweep import JointSweep
-from ebmppl.losses import CD, PCD, Loss
+from ebmppl.losses import CD, MLE, PCD, Loss
 from ebmppl.losses.base import all_bits
 from ebmppl.models import BernoulliRBM
 from ebmppl.models.rbm_training import log_of_product
 from ebmppl.partition import Exact
 from ebmppl.sampling.chains import Chains
 from tests.discrete import number, p_value, states_of
-from tests.exact_gradients import F64, FALSE_ALARM, data_of, flat, rbm
+from tests.exact_gradients import F64, FALSE_ALARM, data_of, enumerated, flat, gradients, random, rbm
+from tests.exact_gradients import p_value as p_value_of
 from tests.test_models import EXACT, RBMS, every_rbm, visible
 
 _PRODUCTS = [getattr(torch.ops.aten, name) for name in ("mm", "addmm", "addmm_", "bmm")]
@@ -81,6 +82,31 @@ def test_trained_energies_of_large_logits_are_finite_and_right() -> None:
     v = torch.ones(1, 1, dtype=F64)
     (found,) = model.trained_energies((v, model.hidden_logits(v)))
     torch.testing.assert_close(found.energies, model(v).detach(), rtol=1e-15, atol=0)
+
+
+class Pairs(BernoulliRBM):
+    """With visible units that are not independent given hidden ones."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3, W=random(4, 3, seed=1), b=random(4, seed=2), c=random(3, seed=3))
+        self.q = torch.nn.Parameter(torch.ones((), dtype=F64))
+
+    def visible_energy(self, v: Tensor) -> Tensor:
+        return super().visible_energy(v) + self.q * (v.to(self.W.dtype).sum(-1) - 2).square()
+
+
+def test_a_subclass_with_a_term_of_its_own_is_trained_with_it() -> None:
+    """Its gradient by chains on both layers is that of enumeration; no closed form of its parent is taken for it."""
+    model = Pairs()
+    x = data_of(model)
+    bound = MLE(kernel=Gibbs, num_chains=100, warmup=15, draws=5, seed=0)(model.joint)
+    value, exact = enumerated(model, x)
+    assert p_value_of(gradients(bound, x, 20), exact) > FALSE_ALARM
+    assert MLE(Exact())(model)(x).item() == pytest.approx(value.item(), abs=1e-10)
+    assert model.bipartite() is None is model.tempered(0.5).bipartite()
+    point = x.requires_grad_()
+    slope = torch.autograd.grad(model(point).sum(), point)[0]
+    torch.testing.assert_close(model.value_and_grad(point)[1], slope, **EXACT)
 
 
 # Sweeps of both layers.

@@ -66,7 +66,7 @@ class BoundCD(EnergyGap):
         with torch.no_grad():
             start = self.chains.inward(x)
             if not self.summed or not self.chains.look_ahead(start, self.k):
-                end = self.chains.outward(self.chains.move((start,), self.k)[0])
+                end = self.chains.outward(self.chains.move((start,), self.k, go_on=False)[0])
         return self.gap(x, end, self.chains.known)
 
     def keep(self) -> None:
@@ -170,7 +170,7 @@ class BoundPCD(EnergyGap):
         if self.training and self.warmup and not int(self.step):
             self.adapt(self.warmup)
         which, again, held = self._chosen()
-        end = self.chains.move(held, self.k)
+        end = self.chains.move(held, self.k, go_on=True)
         self._moved = which, again, end
         with torch.no_grad():
             model = self.chains.outward(end[0])

@@ -96,16 +96,18 @@ class ModelChains(nn.Module):
             return tuple(value.clone() for value in self.kernel.held(self.kernel.init(z)))
 
     @torch.no_grad()
-    def move(self, held: Held, draws: int) -> Held:
+    def move(self, held: Held, draws: int, *, go_on: bool) -> Held:
         """What chains hold after so many draws of each, under the parameters as they are now.
 
         Args:
             held: by chains before, or the points ``(chains, *event)`` alone where they begin, in the kernel's coordinates.
             draws: of each.
+            go_on: whether chains do, from where they end. If not, a kernel may leave out what only its next tick needs, and
+                with it a last look whether chains can go on from there (Langevin: that the gradient is finite).
         """
         with evaluating(self.kernel.target):  # once for all that follows
             chains = self._at(held)
-            end = self._told(chains, draws, self.kernel.held_after)
+            end = None if go_on else self._told(chains, draws, self.kernel.held_after)
             if end is not None:
                 self.known = {}
                 return end

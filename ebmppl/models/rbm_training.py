@@ -27,8 +27,10 @@ def free_energies(rbm: RBM, batches: Sequence[tuple[Tensor, Tensor]]) -> list[Tr
     """F of batches of visible units ``(rows, V)`` and their hidden logits, as a function of the parameters alone.
 
     One product of each for the gradient in W, no other; where that is differentiated in turn, autograd goes through the
-    plain formula.
+    plain formula, as of a model whose terms are not known.
     """
+    if rbm.linear is None:
+        return [Trained(energies.mean(), energies.detach()) for energies in (rbm.free_energy(v) for v, _ in batches)]
     pairs = [part for v, logits in batches for part in (rbm.features(v), logits.detach())]
     found = MeanFreeEnergies.apply(rbm.weights, rbm.b.flatten() if rbm.linear else None, rbm.c, *pairs)
     trained = list(map(Trained, found[: len(batches)], found[len(batches) :]))
