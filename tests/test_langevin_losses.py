@@ -79,6 +79,47 @@ def test_a_step_takes_as_many_gradients_as_draws() -> None:
     assert energy.gradients - before == 3
 
 
+class Trap(Energy):
+    """Half a squared distance to 1 times a parameter; below 0 its gradient is NaN, from 2.5 on its value, too."""
+
+    def __init__(self) -> None:
+        super().__init__((1,), torch.distributions.constraints.real)
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[..., 0]
+        half = 0.5 * (x - 1).square()
+        return self.scale * torch.where(x > 0, half + 0 * x.sqrt(), half).where(x < 2.5, torch.nan)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_persistent_chains_go_to_no_point_without_a_gradient(k: int) -> None:
+    """They would stand still there for good."""
+    found = []
+    for kernel in (Langevin, Whole):
+        bound = PCD(k, kernel=partial(kernel, step_size=1.0), num_chains=4, seed=0)(Trap())
+        bound.points.fill_(1.0)
+        for _ in range(5):
+            bound(torch.ones(8, 1))
+        found.append(bound.points)
+    assert torch.equal(*found)
+    assert bool((found[0] >= 0).all())
+
+
+@pytest.mark.parametrize("make", [CD, PCD])
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_chain_ends_where_it_does_beside_any_others(make: Any, k: int) -> None:
+    """Of the four no step alone goes to a point without energy; of the 60 others some do."""
+    more: dict[str, Any] = {} if make is CD else {"num_chains": 64}
+    chains = make(k, kernel=partial(Langevin, step_size=1.0), seed=0, **more)(Trap()).chains
+    ends = [chains.move((torch.ones(n, 1),), k, go_on=make is PCD)[0] for n in (4, 64)]
+    assert torch.equal(ends[0], ends[1][:4])
+    taken = ends[1][:, 0]
+    assert bool((taken < 2.5).all())
+    # what ``held_after`` leaves out, and nothing else: the gradient at the end
+    assert bool((taken < 0).any()) == (make is CD)
+
+
 def test_a_kernel_with_another_tick_makes_all_of_them() -> None:
     class Still(Langevin):
         def tick(self, state: Any, tuning: Any, noise: Noise) -> Any:

@@ -159,6 +159,43 @@ def test_a_replay_buffer_is_judged_by_the_chains_that_moved() -> None:
     assert health.age == 50.0  # half of them moved at each step
 
 
+def test_chains_of_a_large_replay_buffer_are_judged() -> None:
+    """Each moves at one step in ten: 20 moves of it take 200 steps."""
+    settings: dict[str, Any] = {"num_chains": 20, "buffer": 200}
+    found = checks(quiet(langevin(1e-9, **settings), mlp(), REALS, Monitor([], every=90), steps=270))
+    assert [health.known for health in found] == [False, False, True]
+    assert not any(health.good for health in found)
+    assert "r_hat" in names(found[-1])
+    # the mean of the 20 that moved, which is taken off, has a twentieth of the variance between chains
+    assert found[-1].r_hat == pytest.approx(math.sqrt(1 + 20), rel=0.25)
+    assert "not known" in str(found[0])
+    healthy = Monitor([], every=270, gap=None)
+    assert checks(quiet(langevin(0.5, **settings), mlp(), REALS, healthy, steps=270))[0].good
+
+
+def test_a_state_is_not_kept_as_good_before_mixing_is_known() -> None:
+    run = quiet(langevin(0.5), mlp(), REALS, Monitor([], every=10, gap=None), steps=30)
+    assert [(record.health.known, run.candidate is not None) for record in run if record.health] == [
+        (False, False),
+        (True, True),
+        (True, True),
+    ]
+    run = quiet(langevin(0.5), mlp(), REALS, Monitor([], every=10, r_hat=None, ess=None, gap=None), steps=10)
+    assert checks(run)[0].good  # nobody asks
+
+
+def test_a_loss_that_keeps_too_few_steps_is_refused() -> None:
+    for settings, least in [
+        ({"recent": 19}, 20),
+        ({"num_chains": 20, "buffer": 200, "recent": 100}, 250),
+        ({"num_chains": 64, "buffer": 10_000}, 3907),  # too many numbers to be kept unasked
+    ]:
+        with pytest.raises(ValueError, match=rf"expected recent >= {least} for a monitor .*r_hat=None, ess=None"):
+            quiet(langevin(0.5, **settings), mlp(), REALS, Monitor(), steps=5)
+    quiet(langevin(0.5, recent=19), mlp(), REALS, Monitor(r_hat=None, ess=None), steps=5)
+    quiet(langevin(0.5, recent=20), mlp(), REALS, Monitor(), steps=5)
+
+
 def test_an_energy_gap_is_found() -> None:
     far = REALS + 30
     (health,) = checks(quiet(langevin(0.5), mlp(), far, Monitor([], every=30), steps=30))

@@ -15,14 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ebmppl.energies import Energy
 from ebmppl.kernels import Gibbs
 from ebmppl.kernels.layer_sweep import JointSweep
-from ebmppl.losses import CD, PCD, Loss
+from ebmppl.losses import CD, MLE, PCD, Loss
 from ebmppl.losses.base import all_bits
 from ebmppl.models import BernoulliRBM
 from ebmppl.models.rbm_training import log_of_product
 from ebmppl.partition import Exact
 from ebmppl.sampling.chains import Chains
 from tests.discrete import number, p_value, states_of
-from tests.exact_gradients import F64, FALSE_ALARM, data_of, flat, rbm
+from tests.exact_gradients import F64, FALSE_ALARM, data_of, enumerated, flat, gradients, random, rbm
+from tests.exact_gradients import p_value as p_value_of
 from tests.test_models import EXACT, RBMS, every_rbm, visible
 
 _PRODUCTS = [getattr(torch.ops.aten, name) for name in ("mm", "addmm", "addmm_", "bmm")]
@@ -60,11 +61,52 @@ def test_trained_energies_are_free_energies_with_their_gradients(kind: str) -> N
     torch.testing.assert_close(flat(model), by_autograd, **EXACT)
 
 
+@every_rbm
+def test_trained_energies_have_second_derivatives(kind: str) -> None:
+    """Of a gradient penalty: those of autograd through free energies, in every parameter."""
+    model, found = RBMS[kind](), []
+    parts = visible(model)[:7].split([5, 2])
+    for of in (lambda v: model(v).mean(), lambda v: model.trained_energies((v, model.hidden_logits(v)))[0].mean):
+        first, second = (of(v) for v in parts)
+        gap = 2 * first - 3 * second
+        slopes = torch.autograd.grad(gap, list(model.parameters()), create_graph=True)
+        model.zero_grad()
+        (gap + sum(slope.pow(4).sum() for slope in slopes)).backward()
+        found.append((torch.cat([slope.detach().flatten() for slope in slopes]), flat(model)))
+    for own, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(own, wanted, **EXACT)
+
+
 def test_trained_energies_of_large_logits_are_finite_and_right() -> None:
     model = BernoulliRBM(1, 4, W=torch.tensor([[900.0, -900.0, 0.0, 30.0]], dtype=F64))
     v = torch.ones(1, 1, dtype=F64)
     (found,) = model.trained_energies((v, model.hidden_logits(v)))
     torch.testing.assert_close(found.energies, model(v).detach(), rtol=1e-15, atol=0)
+
+
+class Pairs(BernoulliRBM):
+    """With visible units that are not independent given hidden ones."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 3, W=random(4, 3, seed=1), b=random(4, seed=2), c=random(3, seed=3))
+        self.q = torch.nn.Parameter(torch.ones((), dtype=F64))
+
+    def visible_energy(self, v: Tensor) -> Tensor:
+        return super().visible_energy(v) + self.q * (v.to(self.W.dtype).sum(-1) - 2).square()
+
+
+def test_a_subclass_with_a_term_of_its_own_is_trained_with_it() -> None:
+    """Its gradient by chains on both layers is that of enumeration; no closed form of its parent is taken for it."""
+    model = Pairs()
+    x = data_of(model)
+    bound = MLE(kernel=Gibbs, num_chains=100, warmup=15, draws=5, seed=0)(model.joint)
+    value, exact = enumerated(model, x)
+    assert p_value_of(gradients(bound, x, 20), exact) > FALSE_ALARM
+    assert MLE(Exact())(model)(x).item() == pytest.approx(value.item(), abs=1e-10)
+    assert model.bipartite() is None is model.tempered(0.5).bipartite()
+    point = x.requires_grad_()
+    slope = torch.autograd.grad(model(point).sum(), point)[0]
+    torch.testing.assert_close(model.value_and_grad(point)[1], slope, **EXACT)
 
 
 # Sweeps of both layers.
@@ -104,10 +146,12 @@ def test_what_a_sweep_of_both_layers_tells() -> None:
     assert Gibbs(model).known(Gibbs(model).init(states_of(model))) == {}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("n", [1, 2, 5, 64, 129, 500])
-def test_sums_of_logs_by_products(n: int) -> None:
+def test_sums_of_logs_by_products(n: int, dtype: torch.dtype) -> None:
     """Of the least numbers, where a product of 128 would be nothing in float32, and of any: within the roundings of n terms."""
     x = torch.cat([torch.full((1, n), 0.5), torch.rand(3, n, generator=torch.Generator().manual_seed(0)) / 2 + 0.5])
+    x = x.to(dtype)
     found, wanted = log_of_product(x.clone()), x.double().log().sum(1)
     assert found.dtype == x.dtype
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=n * torch.finfo(x.dtype).eps)
@@ -183,6 +227,26 @@ def test_what_is_left_out_changes_nothing(make: Any, other: Any) -> None:
     assert torch.equal(found[0][0], found[1][0])
     assert found[0][1]["gap"] == found[1][1]["gap"]
     assert found[0][1]["acceptance"] == found[1][1]["acceptance"] == 1.0
+
+
+@pytest.mark.parametrize("make", [partial(CD, 2), partial(PCD, 2, num_chains=9)])
+def test_inference_mode_gives_the_same_values(make: Any) -> None:
+    """Of a loss's evaluation; and what is left of it stops no training."""
+    x = data_of(rbm())
+    found = []
+    for mode in (torch.no_grad, torch.inference_mode):
+        bound = make(kernel=Gibbs, seed=5)(rbm().joint)
+        bound.eval()
+        with mode():
+            values = [bound(x).item(), bound(x.clone()).item()]
+        bound.train()
+        for _ in range(2):
+            value = bound(x)
+            value.backward()
+            values.append(value.item())
+        found.append((values, flat(bound.energy)))
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
 
 
 def test_persistent_chains_that_were_put_elsewhere_go_on_from_there() -> None:

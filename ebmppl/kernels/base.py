@@ -139,7 +139,7 @@ class Kernel(MCMCKernel):
         return None
 
     def held_after(self, state: Any, tuning: Any, noise: Sequence[Noise]) -> Told:
-        """The same of ``held``."""
+        """The same of ``held``, for chains that don't go on from there; by chain, whatever the others do."""
         return None
 
     def random_dtype(self, x: Tensor) -> torch.dtype:

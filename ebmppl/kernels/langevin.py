@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ebmppl.energies.base import Energy
-from ebmppl.kernels.accept import choose, not_finite
+from ebmppl.energies.linalg import rowwise
+from ebmppl.kernels.accept import choose, not_finite, select
 from ebmppl.kernels.base import GradientKernel, Noise, NoiseSpec, positive
 
 
@@ -46,6 +47,7 @@ class Langevin(GradientKernel):
     Without a Metropolis step its stationary law differs from exp(-E) by O(eta): for a Gaussian of precision P
     the covariance is :math:`P^{-1} (I - \eta P / 4)^{-1}`, and it exists only for eta < 4 / (largest eigenvalue).
     A step to a point of non-finite energy or gradient is not taken, and is counted as diverging. Nothing adapts.
+    (``CD`` drops its chains after k steps and leaves out the last gradient: its last step asks for a finite energy alone.)
 
     Of a score alone (``energies.ScoreEnergy``) it makes :math:`x' = x + \tfrac\eta2 s(x) + \sqrt\eta\,\xi`; ``energy`` and ``lp``
     are then not known: NaN.
@@ -119,15 +121,19 @@ class Langevin(GradientKernel):
     def held_after(
         self, state: LangevinState, tuning: LangevinTuning, noise: Sequence[Noise]
     ) -> tuple[tuple[Tensor, ...], list[Tensor]] | None:
-        """Without the gradient at the end: a point of finite energy is taken there, whatever its gradient."""
+        """Without the gradient at the end, so a chain takes its last step wherever the energy alone is finite there."""
         if not self._values:
             return None
-        (x, _, grad), rates = self.ticks(state, tuning, noise[:-1])
+        (before, _, grad), rates = self.ticks(state, tuning, noise[:-1])
         eta, root = _scales(tuning)
-        x = torch.addcmul(x, noise[-1]["normal"], root).addcmul_(grad, eta, value=-0.5)
-        end = x.view(len(x), *self.target.event_shape)
-        energy = self.target(end)
-        return ((end,), [*rates, torch.ones_like(energy)]) if math.isfinite(energy.sum()) else None
+        x = torch.addcmul(before, noise[-1]["normal"], root).addcmul_(grad, eta, value=-0.5)
+        shape = (len(x), *self.target.event_shape)
+        energy = rowwise(self.target, x.view(shape))
+        rate = torch.ones_like(energy)
+        if not math.isfinite(energy.sum()):
+            bad = not_finite(energy)
+            x, rate = select(bad, before, x), rate.masked_fill_(bad, 0.0)
+        return (x.view(shape),), [*rates, rate]
 
 
 def _scales(tuning: LangevinTuning) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,9 @@ from ebmppl.losses.negative import Held, KernelFactory, mixed
 from ebmppl.sampling.initial import Start, Uniform, starting_points
 from ebmppl.sampling.scopes import evaluating
 
+_MOVES = 40  # of a chain, twice those that a monitor needs: chains that move are drawn, so some move less often
+_MOST = 1 << 24  # energies that are kept unasked: 64 MiB of 32 bits
+
 
 class CD(Loss):
     r"""Contrastive divergence: :math:`\nabla E(x^+) - \nabla E(x^-)`, where chains of k draws begin at the data.
@@ -66,7 +69,7 @@ class BoundCD(EnergyGap):
         with torch.no_grad():
             start = self.chains.inward(x)
             if not self.summed or not self.chains.look_ahead(start, self.k):
-                end = self.chains.outward(self.chains.move((start,), self.k)[0])
+                end = self.chains.outward(self.chains.move((start,), self.k, go_on=False)[0])
         return self.gap(x, end, self.chains.known)
 
     def keep(self) -> None:
@@ -95,7 +98,8 @@ class PCD(Loss):
         buffer: so many points are kept, of which ``num_chains`` are moved at each step (replay buffer); ``num_chains``
             when None.
         warmup: draws of every chain before the first step, in which the kernel's tuning adapts, too.
-        recent: steps whose energies of the chains are kept for diagnostics, at least 1.
+        recent: steps whose energies of the chains are kept for diagnostics, at least 1. When None 100, or those in which a
+            chain of the buffer moves about 40 times, where these are more and take no more than 2^24 numbers.
         seed: of the chains; from the operating system when None.
         hidden: see ``CD``.
 
@@ -113,7 +117,7 @@ class PCD(Loss):
         reinit: float = 0.0,
         buffer: int | None = None,
         warmup: int = 0,
-        recent: int = 100,
+        recent: int | None = None,
         seed: int | None = None,
         hidden: Hidden = "mean",
     ) -> None:
@@ -124,12 +128,19 @@ class PCD(Loss):
         self.size = self.num_chains if buffer is None else whole("buffer", buffer, self.num_chains)
         require(0 <= reinit < 1, "reinit in [0, 1)", reinit)
         self.start: Start = start or Uniform()
-        self.warmup, self.recent = whole("warmup", warmup, 0), whole("recent", recent, 1)
+        self.warmup = whole("warmup", warmup, 0)
+        self.recent = _steps(self.size, self.num_chains) if recent is None else whole("recent", recent, 1)
         self.reinit, self.seed, self.hidden = reinit, seed, hidden
 
     def bind(self, energy: Energy, guide: Any) -> BoundLoss:
         """The loss of one energy."""
         return BoundPCD(energy, guide, self)
+
+
+def _steps(size: int, moved: int) -> int:
+    """So many that a monitor can judge chains of which only some move in a step, if they aren't too many to keep."""
+    enough = -(-_MOVES * size // moved)
+    return enough if enough > 100 and enough * size <= _MOST else 100
 
 
 class BoundPCD(EnergyGap):
@@ -170,7 +181,7 @@ class BoundPCD(EnergyGap):
         if self.training and self.warmup and not int(self.step):
             self.adapt(self.warmup)
         which, again, held = self._chosen()
-        end = self.chains.move(held, self.k)
+        end = self.chains.move(held, self.k, go_on=True)
         self._moved = which, again, end
         with torch.no_grad():
             model = self.chains.outward(end[0])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ebmppl.energies.base import Energy
 from ebmppl.energies.gaussian import Quadratic
-from ebmppl.models.rbm import full_parameter
+from ebmppl.models.pairwise import full_parameter
 from ebmppl.models.rbm_views import log1p_exp
 
 

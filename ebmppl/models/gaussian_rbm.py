@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from ebmppl.energies.discrete import RealLayers
-from ebmppl.models.rbm import RBM, full_parameter, require_data
+from ebmppl.models.pairwise import full_parameter
+from ebmppl.models.rbm import RBM, require_data
 from ebmppl.models.rbm_views import log1p_exp
 
 
@@ -88,13 +89,15 @@ class GaussianRBM(RBM):
         squares = (self.visible_mean(h).square() - self.b.square()) @ self.visible_precision
         return 0.5 * (squares + self.log_variance.sum() + self.num_visible * math.log(2 * math.pi))
 
-    def bipartite(self) -> RealLayers:
-        """Itself."""
-        return self
+    def bipartite(self) -> RealLayers | None:
+        """Itself where it is ``layered``."""
+        return self if self.layered else None
 
     @torch.no_grad()
     def value_and_grad(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """Closed form: the gradient is (v - b - W p(h = 1 | v)) / sigma^2."""
+        if self.linear is None:
+            return super().value_and_grad(v)
         logits = self.hidden_logits(v)
         value = self.visible_energy(v) - log1p_exp(logits).sum(-1)
         return value, (v - self.b - torch.sigmoid(logits) @ self.W.mT) * self.visible_precision

@@ -135,6 +135,18 @@ def as_parameter(
     return parameter
 
 
+def full_parameter(
+    name: str, value: Tensor | None, shape: Sequence[int], like: Sequence[object], dtype: torch.dtype | None
+) -> nn.Parameter:
+    """A tensor of exactly this shape as a parameter; zeros for None."""
+    if value is None:
+        first = next((t for t in like if isinstance(t, Tensor) and t.is_floating_point()), torch.empty(0))
+        value = torch.zeros(torch.Size(shape), dtype=dtype or first.dtype, device=first.device)
+    if value.shape != torch.Size(shape):
+        raise ValueError(f"expected {name} of shape {tuple(shape)}, got {tuple(value.shape)}")
+    return as_parameter(name, value, shape, like, dtype)
+
+
 def whole_tensor(value: Tensor, size: int) -> Tensor:
     """A scalar or a tensor as a vector ``(size,)``."""
     return value.expand(size) if value.dim() == 0 else value.reshape(size)

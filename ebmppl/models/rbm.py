@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,11 @@ from torch.distributions.constraints import Constraint
 
 from ebmppl.energies.base import Energy, flatten_batch
 from ebmppl.energies.discrete import Layers, RealLayers
-from ebmppl.models.pairwise import as_parameter
+from ebmppl.models.pairwise import full_parameter
 from ebmppl.models.rbm_training import Trained, free_energies
 from ebmppl.models.rbm_views import HiddenEnergy, RBMJoint, TemperedRBM, affine, log1p_exp
 
+_TERMS = {"visible_energy", "hidden_logits", "features", "free_energy", "joint_energy"}
 INITIAL_SCALE = 0.01  # standard deviation of initial weights (Hinton 2012, section 8)
 
 
@@ -44,7 +45,15 @@ class RBM(Energy):
     W: nn.Parameter
     b: nn.Parameter
     c: nn.Parameter
-    linear: bool = True  # E_0(v) = -b'x(v)
+    linear: bool | None = None  # E_0(v) = -b'x(v); None where terms are not known to be as above
+    layered: bool = True  # units of each layer are independent given the other
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """A class with terms of its own doesn't inherit what is known of another class's, unless it says so."""
+        super().__init_subclass__(**settings)
+        own = vars(cls)
+        if "linear" not in own and _TERMS & own.keys():
+            cls.linear, cls.layered = None, own.get("layered", "visible_fields" in own)
 
     def __init__(
         self,
@@ -139,13 +148,13 @@ class RBM(Energy):
         return TemperedRBM(self, beta, base)
 
     def bipartite(self) -> Layers | RealLayers | None:
-        """Itself."""
+        """Itself where it is ``layered``."""
         raise NotImplementedError(f"{type(self).__name__} must implement bipartite()")
 
     @property
     def log_z(self) -> Tensor | None:
         """Log partition function in nats where the layers don't interact (W = 0), else None."""
-        if bool(self.W.any()):
+        if bool(self.W.any()) or not self.layered:
             return None
         return self.log_visible(torch.zeros_like(self.c)) + log1p_exp(self.c).sum()
 
@@ -225,6 +234,8 @@ class BernoulliRBM(RBM):
         tensor([-1.3863], grad_fn=<SubBackward0>)
     """
 
+    linear = True
+
     def __init__(
         self,
         num_visible: int,
@@ -260,13 +271,15 @@ class BernoulliRBM(RBM):
         """Sum over i of log(1 + exp(b_i + W_i h))."""
         return log1p_exp(self.visible_fields(h)).sum(-1)
 
-    def bipartite(self) -> Layers:
-        """Itself."""
-        return self
+    def bipartite(self) -> Layers | None:
+        """Itself where it is ``layered``."""
+        return self if self.layered else None
 
     @torch.no_grad()
     def value_and_grad(self, v: Tensor) -> tuple[Tensor, Tensor]:
         """Closed form: the gradient is -b - W p(h = 1 | v), at real numbers, too."""
+        if not self.linear:
+            return super().value_and_grad(v)
         logits = self.hidden_logits(v)
         return self.free_energy(v, logits), -self.b - torch.sigmoid(logits) @ self.W.mT
 
@@ -282,15 +295,3 @@ def require_data(data: Tensor, inside: Tensor, wanted: str) -> None:
     if not bool(inside.all()):
         at = tuple((~inside).nonzero()[0].tolist())
         raise ValueError(f"expected data of {wanted}, got {data[at].item():.6g} (point {at[0]}, unit {at[1]})")
-
-
-def full_parameter(
-    name: str, value: Tensor | None, shape: Sequence[int], like: Sequence[object], dtype: torch.dtype | None
-) -> nn.Parameter:
-    """A tensor of exactly this shape as a parameter; zeros for None."""
-    if value is None:
-        first = next((t for t in like if isinstance(t, Tensor) and t.is_floating_point()), torch.empty(0))
-        value = torch.zeros(torch.Size(shape), dtype=dtype or first.dtype, device=first.device)
-    if value.shape != torch.Size(shape):
-        raise ValueError(f"expected {name} of shape {tuple(shape)}, got {tuple(value.shape)}")
-    return as_parameter(name, value, shape, like, dtype)

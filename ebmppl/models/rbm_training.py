@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from ebmppl.models.rbm_views import log1p_exp
 
 if TYPE_CHECKING:
     from ebmppl.models.rbm import RBM
 
-_FACTORS = 64  # of a product of numbers from 1/2 to 1: 2^-64 is a normal number, in float32
+_FACTORS = 64  # of a product of numbers from 1/2 to 1: 2^-64 is a normal number, in float32 and bfloat16
+_HALF_FACTORS = 8  # in float16, whose least normal number is 2^-14
 
 
 class Trained(NamedTuple):
@@ -25,8 +27,11 @@ class Trained(NamedTuple):
 def free_energies(rbm: RBM, batches: Sequence[tuple[Tensor, Tensor]]) -> list[Trained]:
     """F of batches of visible units ``(rows, V)`` and their hidden logits, as a function of the parameters alone.
 
-    One product of each for the gradient in W, no other; there is no second derivative.
+    One product of each for the gradient in W, no other; where that is differentiated in turn, autograd goes through the
+    plain formula, as of a model whose terms are not known.
     """
+    if rbm.linear is None:
+        return [Trained(energies.mean(), energies.detach()) for energies in (rbm.free_energy(v) for v, _ in batches)]
     pairs = [part for v, logits in batches for part in (rbm.features(v), logits.detach())]
     found = MeanFreeEnergies.apply(rbm.weights, rbm.b.flatten() if rbm.linear else None, rbm.c, *pairs)
     trained = list(map(Trained, found[: len(batches)], found[len(batches) :]))
@@ -54,16 +59,17 @@ class MeanFreeEnergies(torch.autograd.Function):
             value = log_of_product(most).sub_(torch.relu(logits).sum(1))
             found.append(value if b is None else value.addmv_(x, b, alpha=-1))
             probabilities.append(p)
-        ctx.save_for_backward(W, b, *pairs[::2], *probabilities)
+        ctx.save_for_backward(W, b, c, *pairs[::2], *probabilities)
         ctx.mark_non_differentiable(*found)
         return *(value.mean() for value in found), *found
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Minus the rows' mean of x'p, x and p, p the hidden units' probabilities; minus pW' and b only where x needs it."""
-        W, b, *saved = ctx.saved_tensors
+        W, b, c, *saved = ctx.saved_tensors
         n = len(saved) // 2
+        if torch.is_grad_enabled():
+            return _again(W, b, c, saved[:n], grads[:n])
         in_W, in_b, in_c = torch.empty_like(W), None if b is None else torch.empty_like(b), torch.empty_like(W[0])
         rest: list[Tensor | None] = []
         for i, (x, p, grad) in enumerate(zip(saved[:n], saved[n:], grads, strict=False)):
@@ -77,8 +83,20 @@ class MeanFreeEnergies(torch.autograd.Function):
         return in_W, in_b, in_c, *rest
 
 
+def _again(
+    W: Tensor, b: Tensor | None, c: Tensor, x: Sequence[Tensor], grads: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    """The same gradients through the plain formula, to be differentiated in turn."""
+    means = [-(log1p_exp(torch.addmm(c, rows, W)).sum(1) + (0 if b is None else rows @ b)).mean() for rows in x]
+    inputs = [W, b, c, *(part for rows in x for part in (rows, None))]
+    wanted = [t for t in inputs if t is not None and t.requires_grad]
+    found = iter(torch.autograd.grad(means, wanted, grads, create_graph=True, materialize_grads=True))
+    return tuple(None if t is None or not t.requires_grad else next(found) for t in inputs)
+
+
 def log_of_product(x: Tensor) -> Tensor:
     """Sums ``(rows,)`` of the logs of numbers from 1/2 to 1 ``(rows, n)``, by products of 64: a log takes as long as ten."""
-    whole = x.shape[1] - x.shape[1] % _FACTORS
+    factors = _HALF_FACTORS if x.dtype is torch.float16 else _FACTORS
+    whole = x.shape[1] - x.shape[1] % factors
     rest = x[:, whole:].prod(1).log_()
-    return rest.add_(x[:, :whole].unflatten(1, (-1, _FACTORS)).prod(2).log_().sum(1)) if whole else rest
+    return rest.add_(x[:, :whole].unflatten(1, (-1, factors)).prod(2).log_().sum(1)) if whole else rest

@@ -168,9 +168,9 @@ class TemperedRBM(Energy):
         """Standard deviations of real visible units given h, ``(V,)`` or ``(rows, V)``."""
         return self._between("visible_precision").rsqrt()
 
-    def bipartite(self) -> Layers | RealLayers:
-        """Itself."""
-        return self
+    def bipartite(self) -> Layers | RealLayers | None:
+        """Itself where the model has two layers."""
+        return self if self.rbm.layered else None
 
     def _between(self, name: str, *arguments: Tensor) -> Tensor:
         """A term that is linear in the joint energy, at beta."""

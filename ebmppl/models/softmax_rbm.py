@@ -40,6 +40,8 @@ class SoftmaxRBM(RBM):
             are not finite.
     """  # noqa: D415
 
+    linear = True
+
     def __init__(
         self,
         num_visible: int,
@@ -76,9 +78,9 @@ class SoftmaxRBM(RBM):
         """Sum over i of log sum_k exp(b_ik + W_ik h)."""
         return torch.logsumexp(self.visible_fields(h), -1).sum(-1)
 
-    def bipartite(self) -> Layers:
-        """Itself."""
-        return self
+    def bipartite(self) -> Layers | None:
+        """Itself where it is ``layered``."""
+        return self if self.layered else None
 
     def relaxed(self) -> Energy:
         """The free energy of one-hot vectors ``(V, K)``, at any real vectors in their place."""

@@ -36,6 +36,7 @@ class Health(NamedTuple):
         acceptance: rate of the last move.
         problems: readings beyond their limits.
         done: by the actions.
+        known: False where R-hat or ESS is asked for and persistent chains can't be judged (yet).
     """
 
     step: int
@@ -49,15 +50,19 @@ class Health(NamedTuple):
     acceptance: float
     problems: tuple[Problem, ...] = ()
     done: tuple[str, ...] = ()
+    known: bool = True
 
     @property
     def good(self) -> bool:
-        """Whether all readings are within their limits."""
-        return not self.problems
+        """Whether all readings are within their limits, and whether the chains mix is known."""
+        return self.known and not self.problems
 
     def __str__(self) -> str:
-        lines = [f"step {self.step}: " + ("; ".join(p.text for p in self.problems) or "nothing is wrong")]
+        lines = [f"step {self.step}: " + ("; ".join(p.text for p in self.problems) or _NONE[self.known])]
         return "\n".join([*lines, *(f"  -> {done}" for done in self.done)])
+
+
+_NONE = {True: "nothing is wrong", False: "nothing wrong is seen, but whether the chains mix is not known"}
 
 
 def explain(name: str, value: float, limit: float) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ebmppl.kernels.base import require, whole
 from ebmppl.training.actions import Action, Warn
 from ebmppl.training.health import Health, Problem, explain
-from ebmppl.training.mixing import effective, judged, r_hat
+from ebmppl.training.mixing import LEAST, effective, judged, r_hat
 
 if TYPE_CHECKING:
     from ebmppl.training.run import Run
@@ -27,7 +27,8 @@ class Monitor:
 
     It reads ``bound.diagnostics()``: ``energies`` (of persistent chains in recent steps), ``age``, ``gap``, ``gap_error``,
     ``acceptance``, each where the loss has it. R-hat and ESS are those of the chains' energies minus their mean at each
-    step. A check needs 20 steps of each chain.
+    step. They need 20 moves of each chain; before that, whether the chains mix is not known, and the state is not kept as
+    a good one. A loss that never keeps so many is refused.
 
     False alarms: stationary chains of n recent steps with autocorrelation time tau have
     :math:`\hat R^2 \approx 1 + 2 (\tau / n) \chi^2_\nu / \nu`, where nu = 2 chains - 1. With tau <= n / 10 and at least 20
@@ -89,10 +90,26 @@ class Monitor:
         self._asked: Tensor | None = None  # whether it was to move
 
     def require_fit(self, bound: Any) -> None:
-        """Raise ``ValueError`` for an action that a loss has nothing for, such as ``RaiseK`` where there is no k."""
+        """Before the first step.
+
+        Raises:
+            ValueError: for an action that a loss has nothing for, such as ``RaiseK`` where there is no k; for a loss that
+                keeps energies of too few steps for R-hat and ESS.
+        """
         for action in self.actions:
             if hasattr(action, "require_fit"):
                 action.require_fit(bound)
+        energies, moved = getattr(bound, "energies", None), getattr(bound, "num_chains", None)
+        if not self._asks_mixing or not isinstance(energies, Tensor) or moved is None:
+            return
+        steps, size = energies.shape
+        least = LEAST if moved == size else -(-LEAST * 5 * size // (4 * moved))  # a quarter more: who moves is drawn
+        wanted = f"recent >= {least} for a monitor of R-hat and ESS ({LEAST} moves of each of {size} chains)"
+        require(steps >= least, f"{wanted}, or Monitor(r_hat=None, ess=None)", steps)
+
+    @property
+    def _asks_mixing(self) -> bool:
+        return bool(self.limits.keys() & {"r_hat", "ess"})
 
     def look(self, run: Run) -> Health | None:
         """After a step: read, and where a check is due make it and act."""
@@ -132,7 +149,8 @@ class Monitor:
             gap_ratio=_ratio(gap, error, energies),
             acceptance=float(found.get("acceptance", math.nan)),
         )
-        return health._replace(problems=self._problems(health))
+        unread = any(math.isnan(getattr(health, name)) for name in ("r_hat", "ess") if name in self.limits)
+        return health._replace(problems=self._problems(health), known=energies is None or not unread)
 
     def _problems(self, health: Health) -> tuple[Problem, ...]:
         values = health._asdict() | {"gap": health.gap_ratio}

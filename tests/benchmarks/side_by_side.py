@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from ebmppl.energies.base import flatten_batch
 from ebmppl.models import BernoulliRBM
-from ebmppl.models.rbm_training import Trained
 from ebmppl.models.rbm_views import log1p_exp
 
 
@@ -54,11 +53,6 @@ class SideBySide(BernoulliRBM):
         """The sum of the machines'."""
         logits = self.hidden_logits(v) if hidden_logits is None else hidden_logits
         return self.visible_energy(v) - log1p_exp(logits).sum(-1)
-
-    def trained_energies(self, *batches: tuple[Tensor, Tensor]) -> list[Trained]:
-        """By autograd: one product more than one machine needs."""
-        found = [self.free_energy(v) for v, _ in batches]
-        return [Trained(energies.mean(), energies.detach()) for energies in found]
 
 
 def _side_by_side(units: Tensor) -> Tensor:
