@@ -146,10 +146,12 @@ def test_what_a_sweep_of_both_layers_tells() -> None:
     assert Gibbs(model).known(Gibbs(model).init(states_of(model))) == {}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("n", [1, 2, 5, 64, 129, 500])
-def test_sums_of_logs_by_products(n: int) -> None:
+def test_sums_of_logs_by_products(n: int, dtype: torch.dtype) -> None:
     """Of the least numbers, where a product of 128 would be nothing in float32, and of any: within the roundings of n terms."""
     x = torch.cat([torch.full((1, n), 0.5), torch.rand(3, n, generator=torch.Generator().manual_seed(0)) / 2 + 0.5])
+    x = x.to(dtype)
     found, wanted = log_of_product(x.clone()), x.double().log().sum(1)
     assert found.dtype == x.dtype
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=n * torch.finfo(x.dtype).eps)
@@ -225,6 +227,26 @@ def test_what_is_left_out_changes_nothing(make: Any, other: Any) -> None:
     assert torch.equal(found[0][0], found[1][0])
     assert found[0][1]["gap"] == found[1][1]["gap"]
     assert found[0][1]["acceptance"] == found[1][1]["acceptance"] == 1.0
+
+
+@pytest.mark.parametrize("make", [partial(CD, 2), partial(PCD, 2, num_chains=9)])
+def test_inference_mode_gives_the_same_values(make: Any) -> None:
+    """Of a loss's evaluation; and what is left of it stops no training."""
+    x = data_of(rbm())
+    found = []
+    for mode in (torch.no_grad, torch.inference_mode):
+        bound = make(kernel=Gibbs, seed=5)(rbm().joint)
+        bound.eval()
+        with mode():
+            values = [bound(x).item(), bound(x.clone()).item()]
+        bound.train()
+        for _ in range(2):
+            value = bound(x)
+            value.backward()
+            values.append(value.item())
+        found.append((values, flat(bound.energy)))
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
 
 
 def test_persistent_chains_that_were_put_elsewhere_go_on_from_there() -> None:

@@ -412,6 +412,15 @@ def test_an_energy_without_second_derivatives_is_told_of_once(loss: Loss) -> Non
     bound(torch.ones(3, 2))
 
 
+@pytest.mark.parametrize("loss", [ScoreMatching(), SlicedScoreMatching(seed=0), DenoisingScoreMatching(0.3, seed=0)])
+def test_inference_mode_gives_the_same_values(loss: Loss) -> None:
+    bound, x = loss(MLPEnergy(2, (8,), generator=gen())), torch.randn(5, 2, generator=gen(1))
+    bound.eval()
+    with torch.inference_mode():
+        values = bound(x).item(), bound(x.clone()).item()
+    assert values == (bound(x).item(),) * 2
+
+
 def test_a_bound_loss_without_parameters_evaluates() -> None:
     assert ScoreMatching()(smooth())(torch.ones(3, 2)).item() == pytest.approx(-1.0)
     assert svi_of(smooth()).evaluate_loss(torch.ones(3, 2)) == pytest.approx(-1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -50,7 +51,7 @@ class ModelChains(nn.Module):
         self._chains: dict[Any, Chains] = {}
         self._next: int | None = None  # ticks after the last move
         self._left: list[
-            tuple[Tensor, int]
+            tuple[Tensor, float]
         ] = []  # what chains held at the last ``keep``, and versions: unchanged since?
         self._rates: list[Tensor] = []  # acceptance rates of the last move, by tick
         self.known: dict[str, Tensor] = {}  # of the points where the last move ended: see ``Kernel.known``
@@ -174,7 +175,7 @@ class ModelChains(nn.Module):
         """Count the ticks of the last move, so that the next one has other random numbers; ``held`` is where it ended."""
         if self._next is not None:
             self.ticks.fill_(self._next)
-        self._left = [(value, value._version) for value in held]
+        self._left = [(value, version_of(value)) for value in held]
 
     def acceptance(self) -> float:
         """Of the last move or run, the mean acceptance rate; NaN before any."""
@@ -188,7 +189,7 @@ class ModelChains(nn.Module):
         self._chains[key] = chains  # the last used comes last
         if len(self._chains) > _SHAPES:
             del self._chains[next(iter(self._chains))]
-        left = [(value, value._version) for value in held]
+        left = [(value, version_of(value)) for value in held]
         there = chains.now.tick == int(self.ticks) and len(left) == len(self._left)
         there = there and all(a is b and i == j for (a, i), (b, j) in zip(left, self._left, strict=True))
         chains.put(int(self.ticks), None if there else held, self._tuning_at(chains))
@@ -209,6 +210,11 @@ class ModelChains(nn.Module):
         """Of a copy, with a kernel of its own."""
         super().__setstate__(state)
         self._make()
+
+
+def version_of(value: Tensor) -> float:
+    """Counts changes in place; NaN, so never the same, where nobody counts them."""
+    return math.nan if value.is_inference() else value._version
 
 
 def mixed(seed: int, number: int) -> int:

@@ -76,7 +76,10 @@ class BoundScoreLoss(SeededLoss):
         return z
 
     def terms(self, x: Tensor) -> dict[str, Tensor]:
-        """See ``of_points``; under ``no_grad`` too, where scores are gradients all the same."""
+        """See ``of_points``; under ``no_grad`` and in inference mode too, where scores are gradients all the same."""
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(mode=False), torch.no_grad():
+                return self.terms(x.clone())  # which is no inference tensor
         x = x.detach() if x.requires_grad else x
         graph = torch.is_grad_enabled()
         if graph:

@@ -13,7 +13,8 @@ from ebmppl.models.rbm_views import log1p_exp
 if TYPE_CHECKING:
     from ebmppl.models.rbm import RBM
 
-_FACTORS = 64  # of a product of numbers from 1/2 to 1: 2^-64 is a normal number, in float32
+_FACTORS = 64  # of a product of numbers from 1/2 to 1: 2^-64 is a normal number, in float32 and bfloat16
+_HALF_FACTORS = 8  # in float16, whose least normal number is 2^-14
 
 
 class Trained(NamedTuple):
@@ -95,6 +96,7 @@ def _again(
 
 def log_of_product(x: Tensor) -> Tensor:
     """Sums ``(rows,)`` of the logs of numbers from 1/2 to 1 ``(rows, n)``, by products of 64: a log takes as long as ten."""
-    whole = x.shape[1] - x.shape[1] % _FACTORS
+    factors = _HALF_FACTORS if x.dtype is torch.float16 else _FACTORS
+    whole = x.shape[1] - x.shape[1] % factors
     rest = x[:, whole:].prod(1).log_()
-    return rest.add_(x[:, :whole].unflatten(1, (-1, _FACTORS)).prod(2).log_().sum(1)) if whole else rest
+    return rest.add_(x[:, :whole].unflatten(1, (-1, factors)).prod(2).log_().sum(1)) if whole else rest
