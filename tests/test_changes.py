@@ -16,6 +16,7 @@ from torch.distributions import ExpTransform
 import ebmppl as eb
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels import Kernel
+from ebmppl.sampling.draws import Draws
 
 KERNELS: dict[str, Callable[..., Kernel]] = {"MALA": eb.MALA, "HMC": partial(eb.HMC, num_steps=6), "NUTS": eb.NUTS}
 
@@ -77,13 +78,47 @@ def test_a_continued_run_notices_another_energy_and_goes_on_with_it(name: str, d
         bowl.offset.fill_(20.0)
     with pytest.warns(SamplingWarning, match="the energy is another one than at the last draw"):
         mcmc.run(num_samples=200)
-    # chains that were ahead had some draws more of the energy as it was
     rate = mcmc.stats()["acceptance_rate"][:, -100:]
     assert float(rate.mean()) > 0.4
     x = mcmc.get_samples(group_by_chain=True)["x"][:, -100:]
     assert torch.allclose(
         mcmc.stats()["lp"][:, -100:], -0.5 * x.square().sum(-1) - 20.0, atol=1e-4
     )  # float32 at 20 to 40
+
+
+@pytest.mark.parametrize(
+    ("thinning", "backend"), [(1, "eager"), (3, "eager"), pytest.param(1, "inductor", marks=pytest.mark.long)]
+)
+def test_draws_that_chains_had_ahead_are_not_those_of_another_energy(thinning: int, backend: str) -> None:
+    """64 chains of NUTS at their own pace: those ahead had some draws of a normal at 0; at 1,000 none is near it."""
+    bowl = Bowl()
+    kernel = eb.NUTS(eb.as_energy(bowl, (2,), batched=True), 0.5, adapt_step_size=False, adapt_mass_matrix=False)
+    start = 3 * torch.randn(64, 2, generator=torch.Generator().manual_seed(1))
+    options: dict[str, Any] = {"seed": 3, "thinning": thinning, "backend": backend, "disable_progbar": True}
+    mcmc = eb.MCMC(kernel, 20, 0, start, 64, **options)
+    mcmc.run()
+    assert int(mcmc.now.counts.finished.max()) > 22 * thinning
+    before = mcmc.get_samples(group_by_chain=True)["x"]
+    bowl.mean[0] = 1000.0
+    with pytest.warns(SamplingWarning, match="draws to come are of it"):
+        mcmc.run(num_samples=5)
+    x = mcmc.get_samples(group_by_chain=True)["x"]
+    assert torch.equal(x[:, :20], before)
+    # the energy falls from 10^6 to that of some random momentum, or a trajectory diverges and none moves
+    assert float(x[:, 20:].mean(-1).amin()) > 100
+    assert mcmc.now.own is None or int(mcmc.now.own.max()) == mcmc.now.tick
+
+
+def test_what_is_cut_does_not_count_as_divergent() -> None:
+    kept = Draws(2)
+    log = {"done": torch.ones(5, 2, dtype=torch.bool), "position": torch.zeros(5, 2, 1)}
+    log["done"][3:, 0] = False
+    log["diverging"] = torch.tensor([[1, 0], [0, 1], [1, 0], [1, 0], [1, 1]], dtype=torch.bool)
+    counts = kept.extend(kept.counts(torch.device("cpu")), log)
+    assert [part.tolist() for part in counts] == [[3, 5], [2, 2]]
+    assert [part.tolist() for part in kept.cut(counts, 2)] == [[2, 2], [1, 1]]
+    assert [part.tolist() for part in kept.cut(counts, 3)] == [[3, 3], [2, 1]]
+    assert [part.tolist() for part in kept.cut(counts, 5)] == [[3, 5], [2, 2]]
 
 
 def test_a_continued_run_of_the_same_energy_says_nothing() -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.accept import choose
 from ebmppl.kernels.adaptation import AdaptationState
 from ebmppl.kernels.base import Kernel, NoiseSpec, require
@@ -22,7 +20,7 @@ from ebmppl.sampling.noise import NoiseSource
 from ebmppl.sampling.parts import Parts
 from ebmppl.sampling.schedule import ENOUGH, FEW, require_some_good, stan_windows, ticks_to_next_look
 from ebmppl.sampling.scopes import PASSES, evaluating, threads, ticking, uninterrupted, using_threads
-from ebmppl.sampling.stragglers import caught_up, narrow, ticked
+from ebmppl.sampling.stragglers import begin_anew, caught_up, narrow, ticked
 
 _TICKS, _COMPILED_TICKS = 64, 256  # most between two looks at whether a window ended or all chains have their draws
 _LOG_NUMBERS = 1 << 22  # position numbers that may wait for their harvest
@@ -76,8 +74,8 @@ class Chains:
         self.now = now._replace(tick=now.tick + 1, state=state, tuning=tuning, adaptation=own, log=entry)
         return info
 
-    def prepare(self, draws: int, *, values: bool = True) -> None:
-        """Get the kernel ready for so many draws more, if they are enough to be worth it, and notice another energy."""
+    def prepare(self, draws: int, *, values: bool = True) -> bool:
+        """Get the kernel ready for so many draws more, if they are worth it; whether the energy is another one now."""
         self._planned += draws
         other = values and self.kernel.outdated(self.now.state)
         if other:
@@ -89,9 +87,7 @@ class Chains:
         if self.compiled is None:
             x = self.position() if self.kernel.looks_at_points else self.now.state[0]  # points may have to be made
             self.kernel.prepare(x, values=values, many=self._planned >= self.kernel.target.traced_from)
-        if other and self.now.counts is not None and bool(self.now.counts.finished.any()):
-            told = "the energy is another one than at the last draw (new parameters or data): draws to come are of it"
-            warnings.warn(told, SamplingWarning, stacklevel=4)
+        return other
 
     def _choose_backend(self) -> None:
         """Compile where that was asked for or pays, and try what was compiled."""
@@ -133,8 +129,8 @@ class Chains:
         self.end_adaptation()
 
     @ticking
-    def collect(self, num_samples: int, draws: Draws, report: Report) -> None:
-        """Tick until every chain has its draws; a chain that has them goes on until all have theirs."""
+    def collect(self, num_samples: int, draws: Draws, report: Report, kept: int = 0) -> None:
+        """Tick until every chain has its draws, ``kept`` of them by now; one that has them goes on until all have theirs."""
         require(self.record, "chains that record their ticks", "record=False")
         if self.now.counts is None:
             self.now = self.now._replace(counts=draws.counts(self.device))
@@ -145,7 +141,8 @@ class Chains:
             left = per_draw * (num_samples * draws.thinning - int(counts.finished.min())) - self.now.tick % per_draw
             return min(self._most_ticks(), left)
 
-        self.prepare(num_samples * draws.thinning - int(self._counts().finished.min()))
+        if self.prepare(num_samples * draws.thinning - int(self._counts().finished.min())):
+            begin_anew(self, draws, kept)
         draws.reserve(num_samples)
         with caught_up(self, draws, report):
             self._run(draws, ticks, report, adapt=False)

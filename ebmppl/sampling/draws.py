@@ -145,6 +145,15 @@ class Draws:
             buffer = self.buffers[name] = grown
         return buffer
 
+    def cut(self, counts: Counts, kept: int) -> Counts:
+        """Let go of what chains drew beyond the draws that were kept; of thinned-out transitions, divergences count on."""
+        diverging, more = self.buffers.get("diverging"), int(counts.finished.max()) // self.thinning
+        past = counts.diverging
+        if diverging is not None and more > kept:
+            row = torch.arange(kept, more, device=past.device).unsqueeze(1)
+            past = past - (diverging[kept:more] & (row < counts.finished // self.thinning)).sum(0)
+        return Counts(counts.finished.clamp_max(kept * self.thinning), past)
+
     def reserve(self, draws: int) -> None:
         """Room for so many draws of every chain, so that growing need not copy."""
         self._reserved = draws

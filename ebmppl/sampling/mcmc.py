@@ -149,7 +149,7 @@ class MCMC:
         progress = Progress(self.num_samples * self.thinning, "Sample", disable=self.disable_progbar)
         try:
             report = lambda: self._report(progress, "Sample", int(self._finished().min()))
-            chains.collect(self.num_samples, self.draws, report)
+            chains.collect(self.num_samples, self.draws, report, self.kept)
             self.kept = self.num_samples
         except KeyboardInterrupt:
             self.kept = int(self._finished().min()) // self.thinning

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ebmppl.errors import SamplingWarning
 from ebmppl.sampling.draws import Draws, Now
 from ebmppl.sampling.parts import Parts
 from ebmppl.sampling.places import Places
@@ -32,6 +34,20 @@ def ticked(now: Now, places: Places | None, begin: int, ticks: int) -> Now:
     own = torch.full_like(now.counts.finished, now.tick) if now.own is None else now.own
     own = own.index_fill(0, places.chains[places.used], begin + ticks)
     return now._replace(tick=end, own=None if int(own.min()) == end else own)
+
+
+def begin_anew(chains: Chains, draws: Draws, kept: int) -> None:
+    """With another energy: of the old one are the ``kept`` draws alone, and nothing of it is made up for.
+
+    Warns:
+        SamplingWarning: where there are draws of the old one.
+    """
+    counts = chains.now.counts
+    if counts is None or not bool(counts.finished.any()):
+        return
+    chains.now = chains.now._replace(counts=draws.cut(counts, kept), log=None, own=None)
+    told = "the energy is another one than at the last draw (new parameters or data): draws to come are of it"
+    warnings.warn(told, SamplingWarning, stacklevel=4)
 
 
 @contextmanager
