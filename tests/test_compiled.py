@@ -590,6 +590,19 @@ def test_logs_and_noise_of_few_ticks(rows: int, monkeypatch: pytest.MonkeyPatch)
     assert agree(run(energy, num_chains=3), run(energy, num_chains=3, backend="eager"))
 
 
+def test_ctrl_c_where_it_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    press, raised = signal.raise_signal, []
+    monkeypatch.setattr(signal, "raise_signal", raised.append)
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        with uninterrupted():
+            press(signal.SIGINT)
+            assert not raised
+    finally:
+        assert signal.signal(signal.SIGINT, before) is signal.SIG_DFL
+    assert raised == [signal.SIGINT]
+
+
 def test_ctrl_c_under_a_handler_that_is_not_pythons(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signal, "getsignal", lambda number: None)
     monkeypatch.setattr(signal, "signal", lambda *_: pytest.fail("can't be put back"))
