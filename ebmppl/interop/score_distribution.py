@@ -8,18 +8,22 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
+import pyro
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ebmppl.arguments import form, positive, require, size, whole
 from ebmppl.energies.base import dtype_and_device, flatten_batch
+from ebmppl.interop.captured import require_no_latents
 from ebmppl.kernels import AdaptiveFlow
 from ebmppl.kernels.score import Score
 from ebmppl.sampling.generate import transport
 from ebmppl.sampling.scopes import evaluating
 from ebmppl.score.base import SDE, over
+from ebmppl.score.conditions import choosing_rows
 from ebmppl.score.likelihood import log_likelihood
 from ebmppl.score.parameterisations import same_shape
 
@@ -34,7 +38,9 @@ class ScoreDistribution(TorchDistribution):
 
     Use it as a prior: ``pyro.sample("x", ScoreDistribution(score, sde, (2,)))``. Draws and log densities are of one flow, to the
     tolerance. The gradient in x is the score, which is what it would be for an exact score and prior; nothing is
-    differentiated through the ODE, and no gradient reaches the score's parameters.
+    differentiated through the ODE, and no gradient reaches the score's parameters. A score (or log_prior) of another latent would
+    leave out that one's, so it is refused where gradients are on: what it reads must be an ``nn.Parameter``, a
+    ``pyro.param``, or a tensor that needs no gradient. A latent that is itself an ``nn.Parameter`` isn't told apart.
 
     **What a call costs.** ``log_prob`` solves the flow of each point, about ten steps of six calls of a smooth score, thirty of a
     rough one, each call with as many gradients as an event has numbers, or with ``probes`` of them; its gradient is one call
@@ -59,7 +65,7 @@ class ScoreDistribution(TorchDistribution):
         validate_args: look at values, as Pyro's distributions do.
 
     Raises:
-        ValueError: for arguments outside these ranges, or a score of another shape when called.
+        ValueError: for arguments outside these ranges; when called, for a score of another shape, or of a latent.
 
     Warns:
         SamplingWarning: where the flow could not be solved; ``log_prob`` is NaN there.
@@ -129,6 +135,8 @@ class ScoreDistribution(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         points, batch = flatten_batch(value, self.event_shape)
+        if torch.is_grad_enabled() and len(points) and not is_in_torch_dispatch_mode():  # no trace is the first call
+            self._flow.refuse_latents(points[:1].detach())
         found = _LogProb.apply(points, self._flow).reshape(batch)
         return found.expand(torch.broadcast_shapes(batch, self.batch_shape))
 
@@ -164,9 +172,24 @@ class _Flow:
             raise RuntimeError("expected a ScoreDistribution that is still there, got a trace of one that is not")
         return found
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy, or one that was saved, is another flow: its parameters are its own."""
+        vars(self).update(state, key=next(self.numbers))
+        self.known[self.key] = self
+
     def log_prob(self, x: Tensor) -> Tensor:
         options: Any = self.options
         return log_likelihood(self.score, self.sde, x, log_prior=self.log_prior, same_probes=True, **options).value
+
+    def refuse_latents(self, x: Tensor) -> None:
+        """Look, at one point, whether a gradient that is asked for would be left out."""
+        own = [*self.kernel.target.parameters(), *(p for _, p in pyro.get_param_store().named_parameters())]
+        t = x.new_full((1,), self.options["t_min"])
+        with evaluating(self.kernel.target), choosing_rows(self.score, 1):
+            require_no_latents(lambda: self.score(x, t), own, "a score")
+        if self.log_prior is not None:
+            end, log_prior = torch.zeros(x.shape, dtype=x.dtype, device=x.device), self.log_prior
+            require_no_latents(lambda: log_prior(end), own, "a log_prior")
 
     def gradient(self, x: Tensor) -> Tensor:
         with evaluating(self.kernel.target):

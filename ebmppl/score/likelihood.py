@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from ebmppl.arguments import form, positive, require, whole
 from ebmppl.errors import SamplingWarning
+from ebmppl.score.agreement import require_process
 from ebmppl.score.base import SDE
-from ebmppl.score.conditions import num_conditions
+from ebmppl.score.conditions import check_conditions, num_conditions
 from ebmppl.score.failures import failures
 from ebmppl.score.ode import Solution, solve
 from ebmppl.score.parameterisations import same_shape
@@ -103,7 +104,7 @@ def log_likelihood(
         Values with their errors; no gradient flows through them.
 
     Raises:
-        ValueError: for arguments outside these ranges, or a score of another shape.
+        ValueError: for arguments outside these ranges, a score of another shape, or one that has another ``sde``.
 
     Warns:
         SamplingWarning: where the flow could not be solved to the tolerance, or a score was not finite: which points, when.
@@ -154,6 +155,7 @@ def _check(
     require(
         good, "floating point points (batch, *event)", tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
     )
+    require_process(score, sde, x.shape[1:])
     for name, tolerance in zip(("rtol", "atol"), tolerances, strict=True):
         positive(name, tolerance)
     sde.require_start(t_min)
@@ -187,6 +189,7 @@ def _flow(
     """
     some = x if num_conditions(score) is not None else x[:_LOOKED]
     begun = x.new_full((len(some),), t_min)
+    check_conditions(score, some, begun)
     same_shape(require_gradient(lambda at: score(at, begun), some, "a score"), some)
     compiled = backend == "inductor" or (backend == "auto" and x.device.type == "cpu" and len(x) >= _WORTH_COMPILING)
     most = max(1, min(_ROWS if compiled else len(x), _NUMBERS // x[0].numel()))
