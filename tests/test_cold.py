@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,14 +73,40 @@ def test_what_was_begun_is_what_is_loaded(counted: list[str]) -> None:
     compiler.load_ahead(SOURCE)
     assert compiler.load(SOURCE).twice(4) == 8
     assert len(counted) == 1
-    assert SOURCE not in compiler._ahead
+    assert not any(source == SOURCE for _, source in compiler._ahead)
 
 
-def test_where_gcc_fails_inductor_builds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fork_does_not_wait_for_its_parents_threads(counted: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on, stood = threading.Event(), threading.Event(), []
+
+    def slow(*args: Any) -> Path:
+        begun.set()
+        stood.append(go_on.wait(10))
+        return build(*args)
+
+    monkeypatch.setattr(compiler, "build", slow)
+    compiler.load_ahead(SOURCE)
+    assert begun.wait(10)
+    monkeypatch.setattr(compiler, "build", build)
+    process = os.getpid()
+    with monkeypatch.context() as fork:
+        fork.setattr(os, "getpid", lambda: process + 1)
+        assert compiler.load(SOURCE).twice(4) == 8
+    assert not stood
+    go_on.set()
+    assert compiler.load(SOURCE).twice(4) == 8
+    assert stood == [True]
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [("build", subprocess.CalledProcessError(1, "g++")), ("getpass.getuser", KeyError("uid not found: 4711"))],
+)
+def test_where_gcc_fails_inductor_builds(where: str, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object) -> Path:
-        raise subprocess.CalledProcessError(1, "g++")
+        raise error
 
-    monkeypatch.setattr(compiler, "build", fails)
+    monkeypatch.setattr(f"ebmppl.sampling.compiler.{where}", fails)
     monkeypatch.setattr(compiler, "_built_by_inductor", lambda source: ("Inductor's", source))
     compiler.load_ahead(SOURCE)
     assert compiler.load(SOURCE) == ("Inductor's", SOURCE)

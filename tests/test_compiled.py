@@ -25,7 +25,7 @@ from torch.distributions import constraints
 
 import ebmppl as eb
 from ebmppl.energies import Energy, Gaussian, as_energy
-from ebmppl.errors import SamplingWarning
+from ebmppl.errors import SamplingError, SamplingWarning
 from ebmppl.kernels import Kernel
 from ebmppl.sampling import backends, choice, compiler, engines, imports, native, noise, pool
 from ebmppl.sampling import chains as chains_module
@@ -203,6 +203,35 @@ def test_compiled_runs_continue_and_load_bit_for_bit(thinning: int, tmp_path: Pa
         assert torch.equal(other.get_samples()["x"], whole.get_samples()["x"])
         for field, value in whole.stats().items():
             assert torch.equal(other.stats()[field], value), field
+
+
+def test_an_exception_within_compiled_ticks_ends_a_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The state is overwritten in place while the counts are still those of before: to go on would lose ticks."""
+    make = partial(KERNELS["nuts"].factory, BANANA)
+    options = {"num_chains": 70, "seed": 5, "disable_progbar": True, "backend": "inductor"}
+    start = torch.zeros(70, 3, dtype=torch.float64)
+    whole = eb.MCMC(make(), 50, 0, start, **options)
+    whole.run()
+    mcmc, real = eb.MCMC(make(), 50, 0, start, **options), Compiled.run
+
+    def stops(self: Compiled, tick: int, ticks: int) -> dict[str, Tensor]:
+        log = real(self, tick, ticks)
+        if mcmc.chains is not None and mcmc.now.counts is not None and int(mcmc.now.counts.finished.min()):
+            raise SystemExit
+        return log
+
+    monkeypatch.setattr(Compiled, "run", stops)
+    with pytest.raises(SystemExit):
+        mcmc.run()
+    monkeypatch.undo()
+    assert 0 < mcmc.kept < 50
+    for use in (lambda: mcmc.run(num_samples=5), lambda: mcmc.save(tmp_path / "run.pt")):
+        with pytest.raises(SamplingError, match="an exception stopped the chains within a block of ticks"):
+            use()
+    for again in (lambda: None, mcmc.run):
+        again()
+        x, expected = (of.get_samples(group_by_chain=True)["x"] for of in (mcmc, whole))
+        assert torch.equal(x, expected[:, : mcmc.kept])
 
 
 def test_ctrl_c_between_compiled_ticks_loses_nothing() -> None:
@@ -559,6 +588,19 @@ def test_logs_and_noise_of_few_ticks(rows: int, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(noise, "_HELD", 0)
     energy = as_energy(quadratic, (4,))
     assert agree(run(energy, num_chains=3), run(energy, num_chains=3, backend="eager"))
+
+
+def test_ctrl_c_where_it_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    press, raised = signal.raise_signal, []
+    monkeypatch.setattr(signal, "raise_signal", raised.append)
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        with uninterrupted():
+            press(signal.SIGINT)
+            assert not raised
+    finally:
+        assert signal.signal(signal.SIGINT, before) is signal.SIG_DFL
+    assert raised == [signal.SIGINT]
 
 
 def test_ctrl_c_under_a_handler_that_is_not_pythons(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,6 +158,31 @@ def test_an_interrupted_run_keeps_its_draws_and_can_go_on(name: str) -> None:
     assert torch.equal(draws(mcmc), draws(whole))
 
 
+def test_a_run_goes_on_after_an_error_in_an_eager_tick(tmp_path: Path) -> None:
+    """Each tick replaces the state as a whole; a saved run has the ticks until then, too."""
+
+    left = [100]
+
+    class Fails(eb.HMC):
+        def tick(self, state: Any, tuning: Any, noise: Any) -> Any:
+            left[0] -= 1
+            if not left[0]:
+                raise RuntimeError("out of luck")
+            return super().tick(state, tuning, noise)
+
+    make = lambda kernel: eb.MCMC(kernel(gaussian(), 0.3, num_steps=2), 90, 0, num_chains=4, seed=5, backend="eager")
+    whole, mcmc = make(eb.HMC), make(Fails)
+    whole.run()
+    with pytest.raises(RuntimeError, match="out of luck"):
+        mcmc.run()
+    assert 0 < mcmc.kept < 90
+    mcmc.save(tmp_path / "run.pt")
+    loaded = eb.MCMC.load(tmp_path / "run.pt", Fails(gaussian(), 0.3, num_steps=2))
+    for other in (mcmc, loaded):
+        other.run(num_samples=90 - other.kept)
+        assert torch.equal(draws(other), draws(whole))
+
+
 def test_an_interrupt_in_warm_up_is_passed_on() -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

@@ -12,6 +12,7 @@ from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.base import Kernel
 from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.draws import Counts, Draws, Now
+from ebmppl.sampling.whole import require_whole
 
 if TYPE_CHECKING:
     from ebmppl.sampling.mcmc import MCMC
@@ -35,9 +36,11 @@ def save_run(mcmc: MCMC, path: str | Path) -> None:
 
     Raises:
         ValueError: when nothing has run.
+        SamplingError: when an exception stopped it where no run can go on.
     """
     now, chains = mcmc.now, mcmc.chains
     assert chains is not None  # mcmc.now raises otherwise
+    require_whole(chains)
     if now.counts is None:
         raise ValueError("expected a run with draws, got one that was stopped before its first draw")
     torch.save(

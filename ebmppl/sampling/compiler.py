@@ -6,7 +6,6 @@ import ctypes
 import getpass
 import os
 import re
-import subprocess
 import sys
 import tempfile
 import threading
@@ -32,7 +31,7 @@ _BEFORE_HEADERS = 3  # graphs
 _patching = threading.Lock()  # what is replaced in Inductor is the process's own
 _compiled = 0  # graphs in this process
 _compiling = threading.local()  # its ``unit`` is what kernels are put in, and ``options`` how it is compiled
-_ahead: dict[str, Future[Path]] = {}  # by source
+_ahead: dict[tuple[int, str], Future[Path]] = {}  # by process and source: a fork has no threads of its parent's
 _NO_NAME = r'[\\/:*?"<>|]'
 Flat = Callable[[list[Tensor]], Sequence[Tensor]]
 
@@ -151,18 +150,19 @@ def load(source: str) -> ctypes.CDLL:
 
 def load_ahead(source: str) -> None:
     """Begin to compile what ``load`` will be asked for."""
-    if source in _ahead:
+    key = os.getpid(), source
+    if key in _ahead:
         return
     pool = ThreadPoolExecutor(1, "g++")
-    _ahead[source] = pool.submit(_built_by_gcc, source)
+    _ahead[key] = pool.submit(_built_by_gcc, source)
     pool.shutdown(wait=False)
 
 
 def _build(source: str) -> ctypes.CDLL:
     """Compile and load C++, or find it on disk."""
     if TORCHS not in source:
-        ahead = _ahead.pop(source, None)
-        with suppress(OSError, subprocess.SubprocessError):  # no GCC: as Inductor does it
+        ahead = _ahead.pop((os.getpid(), source), None)
+        with suppress(Exception):  # no GCC, no folder, no name of the user: as Inductor does it
             return ctypes.CDLL(str(_built_by_gcc(source) if ahead is None else ahead.result()))
     return _built_by_inductor(source)
 

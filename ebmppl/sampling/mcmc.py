@@ -105,7 +105,7 @@ class MCMC:
 
         Raises:
             EnergyError: when the energy does not keep its contract at the initial points.
-            SamplingError: when warm-up can't go on.
+            SamplingError: when warm-up can't go on, or an exception stopped the run within ticks before.
             ValueError: when there is no run to add draws to, or ``num_samples`` is not positive.
         """
         started = time.monotonic()
@@ -151,9 +151,9 @@ class MCMC:
             report = lambda: self._report(progress, "Sample", int(self._finished().min()))
             chains.collect(self.num_samples, self.draws, report, self.kept)
             self.kept = self.num_samples
-        except KeyboardInterrupt:
+        except BaseException as stopped:
             self.kept = int(self._finished().min()) // self.thinning
-            if not self.kept:
+            if not self.kept or not isinstance(stopped, KeyboardInterrupt):
                 raise
             warnings.warn(
                 f"interrupted: kept {self.kept} of {self.num_samples} draws of each of {self.num_chains} chains; "
