@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import Normal
 
 import ebmppl as eb
 from ebmppl import score
@@ -138,3 +139,25 @@ def test_the_first_tick_takes_a_step_from_the_score_seen_at_the_start() -> None:
     assert bool((state.time < 1).all())
     assert info.n_steps.tolist() == [7] * 5
     assert TIME.span(0.0, 1.0) == 1.0
+
+
+class Quadratic(VP):
+    """A subclass with rates of its own, which keeps the closed form of VP's times."""
+
+    def beta(self, t: Tensor) -> Tensor:
+        return 0.1 + 30 * t.square()
+
+    def log_mean(self, t: Tensor) -> Tensor:
+        return -0.5 * (0.1 * t + 10 * t**3)
+
+
+def test_a_subclass_with_means_of_its_own_is_inverted_as_they_are() -> None:
+    sde, t = Quadratic(), torch.linspace(0.01, 1, 20, dtype=F64)
+    torch.testing.assert_close(sde.time_of(sde.ratio(t)), t, rtol=1e-9, atol=0.0)
+    clock = Clock(sde)
+    torch.testing.assert_close(clock.at(clock.of(t)).time, t, rtol=1e-9, atol=0.0)
+    x, start = torch.tensor([[0.3, -0.2]], dtype=F64), 1e-3
+    end, exact = (Normal(torch.zeros((), dtype=F64), math.sqrt(variance(sde, at))) for at in (1.0, start))
+    found = eb.log_likelihood(gaussian(sde), sde, x, 1e-8, 1e-8, start, log_prior=lambda z: end.log_prob(z).sum(1))
+    # steps of at most 1e-8 (1 + |value|) each, some hundred of them
+    torch.testing.assert_close(found.value, exact.log_prob(x).sum(1), rtol=0.0, atol=1e-5)

@@ -27,9 +27,10 @@ MAKE: dict[str, Callable[[Any], Kernel]] = {
     "flow, dpm_solver_2m": lambda s: eb.ProbabilityFlow(s, SDE, (2,), 40, "dpm_solver_2m"),
     "flow, dpm_solver_3m": lambda s: eb.ProbabilityFlow(s, SDE, (2,), 40, "dpm_solver_3m"),
     "flow, adaptive": lambda s: eb.AdaptiveFlow(s, SDE, (2,)),
+    "adaptive": lambda s: eb.AdaptiveReverseSDE(s, SDE, (2,)),
 }
-# p-values of at least 1 / (permutations + 1): the least one is an alarm, once in 500 of the four short tests and in 30 of all
-# eighteen long ones, by chance; seeds are fixed
+# p-values of at least 1 / (permutations + 1): the least one is an alarm, once in 500 of the four short tests and in 25 of all
+# twenty long ones, by chance; seeds are fixed
 SHORT, LONG = 1999, 499
 
 

@@ -224,6 +224,7 @@ def test_score_models_in_the_plane(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(TUTORIALS))
     module = tutorial("score_2d")
     monkeypatch.setattr(module, "SETS", {"moons": module.moons})
     assert module.main(steps=5, points=50) in (0, 1)  # too short for a good model
@@ -239,22 +240,22 @@ def unbiased_mmd(x: torch.Tensor, y: torch.Tensor, bandwidth: float) -> float:
     return sum(terms) / len(pairs)
 
 
-def test_the_distances_of_score_models_in_the_plane() -> None:
-    module = tutorial("score_2d")
+def test_which_of_two_samples_is_farther() -> None:
+    module = tutorial("relative_distance")
     generator = torch.Generator().manual_seed(0)
-    x, z, y = (module.rings(40, generator) for _ in range(3))
-    far = [unbiased_mmd(part.double(), y.double(), module.BANDWIDTH) for part in (x, z)]
-    assert module.squared_mmd(x, y).value == pytest.approx(far[0], abs=1e-10)
-    assert module.farther(x, z, y)[0].value == pytest.approx(far[0] - far[1], abs=1e-10)
-    x, z, y = (module.rings(400, generator) for _ in range(3))
-    assert module.farther(x + 0.5, z, y)[1] < 1e-3
-    assert module.farther(z, x + 0.5, y)[1] > 1 - 1e-3
+    x, z, y = (torch.randn(40, 2, generator=generator) for _ in range(3))
+    far = [unbiased_mmd(part.double(), y.double(), 0.3) for part in (x, z)]
+    assert module.squared_mmd(x, y, 0.3).value == pytest.approx(far[0], abs=1e-10)
+    assert module.farther(x, z, y, 0.3)[0].value == pytest.approx(far[0] - far[1], abs=1e-10)
+    x, z, y = (torch.randn(400, 2, generator=generator) for _ in range(3))
+    assert module.farther(x + 0.5, z, y, 0.3)[1] < 1e-3
+    assert module.farther(z, x + 0.5, y, 0.3)[1] > 1 - 1e-3
     # two equally wrong samples, where p is uniform, and three of one law, where alarms are rarer: a false alarm in 500 each
     for apart in (0.3, 0.0):
         shift, p = torch.tensor([apart, 0.0]), []
         for _ in range(200):
             x, z, y = (torch.randn(100, 2, generator=generator) for _ in range(3))
-            p.append(module.farther(x + shift, z - shift, y)[1])
+            p.append(module.farther(x + shift, z - shift, y, 1.0)[1])
         if apart:
             assert stats.kstest(p, "uniform").pvalue > 0.002
         else:
@@ -267,6 +268,7 @@ def test_twenty_calls_of_dpm_solver_are_no_worse_than_five_hundred_of_euler_maru
 ) -> None:
     """Three sets at a level of 0.01 each, and samples that 2,000 held-out points are not told from. 8 minutes of one core."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(TUTORIALS))
     module = tutorial("score_2d")
     for seed, name in enumerate(module.SETS, 1):
         result = module.learn(name, 4000, 10_000, seed)
@@ -283,7 +285,7 @@ def test_a_score_model_of_digits(
     module = tutorial("score_digits")
     fake_digits(module, monkeypatch)
     generator = torch.Generator().manual_seed(0)
-    assert module.main(epochs=3, hidden=8, each=3, scored=2) in (0, 1)
+    assert module.main(epochs=3, hidden=8, each=3, scored=2, many=5) in (0, 1)
     assert quietly_written(tmp_path, "score_digits")
     assert "bits per dimension" in capsys.readouterr().out
     levels = torch.arange(17.0)
@@ -435,7 +437,7 @@ def test_a_short_training_on_mnist(shared_data: Path, tmp_path: Path, monkeypatc
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(TUTORIALS))
-    found = tutorial("score_mnist").main(shared_data / "mnist.npz", steps=2000, scored=4, classifier_steps=300)
+    found = tutorial("score_mnist").main(shared_data / "mnist.npz", steps=2000, scored=4, classifier_steps=300, many=20)
     assert quietly_written(tmp_path, "score_mnist")
     assert found["last losses"] < 0.7 * found["first losses"]
     assert found["real"] > 0.9

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import torch
+from relative_distance import Distance, farther
 from torch import Generator, Tensor
 
 import ebmppl as eb
@@ -87,6 +88,19 @@ def sample(model: EDM, each: int, t_min: float, calls: int = 20, weight: float =
         kernel = eb.ProbabilityFlow(guided, model.sde, event, calls, t_min=t_min, times=log_snr_times)
         made.append(eb.generate(kernel, each, seed=label))
     return torch.cat(made), torch.arange(CLASSES).repeat_interleave(each)
+
+
+def few_calls_against_many(
+    model: EDM, data: Tensor, label: Tensor, t_min: float, many: int = 500
+) -> tuple[Distance, float]:
+    """By how much 20 calls of DPM-Solver++ are farther from data than ``many`` of Euler-Maruyama, see ``farther``.
+
+    Samples have the classes of the data; the bandwidth is the median distance of two images.
+    """
+    score, sde, event = ClassConditional(model, label), model.sde, model.network.event_shape
+    few = eb.ProbabilityFlow(score, sde, event, 20, t_min=t_min, times=log_snr_times)
+    x, z = (eb.generate(k, len(data), seed=5) for k in (few, eb.ReverseSDE(score, sde, event, many, t_min=t_min)))
+    return farther(x, z, data, float(torch.pdist(data.flatten(1)).median()))
 
 
 def through_noise(model: EDM, columns: int, t_min: float) -> tuple[Tensor, list[float]]:

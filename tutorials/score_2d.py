@@ -20,6 +20,7 @@ from typing import NamedTuple
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import torch
+from relative_distance import farther, squared_mmd
 from torch import Generator, Tensor
 
 import ebmppl as eb
@@ -109,48 +110,6 @@ def samplers(model: EDM) -> dict[str, eb.kernels.Kernel]:
     }
 
 
-class Distance(NamedTuple):
-    """An unbiased squared MMD, or a difference of two, with its standard error."""
-
-    value: float
-    error: float
-
-
-def sums(rows: Tensor, others: Tensor) -> Tensor:
-    """Of the kernel from each row to all others ``(rows,)``."""
-    parts = (torch.cdist(some, others / BANDWIDTH) for some in (rows / BANDWIDTH).split(1000))
-    return torch.cat([torch.exp(-0.5 * apart.square()).sum(1) for apart in parts])
-
-
-def to_data(x: Tensor, y: Tensor) -> Tensor:
-    """For each i the mean over j != i of k(x_i, x_j) - k(x_i, y_j) - k(y_i, x_j)."""
-    own = torch.exp(-0.5 * ((x - y) / BANDWIDTH).square().sum(1))  # k(x_i, y_i)
-    return (sums(x, x) - 1 - sums(x, y) - sums(y, x) + 2 * own) / (len(x) - 1)
-
-
-def over_pairs(rows: Tensor) -> Distance:
-    """A mean over pairs i != j and its standard error, from the means over j for each i (Hoeffding 1948)."""
-    return Distance(float(rows.mean()), 2 * float(rows.std()) / math.sqrt(len(rows)))
-
-
-def squared_mmd(x: Tensor, y: Tensor) -> Distance:
-    """Of two samples of one size."""
-    x, y = x.double(), y.double()
-    return over_pairs(to_data(x, y) + (sums(y, y) - 1) / (len(y) - 1))
-
-
-def farther(x: Tensor, z: Tensor, y: Tensor) -> tuple[Distance, float]:
-    """By how much the squared MMD of x to y is over that of z to y, and the p-value of x being no farther.
-
-    Rows of x and z that began at the same noise are pairs, and both distances share y: the standard error knows both
-    (Bounliphone et al. 2016, "A test of relative similarity for model selection in generative models"). Where all three are
-    of one law it is too large by a factor of sqrt(2), so that alarms are rarer.
-    """
-    x, z, y = x.double(), z.double(), y.double()
-    found = over_pairs(to_data(x, y) - to_data(z, y))
-    return found, 0.5 * math.erfc(found.value / found.error / math.sqrt(2))
-
-
 def learn(name: str, steps: int, points: int, seed: int) -> Result:
     """Train on one set, sample, compare; sets have seeds of their own, as samplers begin at the same noise."""
     generator = Generator().manual_seed(seed)
@@ -160,11 +119,11 @@ def learn(name: str, steps: int, points: int, seed: int) -> Result:
     draws, p_values = {}, {}
     for called, kernel in samplers(model).items():
         draws[called] = eb.generate(kernel, points, seed=seed)
-        found = squared_mmd(draws[called], held_out)
+        found = squared_mmd(draws[called], held_out, BANDWIDTH)
         p_values[called] = two_sample_test(draws[called][:FEW], held_out[:FEW], bandwidth=BANDWIDTH).p_value
         told = f"squared MMD {found.value:.5f} +- {found.error:.5f}, p = {p_values[called]:.3f} by {min(FEW, points)} points"
         print(f"  {called:>21} network calls: {told}")
-    by, worse = farther(draws["DPM-Solver++(2M), 20"], draws["Euler-Maruyama, 500"], held_out)
+    by, worse = farther(draws["DPM-Solver++(2M), 20"], draws["Euler-Maruyama, 500"], held_out, BANDWIDTH)
     print(f"  DPM-Solver++(2M) less Euler-Maruyama: {by.value:+.5f} +- {by.error:.5f}, p = {worse:.3f} for no worse")
     return Result(model, p_values, worse)
 

@@ -16,6 +16,7 @@ from ebmppl.errors import EnergyError
 from ebmppl.kernels.accept import not_finite, select, some
 from ebmppl.kernels.base import Kernel, Noise, NoiseSpec, positive, require
 from ebmppl.kernels.score_info import ScoreInfo
+from ebmppl.score.agreement import require_process
 from ebmppl.score.base import SDE
 from ebmppl.score.conditions import check_conditions, choosing_rows
 from ebmppl.score.parameterisations import same_shape
@@ -30,15 +31,16 @@ class ScoreTarget(Energy):
         score: ``(x, t) -> score``, from points ``(chains, *event)`` and times (or noise levels) ``(chains,)``.
         event_shape: of one point.
         prior_std: chains begin at draws of N(0, prior_std^2 I).
-        sde: whose time t is, where there is one.
+        sde: whose time t is; None where times are noise levels.
 
     Raises:
-        ValueError: for a score that isn't callable, or prior_std not > 0.
+        ValueError: for a score that isn't callable or that has another ``sde``, or prior_std not > 0.
     """
 
     def __init__(self, score: Score, event_shape: Sequence[int], prior_std: float, sde: SDE | None = None) -> None:
         require(callable(score), "a score (x, t) -> tensor", type(score).__name__)
         super().__init__(event_shape)
+        require_process(score, sde, self.event_shape)
         self.fn, self.sde = score, sde
         self.prior_std = positive("prior_std", prior_std)
 

@@ -133,10 +133,16 @@ class LinearSDE(SDE):
         if bool(outside.any()):
             got = float(wanted[outside].flatten()[0])
             raise ValueError(f"expected ratios in [{float(least):g}, {float(most):g}], got {got:g}")
-        return self.solve(wanted).clamp(0, self.t_max).to(ratio.dtype)
+        found = self.solve(wanted).clamp(0, self.t_max)
+        if not torch.allclose(self.ratio(found), wanted, rtol=1e-6, atol=0.0):  # a subclass with marginals of its own
+            found = bisect(self.ratio, wanted, self.t_max)
+        return found.to(ratio.dtype)
 
     def solve(self, ratio: Tensor) -> Tensor:
-        """The time, in float64, of ratios that were looked at; by bisection where there is no closed form: ratio(t) increases."""
+        """The time, in float64, of ratios that were looked at; by bisection where there is no closed form: ratio(t) increases.
+
+        ``time_of`` takes no closed form whose times have other ratios.
+        """
         return bisect(self.ratio, ratio, self.t_max)
 
 
@@ -155,7 +161,7 @@ class GenericSDE(SDE):
 
     Args:
         drift: f(x, t), from ``(batch, *event)`` and ``(batch,)`` to ``(batch, *event)``.
-        diffusion: g(t), of the shape of t, or one number.
+        diffusion: g(t), from ``(batch,)`` to ``(batch,)``; or a callable that returns one number for all times.
         prior_std: standard deviation of the prior at t_max, > 0.
         t_max: the last time, > 0.
         marginal: from t to mean coefficient and standard deviation of x(t) given x(0), where known.

@@ -26,7 +26,8 @@ class Clock:
     infinite at t = 0 wherever the noise that a network of ``VP`` predicts is not 0,
     :math:`v \approx \tfrac12 \beta \epsilon / \sigma \propto t^{-1/2}`, and the error of a first step there is larger than its
     estimate, which takes slopes for smooth. By u it is bounded, and the integral of the drift's own divergence is a
-    polynomial. Of any other SDE it is the time.
+    polynomial. Of any other SDE it is the time; so it is where ``time_at`` is not the inverse of ``log_mean``, as in a subclass
+    with a ``log_mean`` of its own.
 
     References:
         Karras, Aittala, Aila and Laine 2022, "Elucidating the design space of diffusion-based generative models", section 3
@@ -46,7 +47,7 @@ class Clock:
 
     def __init__(self, sde: SDE | None = None) -> None:
         # a bisection for every stage would cost more than a step saves
-        if isinstance(sde, PreservingSDE) and type(sde).time_at is not PreservingSDE.time_at:
+        if isinstance(sde, PreservingSDE) and type(sde).time_at is not PreservingSDE.time_at and _inverts(sde):
             self._sde = sde
 
     def of(self, t: Tensor) -> Tensor:
@@ -70,3 +71,9 @@ class Clock:
     def passing(self, t: Tensor, readings: Tensor) -> Tensor:
         """Times ``(rows,)`` >= 0 that pass for so many readings ``(rows,)`` from t on, either way."""
         return (self.at(self.of(t) + readings).time - t).abs().to(t.dtype)
+
+
+def _inverts(sde: PreservingSDE) -> bool:
+    """Whether the closed form of ``time_at`` is the inverse of ``log_mean``."""
+    t = sde.t_max * torch.linspace(0.1, 1, 5, dtype=torch.float64)
+    return torch.allclose(sde.time_at(sde.log_mean(t)), t, rtol=1e-6, atol=0.0)

@@ -30,7 +30,7 @@ class Conditional(nn.Module):
     def __init__(self, score: Callable[..., Tensor], what: str = "a score (x, t) -> tensor") -> None:
         super().__init__()
         require(callable(score), what, type(score).__name__)
-        self._like = _first_floating(score)
+        self._like = first_floating(score)
         self.by_row: tuple[str, ...] = ()
 
     @abstractmethod
@@ -77,7 +77,8 @@ def _shown(value: object) -> object:
     return value if not isinstance(value, Tensor) else value.tolist() if value.numel() <= 6 else tuple(value.shape)
 
 
-def _first_floating(score: object) -> Tensor | None:
+def first_floating(score: object) -> Tensor | None:
+    """The first floating tensor of a module, whose dtype and device what it is given should have."""
     tensors = (*score.parameters(), *score.buffers()) if isinstance(score, nn.Module) else ()
     return next((t.detach() for t in tensors if t.is_floating_point()), None)
 

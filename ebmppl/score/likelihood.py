@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ebmppl.arguments import form, positive, require, whole
 from ebmppl.errors import SamplingWarning
+from ebmppl.score.agreement import require_process
 from ebmppl.score.base import SDE
 from ebmppl.score.conditions import num_conditions
 from ebmppl.score.failures import failures
@@ -103,7 +104,7 @@ def log_likelihood(
         Values with their errors; no gradient flows through them.
 
     Raises:
-        ValueError: for arguments outside these ranges, a score of another shape, or one that can't take the points' dtype.
+        ValueError: for arguments outside these ranges, a score of another shape or dtype, or one that has another ``sde``.
 
     Warns:
         SamplingWarning: where the flow could not be solved to the tolerance, or a score was not finite: which points, when.
@@ -154,6 +155,7 @@ def _check(
     require(
         good, "floating point points (batch, *event)", tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
     )
+    require_process(score, sde, x.shape[1:])
     for name, tolerance in zip(("rtol", "atol"), tolerances, strict=True):
         positive(name, tolerance)
     sde.require_start(t_min)
