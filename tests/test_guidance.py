@@ -549,3 +549,24 @@ def test_a_log_likelihood_that_is_not_finite_is_told() -> None:
 def test_bad_input_that_is_seen_at_the_start(score: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         eb.generate(eb.ReverseSDE(score, VP(), (2,), 5), 4)
+
+
+@pytest.mark.parametrize(
+    ("make", "points", "message"),
+    [
+        (
+            lambda s: Replacement(s, VP(), (2,), torch.tensor([True, False]), torch.zeros(2)),
+            (3, 2, 2),
+            r"a mask of the points' shape \(2, 2\), got \(2,\)",
+        ),
+        (
+            lambda s: LikelihoodGuidance(s, lambda x, t: x.sum(1).round()),
+            (3, 2),
+            "a log-likelihood .*gradient",
+        ),
+    ],
+)
+def test_likelihoods_look_at_what_is_given(make: Callable[[Any], Any], points: tuple[int, ...], message: str) -> None:
+    """As kernels do."""
+    with pytest.raises(ValueError, match=message):
+        eb.log_likelihood(make(lambda x, t: -x), VP(), torch.ones(points))

@@ -77,6 +77,22 @@ def test_trained_energies_have_second_derivatives(kind: str) -> None:
         torch.testing.assert_close(own, wanted, **EXACT)
 
 
+def test_trained_energies_stay_at_their_dtype_under_autocast() -> None:
+    """Value and gradient are the same from the same logits; and CD runs, whose logits are rounded."""
+    model, found = BernoulliRBM(4, 3, generator=torch.Generator().manual_seed(0)), []
+    v = data_of(model).float()
+    logits = model.hidden_logits(v)
+    for on in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            mean = model.trained_energies((v, logits))[0].mean
+            mean.backward()
+        found.append(torch.cat([mean.detach()[None], flat(model)]))
+    assert torch.equal(*found)
+    with torch.autocast("cpu", torch.bfloat16):
+        CD(2, kernel=Gibbs, seed=0)(model.joint)(v).backward()
+
+
 def test_trained_energies_of_large_logits_are_finite_and_right() -> None:
     model = BernoulliRBM(1, 4, W=torch.tensor([[900.0, -900.0, 0.0, 30.0]], dtype=F64))
     v = torch.ones(1, 1, dtype=F64)

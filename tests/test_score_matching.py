@@ -421,6 +421,19 @@ def test_inference_mode_gives_the_same_values(loss: Loss) -> None:
     assert values == (bound(x).item(),) * 2
 
 
+@pytest.mark.parametrize("loss", [ScoreMatching(), SlicedScoreMatching(seed=0), DenoisingScoreMatching(0.3, seed=0)])
+def test_closed_forms_stay_at_their_dtype_under_autocast(loss: Loss) -> None:
+    energy, x = MLPEnergy(2, (8,), generator=gen()), torch.randn(5, 2, generator=gen(1))
+    bound, found = loss(energy).eval(), []
+    for on in (False, True):
+        energy.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            value = bound(x)
+            value.backward()
+        found.append(torch.cat([value.detach()[None], *(p.grad.flatten() for p in but_offset(energy).parameters())]))
+    assert torch.equal(*found)
+
+
 def test_a_bound_loss_without_parameters_evaluates() -> None:
     assert ScoreMatching()(smooth())(torch.ones(3, 2)).item() == pytest.approx(-1.0)
     assert svi_of(smooth()).evaluate_loss(torch.ones(3, 2)) == pytest.approx(-1.0)

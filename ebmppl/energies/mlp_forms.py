@@ -21,6 +21,7 @@ from torch.nn.functional import linear
 
 from ebmppl.energies.activations import ACTIVATIONS, with_derivatives
 from ebmppl.energies.matching import Matching
+from ebmppl.energies.precision import as_given
 
 Params = Sequence[Tensor]  # W, b of every hidden layer, then w ``(1, H)``
 
@@ -155,7 +156,8 @@ def _again(ctx: Any, outputs: Sequence[Tensor], grads: Sequence[Tensor | None]) 
 class _Derivatives(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, v: Tensor | None, name: str, *params: Tensor) -> tuple[Tensor, Tensor]:
-        grad, layers = _forward(x, v if v is None or len(v) > 1 else v[0], name, params)
+        with as_given(x):
+            grad, layers = _forward(x, v if v is None or len(v) > 1 else v[0], name, params)
         twice = x.new_zeros(0 if v is None else len(v), len(x))
         for layer in layers:
             if layer.curved is not None and layer.change is not None:
@@ -172,7 +174,8 @@ class _Derivatives(torch.autograd.Function):
             return again, None, None, *rest
         share = None if ctx.v is None else grads[1][0] if len(grads[1]) == 1 else grads[1]
         share = None if share is None else share.unsqueeze(-1)
-        in_x, in_params = _backward(ctx.layers, grads[0], share, in_x=ctx.needs_input_grad[0])
+        with as_given(x):
+            in_x, in_params = _backward(ctx.layers, grads[0], share, in_x=ctx.needs_input_grad[0])
         return in_x, None, None, *in_params
 
 
@@ -187,7 +190,7 @@ class _Matched(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.name, ctx.confine, ctx.what = name, confine, what
         v = ctx.v = what.directions
-        with _below_autograd():
+        with as_given(x), _below_autograd():
             grad, ctx.layers = _forward(x, v, name, params)
             square, ctx.apart = what.apart(torch.addcmul(grad, confine, x), v)
             if v is None:
@@ -210,7 +213,7 @@ class _Matched(torch.autograd.Function):
             found = what.square(torch.addcmul(grad, ctx.confine, x)), -(twice.mean() if len(twice) else twice.sum())
             again, *rest = _again(ctx, found, (by, in_change))
             return again, None, None, None, *rest
-        with _below_autograd():
+        with as_given(x), _below_autograd():
             up = what.pulled(ctx.apart, by, ctx.v)
             share = None if ctx.v is None else in_change / -what.number
             in_x, in_params = _backward(ctx.layers, up, share, in_x=ctx.needs_input_grad[0])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ebmppl.energies.precision import as_given
 from ebmppl.models.rbm_views import log1p_exp
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def free_energies(rbm: RBM, batches: Sequence[tuple[Tensor, Tensor]]) -> list[Tr
     """
     if rbm.linear is None:
         return [Trained(energies.mean(), energies.detach()) for energies in (rbm.free_energy(v) for v, _ in batches)]
-    pairs = [part for v, logits in batches for part in (rbm.features(v), logits.detach())]
+    pairs = [part for v, logits in batches for part in (rbm.features(v), logits.detach().to(rbm.W.dtype))]
     found = MeanFreeEnergies.apply(rbm.weights, rbm.b.flatten() if rbm.linear else None, rbm.c, *pairs)
     trained = list(map(Trained, found[: len(batches)], found[len(batches) :]))
     if rbm.linear:
@@ -57,7 +58,8 @@ class MeanFreeEnergies(torch.autograd.Function):
             most = torch.sub(1, p)
             torch.maximum(p, most, out=most)  # log(1 + e^x) = max(x, 0) - log(sigmoid(abs(x))), to rounding of the sum
             value = log_of_product(most).sub_(torch.relu(logits).sum(1))
-            found.append(value if b is None else value.addmv_(x, b, alpha=-1))
+            with as_given(x):
+                found.append(value if b is None else value.addmv_(x, b, alpha=-1))
             probabilities.append(p)
         ctx.save_for_backward(W, b, c, *pairs[::2], *probabilities)
         ctx.mark_non_differentiable(*found)
@@ -68,19 +70,32 @@ class MeanFreeEnergies(torch.autograd.Function):
         """Minus the rows' mean of x'p, x and p, p the hidden units' probabilities; minus pW' and b only where x needs it."""
         W, b, c, *saved = ctx.saved_tensors
         n = len(saved) // 2
-        if torch.is_grad_enabled():
-            return _again(W, b, c, saved[:n], grads[:n])
-        in_W, in_b, in_c = torch.empty_like(W), None if b is None else torch.empty_like(b), torch.empty_like(W[0])
-        rest: list[Tensor | None] = []
-        for i, (x, p, grad) in enumerate(zip(saved[:n], saved[n:], grads, strict=False)):
-            by, kept = -grad.item() / len(x), min(i, 1)  # what is in memory before the first is not looked at
-            in_W = in_W.addmm_(x.mT, p, beta=kept, alpha=by)
-            ones = p.new_ones(len(x))
-            in_c = in_c.addmv_(p.mT, ones, beta=kept, alpha=by)
-            in_b = None if in_b is None else in_b.addmv_(x.mT, ones, beta=kept, alpha=by)
-            in_x = (p @ W.mT).mul_(by) if ctx.needs_input_grad[3 + 2 * i] else None
-            rest += [in_x if in_x is None or b is None else in_x.add_(b, alpha=by), None]
-        return in_W, in_b, in_c, *rest
+        with as_given(W):
+            if torch.is_grad_enabled():
+                return _again(W, b, c, saved[:n], grads[:n])
+            return _closed(W, b, saved[:n], saved[n:], grads, ctx.needs_input_grad[3::2])
+
+
+def _closed(
+    W: Tensor,
+    b: Tensor | None,
+    xs: Sequence[Tensor],
+    ps: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    wants_x: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """Of batches x and their hidden units' probabilities p."""
+    in_W, in_b, in_c = torch.empty_like(W), None if b is None else torch.empty_like(b), torch.empty_like(W[0])
+    rest: list[Tensor | None] = []
+    for i, (x, p, grad) in enumerate(zip(xs, ps, grads, strict=False)):
+        by, kept = -grad.item() / len(x), min(i, 1)  # what is in memory before the first is not looked at
+        in_W = in_W.addmm_(x.mT, p, beta=kept, alpha=by)
+        ones = p.new_ones(len(x))
+        in_c = in_c.addmv_(p.mT, ones, beta=kept, alpha=by)
+        in_b = None if in_b is None else in_b.addmv_(x.mT, ones, beta=kept, alpha=by)
+        in_x = (p @ W.mT).mul_(by) if wants_x[i] else None
+        rest += [in_x if in_x is None or b is None else in_x.add_(b, alpha=by), None]
+    return in_W, in_b, in_c, *rest
 
 
 def _again(

@@ -16,7 +16,7 @@ from ebmppl.arguments import form, positive, require, whole
 from ebmppl.errors import SamplingWarning
 from ebmppl.score.agreement import require_process
 from ebmppl.score.base import SDE
-from ebmppl.score.conditions import num_conditions
+from ebmppl.score.conditions import check_conditions, num_conditions
 from ebmppl.score.failures import failures
 from ebmppl.score.ode import Solution, solve
 from ebmppl.score.parameterisations import same_shape
@@ -189,6 +189,7 @@ def _flow(
     """
     some = x if num_conditions(score) is not None else x[:_LOOKED]
     begun = x.new_full((len(some),), t_min)
+    check_conditions(score, some, begun)
     with of_its_dtype(x):
         same_shape(require_gradient(lambda at: score(at, begun), some, "a score"), some)
     compiled = backend == "inductor" or (backend == "auto" and x.device.type == "cpu" and len(x) >= _WORTH_COMPILING)
