@@ -19,7 +19,7 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import Tensor, nn
 
 import ebmppl as eb
-from ebmppl.score import VP, EnergyGradient
+from ebmppl.score import VP, EnergyGradient, NoisePrediction, TimeMLP, UNet
 
 LATENT = "without latents of the model"
 SDE = VP()
@@ -121,3 +121,35 @@ def test_a_copy_and_a_reloaded_one_have_scores_of_their_own() -> None:
     assert value(torch.load(file, weights_only=False)) == known
     assert value(copied) == wanted[1]
     assert value(other) != known
+
+
+class Unhashable:
+    """The log density of N(0, I) over one number, or shifted; equal to others, as a dataclass is."""
+
+    def __init__(self, shift: float) -> None:
+        self.shift = shift
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Unhashable)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return dist.Normal(self.shift, 1.0).log_prob(x.squeeze(1))
+
+
+def test_a_log_prior_need_not_be_hashable() -> None:
+    score, first, second = Shifted(0.0), Unhashable(0.0), Unhashable(3.0)
+    made, again, other = (eb.ScoreDistribution(score, SDE, (1,), log_prior=p) for p in (first, first, second))
+    assert made._flow is again._flow
+    assert value(made) == pytest.approx(value(eb.ScoreDistribution(score, SDE, (1,))), abs=1e-5)
+    assert value(other) != value(made)
+
+
+@pytest.mark.parametrize("network", [TimeMLP((1, 4, 4), (8,)), UNet((1, 4, 4), 4, 1)])
+def test_points_of_another_dtype_are_told(network: nn.Module) -> None:
+    x, score = torch.zeros(1, 1, 4, 4, dtype=torch.float64), NoisePrediction(network, SDE)
+    with pytest.raises(ValueError, match=r"dtype of the score's parameters, got torch\.float64"):
+        eb.log_likelihood(score, SDE, x)
+    with pytest.raises(ValueError, match=r"dtype of the score's parameters, got torch\.float64"):
+        eb.ScoreDistribution(score, SDE, (1, 4, 4)).log_prob(x)

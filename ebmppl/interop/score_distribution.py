@@ -24,7 +24,7 @@ from ebmppl.sampling.generate import transport
 from ebmppl.sampling.scopes import evaluating
 from ebmppl.score.base import SDE, over
 from ebmppl.score.conditions import choosing_rows
-from ebmppl.score.likelihood import log_likelihood
+from ebmppl.score.likelihood import log_likelihood, of_its_dtype
 from ebmppl.score.parameterisations import same_shape
 
 _NUMBERS = 1 << 20  # of the points of a batch of draws
@@ -158,7 +158,8 @@ class _Flow:
     @classmethod
     def of(cls, score: Score, sde: SDE, event_shape: torch.Size, settings: tuple[Any, ...]) -> _Flow:
         """The one that is there, for a model that makes its distribution in every call; else a new one."""
-        own = (id(score), id(sde), event_shape, *settings)  # it holds both, so that their ids are theirs alone
+        # it holds them, so that their ids are theirs alone; a bound method is new in every call, but equal
+        own = (id(score), id(sde), event_shape, *(s if _hashable(s) else id(s) for s in settings))
         found = cls.made.get(own)
         if found is None:
             found = cls.made[own] = cls(score, sde, event_shape, settings)
@@ -185,7 +186,7 @@ class _Flow:
         """Look, at one point, whether a gradient that is asked for would be left out."""
         own = [*self.kernel.target.parameters(), *(p for _, p in pyro.get_param_store().named_parameters())]
         t = x.new_full((1,), self.options["t_min"])
-        with evaluating(self.kernel.target), choosing_rows(self.score, 1):
+        with evaluating(self.kernel.target), choosing_rows(self.score, 1), of_its_dtype(x):
             require_no_latents(lambda: self.score(x, t), own, "a score")
         if self.log_prior is not None:
             end, log_prior = torch.zeros(x.shape, dtype=x.dtype, device=x.device), self.log_prior
@@ -194,6 +195,14 @@ class _Flow:
     def gradient(self, x: Tensor) -> Tensor:
         with evaluating(self.kernel.target):
             return same_shape(self.score(x, x.new_full((len(x),), self.options["t_min"])), x)
+
+
+def _hashable(value: object) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 _AUTOGRAD = ("AutogradFunctionality", "AutogradOther", "AutogradCPU", "AutogradCUDA", "ADInplaceOrView")

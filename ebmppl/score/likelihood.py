@@ -104,7 +104,7 @@ def log_likelihood(
         Values with their errors; no gradient flows through them.
 
     Raises:
-        ValueError: for arguments outside these ranges, a score of another shape, or one that has another ``sde``.
+        ValueError: for arguments outside these ranges, a score of another shape or dtype, or one that has another ``sde``.
 
     Warns:
         SamplingWarning: where the flow could not be solved to the tolerance, or a score was not finite: which points, when.
@@ -190,7 +190,8 @@ def _flow(
     some = x if num_conditions(score) is not None else x[:_LOOKED]
     begun = x.new_full((len(some),), t_min)
     check_conditions(score, some, begun)
-    same_shape(require_gradient(lambda at: score(at, begun), some, "a score"), some)
+    with of_its_dtype(x):
+        same_shape(require_gradient(lambda at: score(at, begun), some, "a score"), some)
     compiled = backend == "inductor" or (backend == "auto" and x.device.type == "cpu" and len(x) >= _WORTH_COMPILING)
     most = max(1, min(_ROWS if compiled else len(x), _NUMBERS // x[0].numel()))
     size = -(-len(x) // -(-len(x) // most))
@@ -209,6 +210,17 @@ def _flow(
     if told is not None:
         warnings.warn(f"{told}. They are NaN, and their ends where the flow was then", SamplingWarning, stacklevel=3)
     return y[:, : flow.dimension].reshape(x.shape), y[:, flow.dimension :], Solution(y, failed_at, unmet, rows)
+
+
+@contextmanager
+def of_its_dtype(x: Tensor) -> Iterator[None]:
+    """Say so, where a score's first call fails for points of another dtype than its parameters."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(word in str(error) for word in ("same dtype", "scalar type", "Input type")):
+            raise
+        raise ValueError(f"expected points of the dtype of the score's parameters, got {x.dtype}: {error}") from error
 
 
 @contextmanager
