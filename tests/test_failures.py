@@ -31,17 +31,22 @@ def broken(x: Tensor, t: Tensor) -> Tensor:
     return torch.stack([-first, torch.where(within & (first > 0), math.nan, second)], 1)
 
 
+def require_told(caught: pytest.WarningsRecorder, what: str, then: str) -> None:
+    """Once, where the caller is, of both causes."""
+    (told,) = caught
+    assert told.filename == __file__
+    assert re.fullmatch(
+        rf"3 of 4 {what} failed: {NOT_FINITE} at t (= |from ){BEGINNING}( to {BEGINNING})? \(2: rows 0, 3\); "
+        rf"{UNMET} at t = {BEGINNING} \(1: row 2\)\. {then}",
+        str(told.message),
+    ), told.message
+
+
 @pytest.mark.parametrize("forward", [True, False])
 def test_draws_of_a_flow(*, forward: bool) -> None:
     with pytest.warns(SamplingWarning) as caught:
         ends = eb.transport(eb.AdaptiveFlow(broken, VP(), (2,), forward=forward), X, seed=0)
-    (told,) = caught
-    assert told.filename == __file__
-    assert re.fullmatch(
-        rf"3 of 4 draws failed: {NOT_FINITE} at t (= |from ){BEGINNING}( to {BEGINNING})? \(2: rows 0, 3\); "
-        rf"{UNMET} at t = {BEGINNING} \(1: row 2\)\. They are left as they were then",
-        str(told.message),
-    ), told.message
+    require_told(caught, "draws", "They are left as they were then")
     assert bool(ends.isfinite().all())
     assert torch.equal(ends[:, 0].sign(), X[:, 0].sign())
 
@@ -49,13 +54,7 @@ def test_draws_of_a_flow(*, forward: bool) -> None:
 def test_likelihoods() -> None:
     with pytest.warns(SamplingWarning) as caught:
         found = eb.log_likelihood(broken, VP(), X)
-    (told,) = caught
-    assert told.filename == __file__
-    assert re.match(
-        rf"3 of 4 likelihoods failed: {NOT_FINITE} at t (= |from ){BEGINNING}( to {BEGINNING})? \(2: rows 0, 3\); "
-        rf"{UNMET} at t = {BEGINNING} \(1: row 2\)\.",
-        str(told.message),
-    ), told.message
+    require_told(caught, "likelihoods", "They are NaN, and their ends where the flow was then")
     assert (found.failed_at != 0).tolist() == [True, False, True, True]
     assert found.tolerance_unmet.tolist() == [False, False, True, False]
     assert found.value.isfinite().tolist() == [False, True, False, False]

@@ -21,7 +21,7 @@ from ebmppl.sampling.parts import Parts
 from ebmppl.sampling.schedule import ENOUGH, FEW, require_some_good, stan_windows, ticks_to_next_look
 from ebmppl.sampling.scopes import PASSES, evaluating, threads, ticking, using_threads
 from ebmppl.sampling.stragglers import begin_anew, caught_up, narrow, ticked
-from ebmppl.sampling.whole import require_whole, whole
+from ebmppl.sampling.unbroken import require_unbroken, unbroken
 
 _TICKS, _COMPILED_TICKS = 64, 256  # most between two looks at whether a window ended or all chains have their draws
 _LOG_NUMBERS = 1 << 22  # position numbers that may wait for their harvest
@@ -57,7 +57,7 @@ class Chains:
         self.now = Now(0, state, tuning, None, None, None)
         self._search: NoiseSource | None = None
         self._planned = 0  # draws so far
-        self.broken = False  # see ``whole``
+        self.broken = False  # see ``unbroken``
 
     def _tick(self, *, adapt: bool, log: bool = False, active: Tensor | None = None) -> Any:
         """Advance everything by one eager tick (only the ``active`` chains where given) and return the info."""
@@ -133,7 +133,7 @@ class Chains:
     @ticking
     def collect(self, num_samples: int, draws: Draws, report: Report, kept: int = 0) -> None:
         """Tick until every chain has its draws, ``kept`` of them by now; one that has them goes on until all have theirs."""
-        require_whole(self)
+        require_unbroken(self)
         require(self.record, "chains that record their ticks", "record=False")
         if self.now.counts is None:
             self.now = self.now._replace(counts=draws.counts(self.device))
@@ -154,7 +154,7 @@ class Chains:
         try:
             while (n := ticks(self._counts())) > 0:
                 if self.compiled is not None:
-                    with whole(self):
+                    with unbroken(self):
                         self._take_in(draws, self._run_compiled(self.compiled, n, adapt=adapt), adapt=adapt)
                 else:
                     for _ in range(n):
@@ -221,7 +221,7 @@ class Chains:
                 if self.compiled is None:
                     self.now = advance_together(self.kernel, self.noise, self.now, count, rates)
                 else:
-                    with whole(self):
+                    with unbroken(self):
                         self._run_compiled(self.compiled, count, adapt=False)
             return
         if ticks is None and unseen and rates is None and self.kernel.independent:

@@ -12,7 +12,7 @@ from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.base import Kernel
 from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.draws import Counts, Draws, Now
-from ebmppl.sampling.whole import require_whole
+from ebmppl.sampling.unbroken import require_unbroken
 
 if TYPE_CHECKING:
     from ebmppl.sampling.mcmc import MCMC
@@ -40,7 +40,7 @@ def save_run(mcmc: MCMC, path: str | Path) -> None:
     """
     now, chains = mcmc.now, mcmc.chains
     assert chains is not None  # mcmc.now raises otherwise
-    require_whole(chains)
+    require_unbroken(chains)
     if now.counts is None:
         raise ValueError("expected a run with draws, got one that was stopped before its first draw")
     torch.save(

@@ -14,7 +14,7 @@ from ebmppl.errors import SamplingWarning
 from ebmppl.sampling.draws import Draws, Now
 from ebmppl.sampling.parts import Parts
 from ebmppl.sampling.places import Places
-from ebmppl.sampling.whole import whole
+from ebmppl.sampling.unbroken import unbroken
 
 if TYPE_CHECKING:
     from ebmppl.sampling.chains import Chains
@@ -61,7 +61,7 @@ def caught_up(chains: Chains, draws: Draws, report: Callable[[], None]) -> Itera
             first = int(own.min())
             behind, later = own == first, own[own > first]
             last = min(first + chains._most_ticks(), int(later.min()) if len(later) else chains.now.tick)
-            with whole(chains):
+            with unbroken(chains):
                 if isinstance(chains.compiled, Parts):
                     chains.compiled.arrange(chains.compiled.pack(behind))
                     log = chains._run_compiled(chains.compiled, last - first, adapt=False, first=first)
@@ -69,11 +69,11 @@ def caught_up(chains: Chains, draws: Draws, report: Callable[[], None]) -> Itera
                 else:
                     _eagerly(chains, draws, behind, first, last)
             report()
-        with whole(chains):
+        with unbroken(chains):
             _widen(chains)
         yield
     finally:
-        with whole(chains):
+        with unbroken(chains):
             _widen(chains)
 
 

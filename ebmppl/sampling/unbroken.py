@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def whole(chains: Chains) -> Iterator[None]:
+def unbroken(chains: Chains) -> Iterator[None]:
     """Ctrl-C waits until the block is made; whatever else stops it leaves the chains ``broken``."""
     with uninterrupted():
         try:
@@ -24,7 +24,7 @@ def whole(chains: Chains) -> Iterator[None]:
             raise
 
 
-def require_whole(chains: Chains) -> None:
+def require_unbroken(chains: Chains) -> None:
     """Raise ``SamplingError`` for chains that were stopped within a block."""
     if chains.broken:
         raise SamplingError(
