@@ -91,10 +91,15 @@ class HiddenEnergy(Energy):
 
     Args:
         rbm: a ``BernoulliRBM``, ``SoftmaxRBM`` or ``GaussianRBM``.
+
+    Raises:
+        NotImplementedError: for a subclass with terms of its own whose ``log_visible`` is another class's.
     """
 
     def __init__(self, rbm: RBM) -> None:
         super().__init__((rbm.num_hidden,), constraints.boolean)
+        with torch.no_grad():
+            rbm.log_visible(rbm.c)  # whether it is known
         self.rbm = rbm
 
     def forward(self, h: Tensor) -> Tensor:
