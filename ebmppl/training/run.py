@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from ebmppl.errors import EnergyError, NonFiniteLoss
 from ebmppl.kernels.base import positive, require
 from ebmppl.losses.base import BoundLoss
+from ebmppl.losses.store import warn_of_untrained
 from ebmppl.sampling.scopes import evaluating
 from ebmppl.training.batches import Batches
 from ebmppl.training.ema import EMA
@@ -187,6 +188,7 @@ class Run:
     def _gradients(self, loss: Tensor) -> float:
         """Set the gradients, clipped if asked for; their norm before that."""
         require(loss.requires_grad, "a loss that depends on the parameters", "one that does not")
+        warn_of_untrained(self.bound, loss, (p for group in self.optimizer.param_groups for p in group["params"]))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
