@@ -294,3 +294,22 @@ def test_bad_input() -> None:
         bound(torch.tensor([[0.0, 0, torch.nan, 0]]))
     with pytest.raises(ValueError, match=r"expected data of shape \(rows, 4\)"):
         bound(torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("loss", [CD(kernel=Gibbs), PCD(kernel=Gibbs, num_chains=2)])
+def test_an_rbms_layers_of_a_wrong_width_are_told(loss: CD | PCD) -> None:
+    """Where v alone is given it is v that is asked for, in losses and in the energies themselves."""
+    model = rbm()
+    for x in (torch.zeros(2, 5), {"v": torch.zeros(2, 5)}):
+        with pytest.raises(ValueError, match=r"expected data of shape \(rows, 4\), at least one row, got \(2, 5\)"):
+            loss(model.joint)(x)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"expected site 'h' of shape \(\*, 3\), got \(2, 4\)"):
+        loss(model.joint)({"v": torch.zeros(2, 4), "h": torch.zeros(2, 4)})
+    with pytest.raises(ValueError, match=r"shape \(rows, 7\), at least one row, got list"):
+        loss(model.joint)([0.0])  # type: ignore[arg-type]
+    asked = {7: model.joint, 4: lambda v: model.joint_energy(v, v[:, :3]), 3: model.hidden_energy}
+    for width, energy in asked.items():
+        with pytest.raises(ValueError, match=rf"expected points of shape \(\*, {width}\), got \(2, 5\)"):
+            energy(torch.zeros(2, 5, dtype=F64))
+    with pytest.raises(ValueError, match=r"expected points of shape \(\*, 3\), got \(2, 4\)"):
+        model.joint_energy(torch.zeros(2, 4, dtype=F64), torch.zeros(2, 4, dtype=F64))

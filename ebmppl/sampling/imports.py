@@ -12,13 +12,17 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
+from ebmppl.kernels.tracer import import_tracer
+
 
 def import_inductor() -> None:
     """Import Inductor (and with it Dynamo), where that has not been done; what is left out comes when it is looked at."""
     if "torch._inductor.compile_fx" in sys.modules:
         return
-    with suppress(Exception), _late_module("networkx"), _late_templates():  # who needs it will import it as it is
-        importlib.import_module("torch._inductor.compile_fx")
+    with suppress(Exception), _late_module("networkx"):  # who needs it will import it as it is, or tell why it can't be
+        import_tracer()
+        with _late_templates():
+            importlib.import_module("torch._inductor.compile_fx")
 
 
 class _LateModule(ModuleType):
