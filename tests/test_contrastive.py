@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ebmppl.energies import Energy, Quadratic, as_energy
 from ebmppl.errors import NonFiniteLoss
 from ebmppl.kernels import HMC, MALA, Gibbs, GibbsWithGradients, Langevin, ParallelTempering
-from ebmppl.losses import CD, PCD
+from ebmppl.losses import CD, MLE, PCD
 from ebmppl.losses.contrastive import BoundPCD
 from ebmppl.losses.gap import EnergyGap
 from ebmppl.models import BoltzmannMachine
@@ -314,6 +314,12 @@ def test_bad_input() -> None:
         PCD(kernel=Gibbs, reinit=1.0)
     with pytest.raises(ValueError, match="buffer >= 100, got 3"):
         PCD(kernel=Gibbs, buffer=3)
+    for points in (torch.zeros(100, 4), {"x": torch.zeros(100, 4)}):
+        for make in (PCD, MLE):
+            with pytest.raises(
+                ValueError, match=r"start as a way to draw points, .*FromData\(points\), got a (Tensor|dict)"
+            ):
+                make(kernel=Gibbs, start=points)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="hidden 'mean' or 'sample'"):
         CD(kernel=Gibbs, hidden="guess")  # type: ignore[arg-type]
     bound = CD(kernel=Gibbs)(rbm())

@@ -25,6 +25,12 @@ def require_kernel(kernel: object) -> None:
     require(factory, "kernel as a factory of kernels of an energy, such as eb.Gibbs", repr(kernel))
 
 
+def require_start(start: object) -> None:
+    """Raise ``ValueError`` for something else than a way to draw points, or None."""
+    drawn = start is None or hasattr(start, "sampler")
+    require(drawn, "start as a way to draw points, Uniform(...) or FromData(points)", f"a {type(start).__name__}")
+
+
 def require_hidden(hidden: object) -> None:
     """Raise ``ValueError`` for something else than "mean" or "sample"."""
     require(hidden in ("mean", "sample"), "hidden 'mean' or 'sample'", repr(hidden))
