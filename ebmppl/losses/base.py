@@ -22,6 +22,7 @@ from ebmppl.energies.supports import describe, elementwise, is_discrete
 from ebmppl.errors import EnergyError, NonFiniteLoss
 from ebmppl.losses.store import hidden_from_pyro, registered, require_own_names, shared_names, warn_of_untrained
 
+UNCONSTRAINED = "unconstrained x (infinite at the edge of a support)"
 _MOST_BOUND = 16  # energies (and guides) that one loss remembers under SVI
 
 Data = Tensor | Mapping[str, Tensor]
