@@ -143,7 +143,10 @@ class MLPEnergy(Energy):
         return parts[:-1]
 
     def _flat(self, x: Tensor) -> Tensor:
-        return x if len(self.event_shape) == 1 else x.flatten(x.dim() - len(self.event_shape))
+        if len(self.event_shape) == 1:
+            return x
+        rows, batch = flatten_batch(x, self.event_shape)
+        return rows.reshape(*batch, self.event_shape.numel())
 
     def extra_repr(self) -> str:
         """Shape and activation, for ``repr``."""

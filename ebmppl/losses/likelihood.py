@@ -11,7 +11,7 @@ from torch import Tensor
 from ebmppl.energies.base import Energy
 from ebmppl.kernels.base import require, whole
 from ebmppl.losses.base import BoundLoss, Loss, at_dtype_of
-from ebmppl.losses.gap import EnergyGap, Hidden, require_hidden, require_kernel
+from ebmppl.losses.gap import EnergyGap, Hidden, require_hidden, require_kernel, require_start
 from ebmppl.losses.negative import KernelFactory
 from ebmppl.losses.noise import as_noise, energies_inside, step_seed
 from ebmppl.sampling.initial import Start, Uniform
@@ -86,6 +86,7 @@ class MLE(Loss):
         if kernel is not None:
             require_kernel(kernel)
         require_hidden(hidden)
+        require_start(start)
         self.log_z, self.kernel, self.seed, self.hidden = log_z, kernel, seed, hidden
         self.num_chains, self.warmup = whole("num_chains", num_chains, 1), whole("warmup", warmup, 0)
         self.draws, self.start = whole("draws", draws, 1), start or Uniform()

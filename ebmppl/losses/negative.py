@@ -14,6 +14,7 @@ from ebmppl.energies.checks import check_gradient
 from ebmppl.energies.discrete import discrete, levels_of
 from ebmppl.energies.supports import is_discrete
 from ebmppl.kernels.base import Kernel, Told, require
+from ebmppl.losses.base import UNCONSTRAINED, require_finite
 from ebmppl.losses.scores import gradient_seen
 from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.draws import Draws
@@ -84,9 +85,15 @@ class ModelChains(nn.Module):
         return self._kind(*(getattr(self, f"tuning_{name}") for name in self._kind._fields))
 
     def inward(self, x: Tensor) -> Tensor:
-        """Points of the energy ``(rows, *event)`` in the kernel's coordinates."""
+        """Points of the energy ``(rows, *event)`` in the kernel's coordinates.
+
+        Raises:
+            ValueError: for points at the edge of a support, which have none.
+        """
         target, energy = self.kernel.target, self.kernel.energy
         z = x if target is energy else target.unconstrain(energy.unpack(x))
+        if z is not x:
+            require_finite(UNCONSTRAINED, z)
         as_is = self._integers is None or not getattr(self.kernel, "integers", True)
         return z if as_is else z.to(self._integers)
 
