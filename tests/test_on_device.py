@@ -35,16 +35,32 @@ def no_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def chains(name: str, backend: str, device: torch.device, count: int = 256) -> Chains:
-    energy = eb.energies.Gaussian(torch.zeros(7, device=device), torch.eye(7, device=device))
+def regression(device: torch.device) -> eb.energies.Energy:
+    """A callable, whose gradient is traced: its constants are inputs of the graph, some of them expanded."""
+    inputs = torch.randn(30, 7, generator=torch.Generator().manual_seed(1)).to(device)
+    return eb.as_energy(
+        lambda w: torch.nn.functional.softplus(w @ inputs.mT).sum(-1) + w.square().sum(-1), (7,), batched=True
+    )
+
+
+def gaussian(device: torch.device) -> eb.energies.Energy:
+    return eb.energies.Gaussian(torch.zeros(7, device=device), torch.eye(7, device=device))
+
+
+ENERGIES = {"closed form": gaussian, "callable": regression}
+every_energy = pytest.mark.parametrize("energy", ENERGIES)
+
+
+def chains(name: str, energy: str, backend: str, device: torch.device, count: int = 256) -> Chains:
     x = torch.randn(count, 7, generator=torch.Generator().manual_seed(0)).to(device)
-    return Chains(CASES[name].factory(energy), x, 0, backend, record=False)
+    return Chains(CASES[name].factory(ENERGIES[energy](device)), x, 0, backend, record=False)
 
 
 @pytest.mark.parametrize("backend", ["eager", "cudagraph"])
+@every_energy
 @pytest.mark.parametrize("name", CASES)
-def test_hot_loops_never_wait_for_the_host(name: str, backend: str, device: torch.device) -> None:
-    found = chains(name, backend, device)
+def test_hot_loops_never_wait_for_the_host(name: str, energy: str, backend: str, device: torch.device) -> None:
+    found = chains(name, energy, backend, device)
     found.prepare(100_000)
     assert (found.compiled is None) == (backend == "eager"), found.choice.reason
     with torch.no_grad(), evaluating(found.kernel.target):
@@ -59,10 +75,11 @@ def test_hot_loops_never_wait_for_the_host(name: str, backend: str, device: torc
                 found._run_compiled(found.compiled, 64, adapt=False)
 
 
+@every_energy
 @pytest.mark.parametrize("name", CASES)
-def test_graphs_give_the_eager_draws(name: str, device: torch.device) -> None:
+def test_graphs_give_the_eager_draws(name: str, energy: str, device: torch.device) -> None:
     """In float32 until rounding turns a decision: after ten ticks in a few chains at most."""
-    runs = [chains(name, backend, device) for backend in ("eager", "cudagraph")]
+    runs = [chains(name, energy, backend, device) for backend in ("eager", "cudagraph")]
     for run in runs:
         run.prepare(100_000)
         with torch.no_grad(), evaluating(run.kernel.target):
