@@ -254,7 +254,7 @@ def test_failures_are_told() -> None:
     x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=F64)
     with pytest.warns(SamplingWarning, match=r"1 of 2 likelihoods failed: .* not finite at t = 0\.5.*: row 0\)"):
         found = eb.log_likelihood(score, VP(), x)
-    assert found.value.isnan().tolist() == [True, False]
+    assert found.value.isnan().tolist() == found.std_error.isnan().tolist() == [True, False]
     assert float(found.failed_at[0]) == pytest.approx(0.5, abs=1e-6)
     assert bool(found.end.isfinite().all())
 
