@@ -289,6 +289,7 @@ def test_modes_of_modules_are_kept() -> None:
         ),
         (lambda: eb.log_likelihood(lambda x, t: x[:, :1], VP(), normal(2, 2)), r"of shape \(2, 2\) .* got \(2, 1\)"),
         (lambda: eb.log_likelihood(lambda x, t: x, VP(), torch.ones(2, 2).long()), "floating point points"),
+        (lambda: eb.log_likelihood(lambda x, t: -x, VP(), torch.ones(2, 0)), r"floating point points .* got \(2, 0\)"),
     ],
 )
 def test_bad_input(make: Callable[[], object], message: str) -> None:

@@ -120,10 +120,7 @@ def log_likelihood(
         x, signs = x.detach(), _signs(probes, x.reshape(len(x), -1), seed, same=same_probes)
         end, integrals, found = _flow(score, sde, x, (rtol, atol), t_min, signs, backend)
     divergence, prior = integrals.mean(1), _prior(log_prior or sde.prior(x.shape[1:], like=x).log_prob, end)
-    failed = found.failed_at != 0
-    value, error = (
-        part.masked_fill(failed, math.nan) for part in (prior + divergence, _standard_error(integrals, probes))
-    )
+    value, error = prior + divergence.masked_fill(found.failed_at != 0, math.nan), _error(integrals, probes, found)
     return LogLikelihood(value, error, end, divergence, found.failed_at, found.rows, found.unmet)
 
 
@@ -134,10 +131,12 @@ def _prior(log_prior: Callable[[Tensor], Tensor], end: Tensor) -> Tensor:
     return found
 
 
-def _standard_error(estimates: Tensor, probes: int | None) -> Tensor:
-    if probes is None:
-        return torch.zeros_like(estimates[:, 0])
-    return estimates.std(1) / math.sqrt(probes) if probes > 1 else torch.full_like(estimates[:, 0], math.nan)
+def _error(estimates: Tensor, probes: int | None, found: Solution) -> Tensor:
+    """The standard error of their mean; NaN of a point that failed."""
+    if probes == 1:
+        return torch.full_like(estimates[:, 0], math.nan)
+    error = torch.zeros_like(estimates[:, 0]) if probes is None else estimates.std(1) / math.sqrt(probes)
+    return error.masked_fill(found.failed_at != 0, math.nan)
 
 
 def _check(
