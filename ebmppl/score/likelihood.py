@@ -17,6 +17,7 @@ from ebmppl.errors import SamplingWarning
 from ebmppl.score.agreement import require_process
 from ebmppl.score.base import SDE
 from ebmppl.score.conditions import check_conditions, num_conditions
+from ebmppl.score.dtypes import of_its_dtype, require_state
 from ebmppl.score.failures import failures
 from ebmppl.score.ode import Solution, solve
 from ebmppl.score.parameterisations import same_shape
@@ -90,7 +91,7 @@ def log_likelihood(
     Args:
         score: ``(x, t) -> score``, ``(batch, *event)`` from such points and times ``(batch,)``, differentiable in x.
         sde: the forward SDE.
-        x: points ``(batch, *event)``.
+        x: points ``(batch, *event)``, float32 or float64.
         rtol: relative tolerance of each step, > 0.
         atol: absolute tolerance, > 0, in units of x and in nats.
         t_min: where the flow begins, in (0, T).
@@ -155,6 +156,7 @@ def _check(
     require(
         good, "floating point points (batch, *event)", tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
     )
+    require_state(x)
     require_process(score, sde, x.shape[1:])
     for name, tolerance in zip(("rtol", "atol"), tolerances, strict=True):
         positive(name, tolerance)
@@ -189,8 +191,8 @@ def _flow(
     """
     some = x if num_conditions(score) is not None else x[:_LOOKED]
     begun = x.new_full((len(some),), t_min)
-    check_conditions(score, some, begun)
     with of_its_dtype(x):
+        check_conditions(score, some, begun)
         same_shape(require_gradient(lambda at: score(at, begun), some, "a score"), some)
     compiled = backend == "inductor" or (backend == "auto" and x.device.type == "cpu" and len(x) >= _WORTH_COMPILING)
     most = max(1, min(_ROWS if compiled else len(x), _NUMBERS // x[0].numel()))
@@ -210,17 +212,6 @@ def _flow(
     if told is not None:
         warnings.warn(f"{told}. They are NaN, and their ends where the flow was then", SamplingWarning, stacklevel=3)
     return y[:, : flow.dimension].reshape(x.shape), y[:, flow.dimension :], Solution(y, failed_at, unmet, rows)
-
-
-@contextmanager
-def of_its_dtype(x: Tensor) -> Iterator[None]:
-    """Say so, where a score's first call fails for points of another dtype than its parameters."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not any(word in str(error) for word in ("same dtype", "scalar type", "Input type")):
-            raise
-        raise ValueError(f"expected points of the dtype of the score's parameters, got {x.dtype}: {error}") from error
 
 
 @contextmanager
