@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ebmppl.energies import ClassifierEnergy, ConvEnergy, MLPEnergy
+from ebmppl.energies import ClassifierEnergy, ConvEnergy, MLPEnergy, as_energy
 from ebmppl.energies.activations import ACTIVATIONS, with_derivatives
 from ebmppl.energies.matching import Matching
 from ebmppl.losses import DenoisingScoreMatching, ScoreMatching, SlicedScoreMatching
@@ -69,6 +69,46 @@ def test_closed_forms_of_an_mlp(name: str, hidden: tuple[int, ...], shape: tuple
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
     for a, b in zip(energy.value_and_grad(x), (energy(x), gradient), strict=True):
         torch.testing.assert_close(a, b.detach(), rtol=1e-10, atol=1e-11)
+
+
+class Steeper(MLPEnergy):
+    """With a term that no closed form of its parent knows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x.pow(4).sum(-1)
+
+
+def doubled(energy: MLPEnergy) -> MLPEnergy:
+    energy.net[0].register_forward_hook(lambda layer, inputs, output: 2 * output)
+    return energy
+
+
+def with_sine(energy: MLPEnergy) -> MLPEnergy:
+    energy.function = torch.sin
+    return energy
+
+
+def confining(energy: MLPEnergy) -> MLPEnergy:
+    del energy.confine
+    energy.confine = nn.Parameter(torch.tensor(0.3, dtype=F64))
+    return energy
+
+
+@pytest.mark.parametrize(
+    "change", [doubled, with_sine, confining, lambda _: Steeper(2, (5, 4), generator=gen(), dtype=F64)]
+)
+def test_no_closed_form_is_taken_for_another_function(change: Callable[[MLPEnergy], MLPEnergy]) -> None:
+    energy = change(MLPEnergy(2, (5, 4), confine=0.3, generator=gen(), dtype=F64))
+    called = as_energy(lambda x: energy(x), (2,))  # by autograd
+    x = normal(6, 2)
+    torch.testing.assert_close(energy.value_and_grad(x), called.value_and_grad(x))
+    for loss in (ScoreMatching(), SlicedScoreMatching(2, seed=0), DenoisingScoreMatching(0.3, seed=0)):
+        found, wanted = loss(energy)(x), loss(called)(x)
+        torch.testing.assert_close(found, wanted)
+        for grads in zip(
+            *(torch.autograd.grad(y, list(energy.parameters())[:-1]) for y in (found, wanted)), strict=True
+        ):
+            torch.testing.assert_close(*grads)
 
 
 def test_points_that_are_numbers_are_vectors_of_one() -> None:

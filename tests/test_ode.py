@@ -114,6 +114,24 @@ def test_the_start_at_little_noise_is_met() -> None:
     )  # deviations grow by 1 / a backwards
 
 
+@pytest.mark.parametrize("t_min", [1e-5, 1e-3])
+@pytest.mark.parametrize("tol", [1e-3, 1e-4])
+def test_a_velocity_that_begins_near_0_makes_no_long_first_step(tol: float, t_min: float) -> None:
+    """KarrasVE's is about t: by its size alone the first step went past the data's width, 100 tolerances wrong."""
+    sde, start = KarrasVE(80.0), torch.linspace(-2, 2, 40, dtype=F64).view(-1, 1)
+    low, high = (variance(sde, t) ** 0.5 for t in (t_min, 80.0))
+    end = Normal(torch.zeros((), dtype=F64), high)
+    found = eb.log_likelihood(
+        gaussian(sde), sde, start, tol, tol, t_min, log_prior=lambda x: end.log_prob(x).squeeze(1)
+    )
+    exact = Normal(torch.zeros((), dtype=F64), low).log_prob(start).squeeze(1)
+    assert float((found.value - exact).abs().max()) < 10 * tol
+    encoded = eb.transport(
+        eb.AdaptiveFlow(gaussian(sde), sde, (1,), rtol=tol, atol=tol, t_min=t_min, forward=True), start
+    )
+    torch.testing.assert_close(encoded, start * high / low, rtol=10 * tol, atol=10 * tol)
+
+
 def test_step_sizes_after_error_ratios() -> None:
     ratio = torch.tensor([0.5, 0.5, 4.0, 4.0, 0.0, 1e9, math.nan, math.inf], dtype=F64)
     before = torch.tensor([0.5, 0.05, 0.5, 0.05, 0.5, 0.5, 0.5, 0.5], dtype=F64)

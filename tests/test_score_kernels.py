@@ -631,6 +631,14 @@ def test_a_users_sde_takes_the_steps_of_ours() -> None:
         equal(noise.draw(theirs, x), noise.draw(ours, x))
 
 
+def test_a_users_sde_may_count_the_times_that_it_is_given() -> None:
+    counted = eb.score.GenericSDE(lambda x, t: -x, lambda t: t.new_full((len(t),), 1.4), 1.0, 3.0)
+    plain = eb.score.GenericSDE(lambda x, t: -x, lambda t: 1.4, 1.0, 3.0)
+    for make in (eb.ReverseSDE, eb.ProbabilityFlow):
+        ends = [eb.generate(make(SCORE, sde, (2,), 5, method="heun"), 4, seed=0) for sde in (counted, plain)]
+        assert torch.equal(*ends)
+
+
 def test_a_mean_is_no_energy() -> None:
     with pytest.raises(EnergyError, match="got a score model"):
         MADE["flow"](Small()).target(normal(1, 1, 3, 2))

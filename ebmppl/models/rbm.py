@@ -124,7 +124,7 @@ class RBM(Energy):
 
     def joint_energy(self, v: Tensor, h: Tensor) -> Tensor:
         """E(v, h) ``(*batch)`` in nats of ``(*batch, V)`` and ``(*batch, H)``."""
-        flatten_batch(h, self.c.shape)
+        flatten_batch(h, torch.Size([self.num_hidden]))
         return -(self.hidden_logits(v) * h.to(self.W.dtype)).sum(-1) + self.visible_energy(v)
 
     def hidden_logits(self, v: Tensor) -> Tensor:
