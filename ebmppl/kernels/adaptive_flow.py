@@ -75,7 +75,7 @@ class AdaptiveFlow(ScoreKernel):
     """
 
     calls_per_tick: ClassVar[int] = CALLS
-    estimates: ClassVar[Mapping[str, float]] = {"step_size": 0.0, "ratio": 0.5}
+    rounded: ClassVar[Mapping[str, float]] = {"step_size": 0.0, "ratio": 0.5}
 
     def __init__(
         self,

@@ -73,8 +73,8 @@ def _different(
         if a.shape != b.shape or a.dtype != b.dtype or not b.is_contiguous():
             return {f"the form of {name}"}, ~torch.zeros_like(chains)
         own = a.dim() > 1 and axis == 0 and name not in program.kernel.scratch  # positions, gradients, momenta
-        if name in program.kernel.estimates:
-            wrong = ~torch.isclose(b, a, rtol=_ESTIMATED, atol=program.kernel.estimates[name], equal_nan=True)
+        if name in program.kernel.rounded:
+            wrong = ~torch.isclose(b, a, rtol=_ESTIMATED, atol=program.kernel.rounded[name], equal_nan=True)
         else:
             wrong = ~_close(b, a, [a] if own else [a, *by_chain])
         if not bool(wrong.any()):
