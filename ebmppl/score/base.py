@@ -191,7 +191,7 @@ class GenericSDE(SDE):
 
     Args:
         drift: f(x, t), from ``(batch, *event)`` and ``(batch,)`` to ``(batch, *event)``.
-        diffusion: g(t), from ``(batch,)`` to ``(batch,)``; or a callable that returns one number for all times.
+        diffusion: g(t), from ``(batch,)`` to ``(batch,)``; or a callable that returns one number for all times, a tensor or not.
         prior_std: standard deviation of the prior at t_max, > 0.
         t_max: the last time, > 0.
         marginal: from t to mean coefficient and standard deviation of x(t) given x(0), where known.
@@ -229,7 +229,11 @@ class GenericSDE(SDE):
         """The user's g(t)."""
         self.require_times(t)
         found = self.fn[1](t)
-        return self._of_shape("a diffusion", torch.full_like(t, found) if isinstance(found, (int, float)) else found, t)
+        if isinstance(found, (int, float)):
+            found = torch.full_like(t, found)
+        elif isinstance(found, Tensor) and not found.dim():
+            found = found.expand_as(t)
+        return self._of_shape("a diffusion", found, t)
 
     def marginal(self, t: Tensor) -> Marginal:
         """The user's, where given."""
