@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,3 +108,35 @@ def test_gradients_are_those_computed_with_another_energy_too(monkeypatch: pytes
     with pytest.warns(SamplingWarning, match="another one than at the last draw"):
         mcmc.run(num_samples=2)
     assert mcmc.gradients == sum(computed) < 64 * mcmc.now.tick
+
+
+@pytest.mark.parametrize(("chains", "backend"), [(6, "eager"), (64, "inductor")])
+def test_ctrl_c_while_chains_catch_up_and_while_one_ticks_alone(
+    chains: int, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a block: eager ticks stop at once, compiled ones when the block is made; the run goes on bit for bit."""
+    whole = run(chains, backend, 4).get_samples(group_by_chain=True)["x"]
+    mcmc, stuck, calls = run(chains, backend, 2), chains // 2, [0]
+    before = mcmc.now.tick
+    places: list[Callable[[], bool]] = [lambda: int(ticks_of(mcmc)[stuck]) > before + 100, lambda: calls[0] == 2]
+    where, name = (eb.NUTS, "tick") if backend == "eager" else (Team, "__call__")
+    real = getattr(where, name)
+
+    def press(*args: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if places and places[-1]():
+            places.pop()
+            signal.raise_signal(signal.SIGINT)
+        return real(*args, **options)
+
+    monkeypatch.setattr(where, name, press)
+    for left in (1, 0):
+        with pytest.warns(SamplingWarning, match=r"interrupted: kept [23] of 4 draws"):
+            mcmc.run(num_samples=4 - mcmc.kept)
+        assert len(places) == left
+        own = ticks_of(mcmc)
+        assert int(own[torch.arange(chains) != stuck].max()) < before <= int(own[stuck])
+        assert (int(own[stuck]) > before) == (left == 0)
+        assert torch.equal(mcmc.get_samples(group_by_chain=True)["x"], whole[:, : mcmc.kept])
+    mcmc.run(num_samples=4 - mcmc.kept)
+    assert torch.equal(mcmc.get_samples(group_by_chain=True)["x"], whole)
