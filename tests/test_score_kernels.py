@@ -732,6 +732,30 @@ SCORE = lambda x, t: -x
 
 
 @pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (lambda x, t: x - x.mean(0), "the score mixes the rows of a batch"),
+        (lambda x, t: -x[:1].expand_as(x), "the score mixes the rows of a batch"),
+        (lambda x, t: -x[-1:].expand_as(x), "the score mixes the rows of a batch"),
+        (lambda x, t: x.neg_(), "a score that leaves its points and times as they are, got one that writes over them"),
+        (lambda x, t: -x * t.mul_(0.999).view(-1, 1), "points and times as they are, got one that writes over them"),
+        (lambda x, t: torch.randn_like(x), "the same score for the same points, got another at a second call"),
+    ],
+)
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda s: eb.generate(eb.ReverseSDE(s, VP(), (2,), 5), 5, seed=0),
+        lambda s: eb.generate(eb.AdaptiveFlow(s, VP(), (2,)), 5, seed=0),
+        lambda s: eb.log_likelihood(s, VP(), normal(5, 2)),
+    ],
+)
+def test_scores_that_are_no_function_of_one_point(use: Callable[[Any], object], score: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        use(score)
+
+
+@pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: eb.ReverseSDE(SCORE, VP(), (2,), 0), "a whole num_steps >= 1, got 0"),

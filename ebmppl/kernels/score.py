@@ -11,16 +11,13 @@ import torch
 from torch import Tensor
 
 from ebmppl.energies.base import Energy
-from ebmppl.energies.function import same_energy
 from ebmppl.errors import EnergyError
 from ebmppl.kernels.accept import not_finite, select, some
 from ebmppl.kernels.base import Kernel, Noise, NoiseSpec, positive, require
 from ebmppl.kernels.score_info import ScoreInfo
 from ebmppl.score.agreement import require_process
 from ebmppl.score.base import SDE
-from ebmppl.score.conditions import check_conditions, choosing_rows
-from ebmppl.score.dtypes import of_its_dtype, require_state
-from ebmppl.score.parameterisations import same_shape
+from ebmppl.score.contract import look
 
 Score = Callable[[Tensor, Tensor], Tensor]
 
@@ -50,24 +47,8 @@ class ScoreTarget(Energy):
         raise EnergyError("expected an energy, got a score model: its density is known by log_likelihood alone")
 
     def check(self, x: Tensor, t: Tensor) -> Tensor:
-        """The score; ``ValueError`` where it has another shape or dtype than its points, or mixes rows of a batch.
-
-        A score with something given for each chain takes as many chains. Points are float32 or float64: of half precision they
-        would not keep small steps. A network of half precision runs under ``torch.autocast`` around the run.
-        """
-        require_state(x)
-        with of_its_dtype(x):
-            check_conditions(self.fn, x, t)
-            score = same_shape(self.fn(x, t), x)
-        if score.dtype != x.dtype or score.device != x.device:
-            raise ValueError(f"expected a score {x.dtype} on {x.device}, got {score.dtype} on {score.device}")
-        with choosing_rows(self.fn, 1):
-            alone = self.fn(x[:1], t[:1])
-        if not same_energy(alone, score[:1], of_batches=True):
-            raise ValueError(
-                "the score mixes the rows of a batch: that of chain 0 alone differs from the one beside others"
-            )
-        return score
+        """The score, see ``contract.look``."""
+        return look(self.fn, x, t)
 
 
 class ScoreKernel(Kernel):
