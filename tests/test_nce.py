@@ -313,6 +313,10 @@ def test_guides_that_are_no_noise_of_the_energy(kind: str, loss: Any) -> None:
         (lambda: ContrastiveNCE(form="conditional", scale=0.0), "scale > 0"),
         (lambda: ContrastiveNCE(conditional=lambda x: Normal(x, 1.0)), "only with form='conditional'"),
         (lambda: ContrastiveNCE(form="conditional")(Potts((3, 3))), r"expected a conditional.*\['x'\]"),
+        (
+            lambda: near_shares(torch.full((4, 3), 1 / 3)),
+            r"a conditional for an energy over Simplex\(\), of fewer",
+        ),
         (lambda: NCE()(Potts((3,)), Normal(torch.zeros(3), 1.0)), "expected noise over"),
         (lambda: _conditional(lambda x: x)(torch.zeros(4, 2)), "to give a distribution, got Tensor"),
         (lambda: _conditional(lambda x: Normal(0.0, 1.0))(torch.zeros(4, 2)), r"points of shape \(4, 2\)"),
@@ -325,6 +329,11 @@ def test_guides_that_are_no_noise_of_the_energy(kind: str, loss: Any) -> None:
 def test_bad_arguments(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def near_shares(x: Tensor) -> Tensor:
+    shares = eb.as_energy(lambda x: -x.log().sum(-1), (3,), torch.distributions.constraints.simplex)
+    return ContrastiveNCE(form="conditional")(shares)(x)
 
 
 def _conditional(conditional: Any = None) -> Any:

@@ -169,6 +169,38 @@ class Quadratic(VP):
         return -0.5 * (0.1 * t + 10 * t**3)
 
 
+def one(self: object, t: Tensor) -> Tensor:
+    return torch.ones_like(t)
+
+
+@pytest.mark.parametrize(
+    ("parent", "own", "message"),
+    [
+        (VP, {"beta": one}, r"log_mean defined beside beta in Mine, .* \(log_mean = _LinearBeta.log_mean where"),
+        (SubVP, {"log_mean": one}, "beta defined beside log_mean in Mine"),
+        (CosineVP, {"beta": one}, "got CosineVP's"),
+        (VP, {"diffusion": one}, "marginal or log_mean defined beside diffusion in Mine"),
+        (VE, {"diffusion": one}, "beside diffusion in Mine, .* got VE's"),
+        (KarrasVE, {"drift_coefficient": one}, "beside drift_coefficient in Mine"),
+        (SubVP, {"drift": lambda self, x, t: -x.sin()}, "beside drift in Mine"),
+    ],
+)
+def test_a_subclass_with_half_of_another_diffusion_is_refused(parent: type, own: dict, message: str) -> None:
+    """Its steps would be of the one, its marginals of the other; whether it says so itself or by a mix-in."""
+    with pytest.raises(ValueError, match=message):
+        type("Mine", (parent,), own)
+    with pytest.raises(ValueError, match=message):
+        type("Mine", (type("Mixin", (), own), parent), {})
+
+
+def test_a_subclass_with_all_of_it_or_none_is_not() -> None:
+    type("Mine", (VP,), {"beta": VP.beta, "log_mean": VP.log_mean})
+    type("Mine", (VP,), {"diffusion": one, "drift_coefficient": one, "marginal": VP.marginal})
+    type("Mine", (LinearSDE,), {"diffusion": one, "drift_coefficient": one})
+    type("Mine", (PreservingSDE,), {"beta": one})
+    type("Further", (Quadratic,), {"__doc__": "Nothing else."})
+
+
 def test_a_subclass_with_means_of_its_own_is_inverted_as_they_are() -> None:
     sde, t = Quadratic(), torch.linspace(0.01, 1, 20, dtype=F64)
     torch.testing.assert_close(sde.time_of(sde.ratio(t)), t, rtol=1e-9, atol=0.0)

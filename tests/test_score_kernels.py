@@ -611,12 +611,32 @@ def test_compiled_draws_equal_eager_ones(name: str, device: torch.device) -> Non
     torch.testing.assert_close(found, eb.generate(kernel, 10, seed=1, batch_size=5), rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.long
+def test_an_adaptive_flow_of_single_precision_compiles() -> None:
+    """Its errors are rounding where the score is smooth, and so are the sizes of its next steps."""
+    score = DiffusedMixture(VP(), *MIXTURE).float()
+    draws = [
+        eb.generate(eb.AdaptiveFlow(score, VP(), (2,)), 64, seed=0, backend=backend)
+        for backend in ("eager", "inductor")
+    ]
+    assert draws[0].dtype == torch.float32
+    torch.testing.assert_close(draws[1], draws[0], rtol=0, atol=1e-3)  # ten times the tolerance of a step
+
+
 def test_a_users_sde_takes_the_steps_of_ours() -> None:
     score, x = DiffusedMixture(VP(), *MIXTURE), normal(6, 2)
     for method in ("euler_maruyama", "heun"):
         noise = Recorded(20, (6, 2))
         ours, theirs = (eb.ReverseSDE(score, sde, (2,), 10, method) for sde in (VP(), generic(VP())))
         equal(noise.draw(theirs, x), noise.draw(ours, x))
+
+
+def test_a_users_sde_may_count_the_times_that_it_is_given() -> None:
+    counted = eb.score.GenericSDE(lambda x, t: -x, lambda t: t.new_full((len(t),), 1.4), 1.0, 3.0)
+    plain = eb.score.GenericSDE(lambda x, t: -x, lambda t: 1.4, 1.0, 3.0)
+    for make in (eb.ReverseSDE, eb.ProbabilityFlow):
+        ends = [eb.generate(make(SCORE, sde, (2,), 5, method="heun"), 4, seed=0) for sde in (counted, plain)]
+        assert torch.equal(*ends)
 
 
 def test_a_mean_is_no_energy() -> None:

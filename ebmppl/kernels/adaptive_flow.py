@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -75,6 +75,7 @@ class AdaptiveFlow(ScoreKernel):
     """
 
     calls_per_tick: ClassVar[int] = CALLS
+    rounded: ClassVar[Mapping[str, float]] = {"step_size": 0.0, "ratio": 0.5}
 
     def __init__(
         self,

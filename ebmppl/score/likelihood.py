@@ -36,7 +36,7 @@ class LogLikelihood(NamedTuple):
 
     Attributes:
         value: log p(x), ``(batch,)`` in nats; NaN where the flow could not be solved.
-        std_error: of the value, from the probes ``(batch,)``; 0 for an exact divergence, NaN for one probe.
+        std_error: of the value, from the probes ``(batch,)``; 0 for an exact divergence, NaN for one probe, or a failed point.
         end: where the flow carries the points, ``(batch, *event)`` at T.
         divergence: the integral of the flow's divergence from t_min to T, ``(batch,)`` in nats.
         failed_at: the time where the flow could not be solved, ``(batch,)``; 0 where it was.
@@ -120,7 +120,7 @@ def log_likelihood(
         x, signs = x.detach(), _signs(probes, x.reshape(len(x), -1), seed, same=same_probes)
         end, integrals, found = _flow(score, sde, x, (rtol, atol), t_min, signs, backend)
     divergence, prior = integrals.mean(1), _prior(log_prior or sde.prior(x.shape[1:], like=x).log_prob, end)
-    value, error = prior + divergence.masked_fill(found.failed_at != 0, math.nan), _standard_error(integrals, probes)
+    value, error = prior + divergence.masked_fill(found.failed_at != 0, math.nan), _error(integrals, probes, found)
     return LogLikelihood(value, error, end, divergence, found.failed_at, found.rows, found.unmet)
 
 
@@ -131,10 +131,12 @@ def _prior(log_prior: Callable[[Tensor], Tensor], end: Tensor) -> Tensor:
     return found
 
 
-def _standard_error(estimates: Tensor, probes: int | None) -> Tensor:
-    if probes is None:
-        return torch.zeros_like(estimates[:, 0])
-    return estimates.std(1) / math.sqrt(probes) if probes > 1 else torch.full_like(estimates[:, 0], math.nan)
+def _error(estimates: Tensor, probes: int | None, found: Solution) -> Tensor:
+    """The standard error of their mean; NaN of a point that failed."""
+    if probes == 1:
+        return torch.full_like(estimates[:, 0], math.nan)
+    error = torch.zeros_like(estimates[:, 0]) if probes is None else estimates.std(1) / math.sqrt(probes)
+    return error.masked_fill(found.failed_at != 0, math.nan)
 
 
 def _check(
@@ -152,7 +154,7 @@ def _check(
     require(callable(score), "a score (x, t) -> tensor", type(score).__name__)
     require(isinstance(sde, SDE), "an SDE", type(sde).__name__)
     assert isinstance(sde, SDE)
-    good = isinstance(x, Tensor) and x.dim() >= 1 and len(x) > 0 and x.is_floating_point()
+    good = isinstance(x, Tensor) and x.dim() >= 1 and x.numel() > 0 and x.is_floating_point()
     require(
         good, "floating point points (batch, *event)", tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
     )
