@@ -631,6 +631,27 @@ def test_a_users_sde_takes_the_steps_of_ours() -> None:
         equal(noise.draw(theirs, x), noise.draw(ours, x))
 
 
+def variance_of_draws(kernel: SteppedKernel, data: float, start: float) -> float:
+    """Of the draws from N(0, data) under ``KarrasVE``, whose steps are linear, from N(0, start): exact."""
+    steps, variance = kernel._steps, start
+    for t, point, by_score, noise in zip(steps.time, steps.point, steps.score, steps.noise, strict=True):
+        slope = float(point - by_score / (data + t**2))
+        variance = slope**2 * variance + float(noise) ** 2
+    return variance
+
+
+@pytest.mark.parametrize("method", ["euler_maruyama", "ancestral"])
+def test_noise_levels_for_times_are_stepped_through_as_such(method: str) -> None:
+    """Of 100 even steps the last alone is at the data's scale: variances were 16 times and a ninth of the data's."""
+    data, sde = 0.3**2, KarrasVE(80.0)
+    score = lambda x, t: -x / (data + t**2).unsqueeze(1)
+    found = {
+        name: variance_of_draws(eb.ReverseSDE(score, sde, (1,), 100, method, **options), data, 80.0**2) / data
+        for name, options in {"ours": {}, "even": {"times": eb.score.uniform_times}}.items()
+    }
+    assert abs(found["ours"] - 1) < 0.15 < 0.8 < abs(found["even"] - 1)
+
+
 def test_a_users_sde_may_count_the_times_that_it_is_given() -> None:
     counted = eb.score.GenericSDE(lambda x, t: -x, lambda t: t.new_full((len(t),), 1.4), 1.0, 3.0)
     plain = eb.score.GenericSDE(lambda x, t: -x, lambda t: 1.4, 1.0, 3.0)
