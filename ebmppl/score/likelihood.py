@@ -105,8 +105,7 @@ def log_likelihood(
         Values with their errors; no gradient flows through them.
 
     Raises:
-        ValueError: for arguments outside these ranges, a score of another shape or dtype, that is no function of one point,
-            or that has another ``sde``.
+        ValueError: for arguments outside these ranges, a score of another shape, dtype or ``sde``, or that is no function of a point.
 
     Warns:
         SamplingWarning: where the flow could not be solved to the tolerance, or a score was not finite: which points, when.
