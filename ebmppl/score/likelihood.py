@@ -105,7 +105,7 @@ def log_likelihood(
         Values with their errors; no gradient flows through them.
 
     Raises:
-        ValueError: for arguments outside these ranges, a score of another shape, dtype or ``sde``, or that is no function of a point.
+        ValueError: for arguments outside these ranges, a score of another shape, dtype or ``sde``, or one that mixes rows.
 
     Warns:
         SamplingWarning: where the flow could not be solved to the tolerance, or a score was not finite: which points, when.
