@@ -668,7 +668,8 @@ def test_whole_runs_have_the_right_moments(sampler: str, target: str) -> None:
 
 
 def test_whole_runs_would_show_a_wrong_target() -> None:
-    case, n = TARGETS["gaussian"], 96
+    """Variances a tenth too small: about 9 standard errors, where 96 chains had 4.7 and passed or failed by the seed."""
+    case, n = TARGETS["gaussian"], 384
     mcmc = eb.MCMC(HMC(1.1 * case.energy), 120, 400, num_chains=n, seed=18, disable_progbar=True)
     mcmc.run()
     means = moments("gaussian", mcmc.get_samples(group_by_chain=True)["x"]).mean(1)

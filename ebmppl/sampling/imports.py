@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
@@ -17,7 +18,9 @@ def import_inductor() -> None:
     """Import Inductor (and with it Dynamo), where that has not been done; what is left out comes when it is looked at."""
     if "torch._inductor.compile_fx" in sys.modules:
         return
-    with suppress(Exception), _late_module("networkx"), _late_templates():  # who needs it will import it as it is
+    with warnings.catch_warnings(), suppress(Exception), _late_module("networkx"), _late_templates():
+        warnings.simplefilter("ignore")  # of torch about itself
+        # who needs it will import it as it is
         importlib.import_module("torch._inductor.compile_fx")
 
 
