@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
 import torch
 from scipy import stats
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from ebmppl.energies import Energy
 from ebmppl.losses import BoundLoss
-from ebmppl.models import BernoulliRBM, Ising, Potts
+from ebmppl.models import BernoulliRBM, BoltzmannMachine, GaussianRBM, Ising, Potts
 from tests.discrete import states_of
 
 F64 = torch.float64
@@ -79,3 +85,91 @@ def p_value(found: Tensor, exact: Tensor) -> float:
         return 0.0
     t = (off / error)[~fixed]
     return min(1.0, float(2 * stats.t.sf(float(t.max()), n - 1) * len(t)))
+
+
+class Reference(NamedTuple):
+    """A model of the reference file."""
+
+    energy: Energy
+    data: Tensor
+    gradient: dict[str, Tensor]  # of the mean negative log-likelihood, in the parameters for which the file tells it
+
+    def error(self, found: Tensor) -> float:
+        """The ``p_value`` of gradients ``(rows, parameters)`` as ``gradients`` gives them."""
+        parameters = dict(self.energy.named_parameters())
+        parts = dict(zip(parameters, found.split([p.numel() for p in parameters.values()], 1), strict=True))
+        exact = torch.cat([gradient.flatten() for gradient in self.gradient.values()])
+        return p_value(torch.cat([parts[name] for name in self.gradient], 1), exact)
+
+
+def references(folder: Path) -> dict[str, Reference]:
+    """By kind and number."""
+    models, found = json.loads((folder / "exact" / "boltzmann.json").read_text())["models"], {}
+    for known in models:
+        of = {k: torch.tensor(v, dtype=F64) for k, v in known.items() if isinstance(v, list) and k != "top_states"}
+        make = {"rbm": _rbm, "ising_glass": _glass, "potts": _potts, "gbrbm": _gaussian_rbm, "dbm": _deep}
+        if known["kind"] in make:
+            number = sum(name.startswith(known["kind"]) for name in found)
+            given = {n: -torch.tensor(g, dtype=F64) for n, g in known.get("log_likelihood_gradient", {}).items()}
+            found[f"{known['kind']} {number}"] = make[known["kind"]](of, given)
+    return found
+
+
+def _rbm(of: Mapping[str, Tensor], given: dict[str, Tensor]) -> Reference:
+    return Reference(BernoulliRBM(10, 6, W=of["W"], b=of["b"], c=of["c"]), of["data"], given)
+
+
+def _glass(of: Mapping[str, Tensor], _: object) -> Reference:
+    energy = Ising(coupling=of["J"], field=of["h"])
+    x = data_of(energy)
+    i, j = energy.graph.edges.mT
+    return Reference(energy, x, {"coupling": (of["E_ss"] - x.T @ x / len(x))[i, j], "field": of["E_s"] - x.mean(0)})
+
+
+def _potts(of: Mapping[str, Tensor], _: object) -> Reference:
+    energy = Potts(num_states=3, coupling=of["J"], field=of["h"])
+    x = data_of(energy)
+    return Reference(energy, x, {"field": of["marginals"] - one_hot(x.long(), 3).to(F64).mean(0)})
+
+
+def _gaussian_rbm(of: Mapping[str, Tensor], _: object) -> Reference:
+    energy, x = GaussianRBM(4, 5, W=of["W"], b=of["b"], c=of["c"]), of["points"]
+    with torch.no_grad():
+        hidden = energy.p_hidden(x).mean(0)
+    return Reference(energy, x, {"b": of["E_v"] - x.mean(0), "c": of["E_h"] - hidden})
+
+
+def _deep(of: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Reference:
+    """Data are of the visible units, so a loss has to be told of the hidden ones."""
+    (v, n1), n2 = of["W1"].shape, len(of["c2"])
+
+    def matrix(first: Tensor, second: Tensor) -> Tensor:
+        half = torch.zeros(v + n1 + n2, v + n1 + n2, dtype=F64)
+        half[:v, v : v + n1], half[v : v + n1, v + n1 :] = first, second
+        return half + half.mT
+
+    bias = torch.cat([of["b"], of["c1"], of["c2"]])
+    energy = BoltzmannMachine(v, n1 + n2, coupling=matrix(of["W1"], of["W2"]), bias=bias)
+    i, j = energy.graph.edges.mT
+    wanted = {
+        "coupling": matrix(given["W1"], given["W2"])[i, j],
+        "bias": torch.cat([given["b"], given["c1"], given["c2"]]),
+    }
+    return Reference(energy, of["data"], wanted)
+
+
+def hidden_draws(machine: BoltzmannMachine, seed: int) -> Any:
+    """A guide: hidden units of the exact posterior, others at every call."""
+    generator, states = (
+        torch.Generator().manual_seed(seed),
+        states_of(machine.posterior(torch.zeros(machine.num_visible))),
+    )
+
+    def guide(site: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            rows, which = site["v"].unique(dim=0, return_inverse=True)
+            law = torch.stack([torch.softmax(-machine.posterior(row)(states.to(F64)), 0) for row in rows])
+            drawn = torch.multinomial(law[which], 1, generator=generator).squeeze(1)
+        return {"h": states[drawn].to(F64)}
+
+    return guide

@@ -157,13 +157,13 @@ def coins(dtype: torch.dtype) -> Any:
     return dist.Bernoulli(torch.full((4,), 0.4, dtype=dtype)).to_event(1)
 
 
-def _program(dtype: torch.dtype) -> None:
-    pyro.sample("x", wide(dtype))
+def _program(noise: Any) -> None:
+    pyro.sample("x", noise)
 
 
 def program(dtype: torch.dtype) -> Any:
     """The same as ``wide``."""
-    return partial(_program, dtype)
+    return partial(_program, wide(dtype))
 
 
 def flips(x: Tensor) -> Any:

@@ -126,15 +126,15 @@ def broken_at(lowest: float, highest: float) -> Callable[[Tensor, Tensor], Tenso
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
-def test_a_score_that_is_nan_ends_the_draw_and_keeps_the_state(dtype: torch.dtype) -> None:
+def test_a_score_that_is_nan_ends_the_draw_and_keeps_the_state(dtype: torch.dtype, device: torch.device) -> None:
     kernel = eb.AdaptiveReverseSDE(broken_at(0.0, 0.5), VP(), (2,))
-    x = normal(50, 2).to(dtype)
+    x = normal(50, 2).to(device, dtype)
     with pytest.warns(
         SamplingWarning, match=r"draws failed: .* not finite at t (=|from) 0\.5.*: rows \d.*left as they were"
     ):
         found = eb.transport(kernel, x, seed=0)
     assert bool(found.isfinite().all())
-    assert found.dtype == dtype
+    assert (found.dtype, found.device.type) == (dtype, device.type)
 
 
 def test_a_tolerance_that_cannot_be_met_is_told() -> None:

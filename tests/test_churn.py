@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 
 import pytest
 import torch
@@ -46,19 +47,28 @@ def published(
 
 
 @pytest.mark.parametrize(("sde", "churn"), [("ve", 4.0), ("vp", 4.0), ("vp", 400.0), ("subvp", 4.0)])
-def test_steps_are_those_of_karras_and_others(sde: str, churn: float) -> None:
+def test_steps_are_those_of_karras_and_others(sde: str, churn: float, device: torch.device) -> None:
+    """The kernel's on the device, the paper's on the CPU."""
     model, n = SDES[sde], 8
     score, noise, x = DiffusedMixture(model, *MIXTURE), normal(2 * n, 6, 2, seed=5), model.prior_std * normal(6, 2)
     highest = float(model.ratio(torch.tensor(1.0)))
     s = {"churn": churn, "least": 0.05, "most": highest / 1.5, "noise": 1.007}
     kernel = eb.ProbabilityFlow(
-        score, model, (2,), n, "heun", churn=churn, churn_range=(0.05, highest / 1.5), churn_noise=1.007
+        deepcopy(score).to(device),
+        model,
+        (2,),
+        n,
+        "heun",
+        churn=churn,
+        churn_range=(0.05, highest / 1.5),
+        churn_noise=1.007,
     )
-    state, tuning = kernel.init(x), kernel.init_tuning(x)
-    for row in noise:
+    state, tuning = kernel.init(x.to(device)), kernel.init_tuning(x.to(device))
+    for row in noise.to(device):
         state, info = kernel.tick(state, tuning, {"normal": row, "start": row})
     assert bool(info.done.all())
-    torch.testing.assert_close(kernel.position(state), published(model, score, x, noise, n, s), rtol=1e-7, atol=1e-7)
+    found, wanted = kernel.position(state).cpu(), published(model, score, x, noise, n, s)
+    torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-7)
 
 
 def variance_error(sde: LinearSDE, n: int, noise: float) -> float:
@@ -89,12 +99,12 @@ def test_churn_keeps_the_weak_order_2(sde: str) -> None:
     assert variance_error(SDES[sde], 200, 1.1) > 100 * errors[1]  # too much noise would be seen
 
 
-def test_moments_of_a_mixture() -> None:
+def test_moments_of_a_mixture(device: torch.device) -> None:
     """80 steps, of which the bias is far under the standard errors of 2,000 draws; two tenths of the noise missing are seen."""
     sde = SDES["vp"]
-    score = DiffusedMixture(sde, *MIXTURE)
+    score = DiffusedMixture(sde, *MIXTURE).to(device)
     right, wrong = (
-        eb.generate(eb.ProbabilityFlow(score, sde, (2,), 80, "heun", churn=40.0, churn_noise=noise), 2000, seed=1)
+        eb.generate(eb.ProbabilityFlow(score, sde, (2,), 80, "heun", churn=40.0, churn_noise=noise), 2000, seed=1).cpu()
         for noise in (1.0, 0.8)
     )
     limit = z_limit(FALSE_ALARM, 1)
@@ -119,7 +129,9 @@ def test_bad_input(options: dict, message: str) -> None:
 
 
 @pytest.mark.long
-def test_compiled_draws_equal_eager_ones() -> None:
-    kernel = eb.ProbabilityFlow(lambda x, t: -x / (1 + t.unsqueeze(1)), VE(0.1, 3.0), (2,), 5, "heun", churn=3.0)
-    found, wanted = (eb.generate(kernel, 10, seed=1, batch_size=5, backend=b) for b in ("inductor", "eager"))
+def test_compiled_draws_equal_eager_ones(device: torch.device) -> None:
+    sde, backend = VE(0.1, 3.0), "inductor" if device.type == "cpu" else "cudagraph"
+    score = DiffusedMixture(sde, *MIXTURE).to(device)
+    kernel = eb.ProbabilityFlow(score, sde, (2,), 5, "heun", churn=3.0)
+    found, wanted = (eb.generate(kernel, 10, seed=1, batch_size=5, backend=b) for b in (backend, "eager"))
     torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-8)

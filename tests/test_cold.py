@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from ebmppl import HMC, NUTS, as_energy
+from ebmppl.errors import SamplingWarning
+from ebmppl.kernels import tracer
 from ebmppl.sampling import choice, compiler, gcc
 from ebmppl.sampling.gcc import build
 
@@ -43,6 +45,47 @@ assert graph_info_provider.nx.DiGraph is networkx.DiGraph
 def test_a_new_process_imports_what_it_needs() -> None:
     ended = subprocess.run([sys.executable, "-c", FRESH], check=False, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
+
+
+WITHOUT_FOLDER = """
+import warnings
+import ebmppl as eb
+
+energy = eb.as_energy(lambda x: x.square().sum(-1), (3,))
+for _ in range(2):
+    mcmc = eb.MCMC(eb.NUTS(energy), 5, 5, num_chains=2, seed=0, disable_progbar=True, backend="inductor")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", eb.errors.SamplingWarning)
+        mcmc.run()
+    for reason in (mcmc.backend_reason, *(str(w.message) for w in told if w.category is eb.errors.SamplingWarning)):
+        assert "File exists: " in reason, reason
+    assert mcmc.backend == "eager"
+"""
+
+
+@pytest.mark.long
+def test_a_folder_that_cant_be_made_is_the_reason_that_is_told(tmp_path: Path) -> None:
+    """In a process whose first import of Inductor fails by it, every time."""
+    (tmp_path / "file").touch()
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "file")}
+    command = [sys.executable, "-c", WITHOUT_FOLDER]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_the_first_failure_to_import_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one is of its own: what was imported halfway is registered already."""
+    fails = iter([PermissionError("not yours"), AssertionError("already registered")])
+
+    def fail(name: str) -> None:
+        raise next(fails)
+
+    monkeypatch.setattr(tracer, "_failure", [])
+    monkeypatch.setattr(tracer.importlib, "import_module", fail)
+    energy = as_energy(lambda x: x.square().sum(-1), (3,))
+    for _ in range(2):
+        with pytest.warns(SamplingWarning, match="runs untraced, .*PermissionError: not yours"):
+            NUTS(energy).prepare(torch.zeros(2, 3), values=True, many=True)
 
 
 @pytest.fixture

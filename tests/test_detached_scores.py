@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,11 @@ from torch import Tensor, nn
 
 from ebmppl.energies import Energy, as_energy
 from ebmppl.errors import SamplingWarning
+from ebmppl.kernels import HMC, MALA, Langevin, ParallelTempering
 from ebmppl.losses import (
+    CD,
+    MLE,
+    PCD,
     DenoisingScoreMatching,
     ExplicitScoreMatching,
     Loss,
@@ -228,3 +233,66 @@ def test_later_steps_call_the_score_as_often_as_before() -> None:
         for _ in range(3):
             bound(points())
         assert len(calls) == 3  # the first one, whose derivative isn't 0, asks no more either
+
+
+# Chains that gradients lead, inside a loss
+
+MOVED: dict[str, Callable[[Any], Loss]] = {
+    "cd": lambda kernel: CD(2, kernel=kernel, seed=0),
+    "pcd": lambda kernel: PCD(2, kernel=kernel, num_chains=4, warmup=1, seed=0),
+    "a run": lambda kernel: MLE(kernel=kernel, num_chains=4, warmup=1, draws=1, seed=0),
+}
+LED: dict[str, Any] = {
+    "langevin": partial(Langevin, step_size=0.1),
+    "hmc": partial(HMC, step_size=0.1, num_steps=2),
+    "tempered": lambda energy: ParallelTempering(MALA(energy, step_size=0.1), 2),
+}
+
+
+@pytest.mark.parametrize("loss", MOVED)
+@pytest.mark.parametrize("kernel", LED)
+def test_chains_are_not_led_by_no_gradient(loss: str, kernel: str) -> None:
+    """Without a look at it they would walk at random, or fail in torch's words."""
+    make = MOVED[loss](LED[kernel])
+    with pytest.raises(ValueError, match="expected an energy that is differentiable in x, got one that .* steps"):
+        make(Scaled(torch.floor))(points())
+    with pytest.raises(ValueError, match="expected an energy that is differentiable in its points"):
+        make(Scaled(lambda x: x.detach().square()))(points())
+
+
+@pytest.mark.parametrize("loss", MOVED)
+def test_chains_of_energies_that_are_flat_or_known_by_gradients_of_their_own_move(loss: str) -> None:
+    class Own(Scaled):
+        """Its value is computed without a graph, its gradient is told."""
+
+        def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self(x).detach(), self.factor.detach() * 2 * x
+
+    make = MOVED[loss](LED["langevin"])
+    make(Own(lambda x: x.detach().square()))(points())
+    box = Scaled(lambda x: torch.where(x.abs() < 9, 0 * x, torch.inf))
+    for rows in (points(), points(1)):
+        make(box)(rows)
+    flat = Scaled(torch.floor)
+    nn.init.zeros_(flat.factor)
+    bound = make(flat)
+    bound(points())
+    nn.init.ones_(flat.factor)
+    with pytest.raises(ValueError, match="expected an energy that is differentiable in x"):
+        bound(points())
+
+
+def test_later_steps_of_chains_call_the_energy_as_often_as_before() -> None:
+    calls: list[int] = []
+
+    def counted(x: Tensor) -> Tensor:
+        calls.append(1)
+        return x.square()
+
+    bound = CD(3, kernel=LED["langevin"], seed=0)(Scaled(counted))
+    found = []
+    for _ in range(3):
+        calls.clear()
+        bound(points())
+        found.append(len(calls))
+    assert found[1] == found[2] == 5  # of the gap, of three gradients, of the last step's value

@@ -31,6 +31,9 @@ from ebmppl.energies import (
     unconstrained,
 )
 from ebmppl.errors import EnergyError
+from ebmppl.losses import PseudoLikelihood
+from ebmppl.models import Ising
+from ebmppl.partition import Exact
 from tests.registry import ANALYTIC, ENERGIES
 
 CPU = torch.device("cpu")
@@ -169,6 +172,33 @@ def test_double_well_moments_in_float32_too() -> None:
     x = points(energy, 5, dtype=torch.float32)
     assert energy.value_and_grad(x)[0].dtype == torch.float32
     assert float(energy.covariance[0, 0]) < 1.0  # inside the wells at +-1
+
+
+class Bent(Gaussian):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x.pow(4).sum(-1)
+
+
+class Pulled(Ising):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x.flatten(-2).sum(-1).square()
+
+
+def test_closed_forms_of_a_class_are_not_those_of_another_forward() -> None:
+    bent, x = Bent(torch.zeros(2, dtype=DOUBLE), torch.eye(2, dtype=DOUBLE)), torch.ones(3, 2, dtype=DOUBLE)
+    assert bent.value_and_grad(x)[1].tolist() == [[5.0, 5.0]] * 3
+    assert bent.log_z is None
+    assert not isinstance(bent + bent, Quadratic)
+    pulled = Pulled((2, 2), coupling=torch.tensor(0.3, dtype=DOUBLE), periodic=False)
+    assert pulled.conditionals() is pulled.pairs() is pulled.pairwise() is pulled.bonds() is None
+    states = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=DOUBLE)] * 4).view(-1, 2, 2)
+    torch.testing.assert_close(Exact().log_z(pulled), torch.logsumexp(-pulled(states), 0))
+    x = states[3:9]
+    ratios = [torch.logsumexp(-torch.stack([pulled(x), pulled(x * flip)]), 0) + pulled(x) for flip in FLIPS]
+    torch.testing.assert_close(PseudoLikelihood()(pulled)(x), torch.stack(ratios).sum(0).mean())
+
+
+FLIPS = 1 - 2 * torch.eye(4, dtype=DOUBLE).view(4, 2, 2)
 
 
 # The algebra

@@ -108,6 +108,7 @@ def schedules() -> dict[str, Any]:
         "in turn": lambda o: lr.SequentialLR(o, [lr.LinearLR(o, 0.1, 1.0, 5), lr.ExponentialLR(o, 0.9)], [5]),
         "milestones": partial(lr.MultiStepLR, milestones=[4, 9, 12]),
         "function": partial(lr.LambdaLR, lr_lambda=lambda step: 1 / (1 + step)),
+        "up and down": partial(lr.CyclicLR, base_lr=0.01, max_lr=0.1, step_size_up=3, cycle_momentum=False),
     }
 
 
@@ -502,6 +503,18 @@ def test_a_gradient_that_is_not_finite_is_no_update() -> None:
     with pytest.raises(NonFiniteLoss, match=r"gradient is not finite at step 1.*after 0 of 1 steps"):
         run.run()
     assert bool(torch.isfinite(energy.a).all())
+
+
+def test_held_out_data_whose_loss_is_not_finite_leave_the_last_good_state_too() -> None:
+    energy = MLPEnergy(2, generator=generator(4))
+    before = copy.deepcopy(energy.state_dict())
+    broken = partial(torch.optim.SGD, lr=1e38)  # by the first update, which the validation after it is the first to see
+    run = quiet(MeanEnergy(), energy, REALS, steps=9, optimizer=broken, validation=REALS, validate_every=1)
+    with pytest.raises(
+        NonFiniteLoss, match=r"held-out data: the loss is not finite.*back as they were after 0 of 1 steps"
+    ):
+        run.run()
+    assert same(dict(energy.state_dict()), dict(before))
 
 
 def test_tensorboard_is_an_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 import random
@@ -66,6 +67,11 @@ def metric(case: KernelCase, dimension: int) -> Tensor:
     return a @ torch.diag(diagonal) @ a.T
 
 
+def on(device: torch.device, target: str) -> Energy:
+    """The energy of a target, on a device."""
+    return copy.deepcopy(TARGETS[target].energy).to(device)
+
+
 def chains_of(case: KernelCase, energy: Energy, x: Tensor, seed: int) -> Chains:
     chains = Chains(case.factory(energy), x, seed)
     if case.adapts:
@@ -77,12 +83,12 @@ def chains_of(case: KernelCase, energy: Energy, x: Tensor, seed: int) -> Chains:
 @pytest.mark.parametrize(("transitions", "chains"), RUNS)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("kernel", EXACT)
-def test_exact_draws_stay_exact(kernel: str, target: str, transitions: int, chains: int) -> None:
+def test_exact_draws_stay_exact(kernel: str, target: str, transitions: int, chains: int, device: torch.device) -> None:
     """Power: a mean change of 0.036 of its root mean square is found in 50,000 chains with probability 0.98."""
     start = TARGETS[target].sample(chains, gen(transitions))
-    run = chains_of(KERNELS[kernel], TARGETS[target].energy, start, seed=transitions)
+    run = chains_of(KERNELS[kernel], on(device, target), start.to(device), seed=transitions)
     run.advance(transitions)
-    assert drift(target, start, run.position()) < LIMIT
+    assert drift(target, start, run.position().cpu()) < LIMIT
 
 
 def test_the_stated_power_holds() -> None:
@@ -248,13 +254,13 @@ def by_chain(mcmc: eb.MCMC) -> Tensor:
 
 @pytest.mark.parametrize("target", ["mixture", "gaussian", "walls"])
 @pytest.mark.parametrize("case", KERNELS.values(), ids=KERNELS)
-def test_a_chain_does_not_see_where_others_start(case: KernelCase, target: str) -> None:
-    x = TARGETS[target].sample(70, gen(1))  # two blocks
+def test_a_chain_does_not_see_where_others_start(case: KernelCase, target: str, device: torch.device) -> None:
+    x = TARGETS[target].sample(70, gen(1)).to(device)  # two blocks
     moved = 0.1 * x - 0.3  # inside the walls
-    same = torch.zeros(70, dtype=torch.bool)
+    same = torch.zeros(70, dtype=torch.bool, device=device)
     same[[0, 5, 63, 64, 69]] = True
     moved[same] = x[same]
-    a, b = (by_chain(draws(case.factory(TARGETS[target].energy), start, 12)) for start in (x, moved))
+    a, b = (by_chain(draws(case.factory(on(device, target)), start, 12)) for start in (x, moved))
     assert torch.equal(a[same], b[same])
     assert not torch.equal(a[~same], b[~same])
 
@@ -314,8 +320,8 @@ class Barrier(Energy):
 
 @pytest.mark.parametrize("kind", ["inf", "nan", "minus inf", "gradient nan", "gradient inf"])
 @pytest.mark.parametrize("case", KERNELS.values(), ids=KERNELS)
-def test_what_is_not_finite_is_rejected_and_counted(case: KernelCase, kind: str) -> None:
-    x = -torch.rand(100, 2, dtype=torch.float64, generator=gen(3))
+def test_what_is_not_finite_is_rejected_and_counted(case: KernelCase, kind: str, device: torch.device) -> None:
+    x = -torch.rand(100, 2, dtype=torch.float64, generator=gen(3)).to(device)
     mcmc = draws(case.factory(Barrier(kind)), x, 40)
     position, stats = by_chain(mcmc), mcmc.stats()
     assert bool(torch.isfinite(position).all())
@@ -561,9 +567,9 @@ def test_restart_drops_what_is_under_way_and_keeps_the_draws(case: KernelCase) -
 
 
 @pytest.mark.parametrize("case", KERNELS.values(), ids=KERNELS)
-def test_a_state_goes_through_a_dict_of_tensors(case: KernelCase) -> None:
-    kernel = case.factory(TARGETS["mixture"].energy)
-    chains = Chains(kernel, TARGETS["mixture"].sample(6, gen(4)), seed=0)
+def test_a_state_goes_through_a_dict_of_tensors(case: KernelCase, device: torch.device) -> None:
+    kernel = case.factory(on(device, "mixture"))
+    chains = Chains(kernel, TARGETS["mixture"].sample(6, gen(4)).to(device), seed=0)
     for _ in range(5):
         chains._tick(adapt=False)
     state, tuning, row = chains.now.state, chains.now.tuning, chains.noise.row(5)
@@ -577,9 +583,9 @@ def test_a_state_goes_through_a_dict_of_tensors(case: KernelCase) -> None:
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_a_seed_fixes_the_run_and_another_changes_it(name: str) -> None:
+def test_a_seed_fixes_the_run_and_another_changes_it(name: str, device: torch.device) -> None:
     def run(seed: int) -> Tensor:
-        kernel = KERNELS[name].factory(TARGETS["mixture"].energy)
+        kernel = KERNELS[name].factory(on(device, "mixture"))
         mcmc = eb.MCMC(kernel, 6, 25, num_chains=3, seed=seed, disable_progbar=True)
         mcmc.run()
         return by_chain(mcmc)
@@ -590,11 +596,13 @@ def test_a_seed_fixes_the_run_and_another_changes_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("case", KERNELS.values(), ids=KERNELS)
-def test_the_global_generators_are_not_used(case: KernelCase) -> None:
+def test_the_global_generators_are_not_used(case: KernelCase, device: torch.device) -> None:
+    there = torch.cuda.get_rng_state_all()  # empty without a GPU
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
-    mcmc = eb.MCMC(case.factory(TARGETS["mixture"].energy), 3, 25, num_chains=3, seed=0, disable_progbar=True)
+    mcmc = eb.MCMC(case.factory(on(device, "mixture")), 3, 25, num_chains=3, seed=0, disable_progbar=True)
     mcmc.run()
     assert torch.equal(before[0], torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(there, torch.cuda.get_rng_state_all(), strict=True))
     assert before[1] == random.getstate()
     assert np.array_equal(before[2], np.random.get_state()[1])  # noqa: NPY002
 
@@ -685,12 +693,12 @@ def test_under_pyro_the_seed_reproduces(case: KernelCase) -> None:
 
 @pytest.mark.usefixtures("_own_pyro_seed")
 @pytest.mark.parametrize("case", KERNELS.values(), ids=KERNELS)
-def test_under_pyro_the_draws_are_those_of_the_chains(case: KernelCase) -> None:
-    x = TARGETS["mixture"].sample(3, gen(6))
+def test_under_pyro_the_draws_are_those_of_the_chains(case: KernelCase, device: torch.device) -> None:
+    x = TARGETS["mixture"].sample(3, gen(6)).to(device)
     pyro.set_rng_seed(4)
-    found = under_pyro(case.factory(TARGETS["mixture"].energy), {"x": x}, n=4, warmup=0)["x"]
+    found = under_pyro(case.factory(on(device, "mixture")), {"x": x}, n=4, warmup=0)["x"]
     pyro.set_rng_seed(4)
-    chains = Chains(case.factory(TARGETS["mixture"].energy), x, seed=int(torch.randint(2**31, ())))
+    chains = Chains(case.factory(on(device, "mixture")), x, seed=int(torch.randint(2**31, ())))
     for row in found:
         chains.advance(1)
         assert torch.equal(row, chains.position())

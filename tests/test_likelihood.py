@@ -17,10 +17,22 @@ from torch.distributions import constraints
 from ebmppl.energies import Energy, Quadratic, as_energy
 from ebmppl.kernels import MALA, NUTS, Gibbs
 from ebmppl.losses import MLE
-from ebmppl.models import BernoulliRBM, GaussianRBM, Ising, Potts
+from ebmppl.models import Ising
 from ebmppl.partition import Exact
 from tests.discrete import exact_draws, states_of
-from tests.exact_gradients import DISCRETE, F64, FALSE_ALARM, data_of, enumerated, flat, gradients, p_value, random, rbm
+from tests.exact_gradients import (
+    DISCRETE,
+    F64,
+    FALSE_ALARM,
+    data_of,
+    enumerated,
+    flat,
+    gradients,
+    p_value,
+    random,
+    rbm,
+    references,
+)
 
 
 class Gamma(Energy):
@@ -90,36 +102,14 @@ def test_value_and_gradients_of_the_reference(shared_data: Path) -> None:
 
 @pytest.mark.data
 def test_gradients_of_the_reference_boltzmann_machines(shared_data: Path) -> None:
-    seen = 0
-    for known in json.loads((shared_data / "exact" / "boltzmann.json").read_text())["models"]:
-        of = {k: torch.tensor(v, dtype=F64) for k, v in known.items() if isinstance(v, list) and k != "top_states"}
-        energy: Energy
-        if known["kind"] == "rbm":
-            energy, x = BernoulliRBM(10, 6, W=of["W"], b=of["b"], c=of["c"]), of["data"]
-            wanted = {n: -torch.tensor(g, dtype=F64) for n, g in known["log_likelihood_gradient"].items()}
-        elif known["kind"] == "ising_glass":
-            energy = Ising(coupling=of["J"], field=of["h"])
-            x = data_of(energy)
-            edges = energy.graph.edges
-            pairs = (of["E_ss"] - x.T @ x / len(x))[edges[:, 0], edges[:, 1]]
-            wanted = {"coupling": pairs, "field": of["E_s"] - x.mean(0)}
-        elif known["kind"] == "potts":
-            energy = Potts(num_states=3, coupling=of["J"], field=of["h"])
-            x = data_of(energy)
-            wanted = {"field": of["marginals"] - torch.nn.functional.one_hot(x.long(), 3).to(F64).mean(0)}
-        elif known["kind"] == "gbrbm":
-            energy, x = GaussianRBM(4, 5, W=of["W"], b=of["b"], c=of["c"]), of["points"]
-            wanted = {}
-        else:
-            continue
+    known = references(shared_data)
+    known.pop("dbm 0")  # its data lack hidden units
+    for kind, (energy, x, wanted) in known.items():
         value = MLE(Exact())(energy)(x)
         value.backward()
-        if known["kind"] == "gbrbm":
-            assert value.item() == pytest.approx(-of["points_log_p"].mean().item(), abs=1e-8)
         for name, gradient in wanted.items():
-            torch.testing.assert_close(getattr(energy, name).grad, gradient, rtol=0, atol=1e-8, msg=known["kind"])
-        seen += 1
-    assert seen == 6
+            torch.testing.assert_close(getattr(energy, name).grad, gradient, rtol=0, atol=1e-8, msg=kind)
+    assert len(known) == 6
 
 
 @pytest.mark.parametrize("name", DISCRETE)

@@ -33,15 +33,16 @@ def no_guide(*args: Any) -> None:
     """SVI wants a callable."""
 
 
-def made(name: str, dtype: torch.dtype = F64) -> tuple[Loss, Any, Any, Tensor]:
+def made(name: str, device: torch.device, dtype: torch.dtype = F64) -> tuple[Loss, Any, Any, Tensor]:
     """A loss, its energy, its guide and data, always the same."""
     case = LOSSES[name]
-    guide = no_guide if case.guide is None else case.guide(dtype)
-    return case.factory(), case.energy(dtype), guide, case.data(dtype)
+    with device:  # guides make tensors where torch makes them by default
+        guide = no_guide if case.guide is None else case.guide(dtype)
+    return case.factory(), case.energy(dtype).to(device), guide, case.data(dtype).to(device)
 
 
-def bound_to(name: str, dtype: torch.dtype = F64) -> tuple[BoundLoss, Tensor]:
-    loss, energy, guide, x = made(name, dtype)
+def bound_to(name: str, device: torch.device, dtype: torch.dtype = F64) -> tuple[BoundLoss, Tensor]:
+    loss, energy, guide, x = made(name, device, dtype)
     return loss(energy, guide), x
 
 
@@ -68,8 +69,8 @@ def descend(bound: BoundLoss, x: Tensor, steps: int) -> list[float]:
 
 
 @every_loss
-def test_the_value_is_a_finite_scalar(name: str) -> None:
-    bound, x = bound_to(name)
+def test_the_value_is_a_finite_scalar(name: str, device: torch.device) -> None:
+    bound, x = bound_to(name, device)
     before = x.clone()
     value = bound(x)
     assert value.shape == ()
@@ -79,8 +80,8 @@ def test_the_value_is_a_finite_scalar(name: str) -> None:
 
 
 @every_loss
-def test_the_gradient_reaches_every_parameter(name: str) -> None:
-    bound, x = bound_to(name)
+def test_the_gradient_reaches_every_parameter(name: str, device: torch.device) -> None:
+    bound, x = bound_to(name, device)
     bound(x).backward()
     for path, parameter in bound.named_parameters():
         gradient = parameter.grad
@@ -89,10 +90,10 @@ def test_the_gradient_reaches_every_parameter(name: str) -> None:
 
 
 @every_loss
-def test_steps_of_svi_are_those_of_plain_torch(name: str) -> None:
-    bound, x = bound_to(name)
+def test_steps_of_svi_are_those_of_plain_torch(name: str, device: torch.device) -> None:
+    bound, x = bound_to(name, device)
     wanted = descend(bound, x, 3)
-    loss, energy, guide, _ = made(name)
+    loss, energy, guide, _ = made(name, device)
     svi = SVI(energy, guide, pyro.optim.SGD({"lr": RATE}), loss=loss)
     found = [svi.step(x) for _ in range(3)]
     assert found == wanted
@@ -101,8 +102,8 @@ def test_steps_of_svi_are_those_of_plain_torch(name: str) -> None:
 
 
 @every_loss
-def test_evaluate_loss_twice_is_equal_and_moves_nothing(name: str) -> None:
-    loss, energy, guide, x = made(name)
+def test_evaluate_loss_twice_is_equal_and_moves_nothing(name: str, device: torch.device) -> None:
+    loss, energy, guide, x = made(name, device)
     svi = SVI(energy, guide, pyro.optim.SGD({"lr": RATE}), loss=loss)
     svi.step(x)
     assert loss.bound is not None
@@ -112,16 +113,16 @@ def test_evaluate_loss_twice_is_equal_and_moves_nothing(name: str) -> None:
     assert svi.evaluate_loss(x) == first
     assert same(values(loss.bound), before)
     assert all(module.training for module in loss.bound.modules())
-    untouched, _, _, _ = made(name)  # and later steps don't know of it
-    twin = SVI(twin_energy := LOSSES[name].energy(F64), guide, pyro.optim.SGD({"lr": RATE}), loss=untouched)
+    untouched, _, _, _ = made(name, device)  # and later steps don't know of it
+    twin = SVI(twin_energy := LOSSES[name].energy(F64).to(device), guide, pyro.optim.SGD({"lr": RATE}), loss=untouched)
     twin.step(x)
     assert svi.step(x) == twin.step(x)
     assert same(values(energy), values(twin_energy))
 
 
 @every_loss
-def test_eval_mode_moves_nothing_either(name: str) -> None:
-    bound, x = bound_to(name)
+def test_eval_mode_moves_nothing_either(name: str, device: torch.device) -> None:
+    bound, x = bound_to(name, device)
     descend(bound, x, 1)
     bound.eval()
     before = values(bound)
@@ -134,13 +135,13 @@ def test_eval_mode_moves_nothing_either(name: str) -> None:
 
 
 @every_loss
-def test_training_goes_on_from_a_state_dict_as_if_never_stopped(name: str) -> None:
-    whole, x = bound_to(name)
+def test_training_goes_on_from_a_state_dict_as_if_never_stopped(name: str, device: torch.device) -> None:
+    whole, x = bound_to(name, device)
     wanted = descend(whole, x, 4)
-    first, _ = bound_to(name)
+    first, _ = bound_to(name, device)
     found = descend(first, x, 2)
     state = values(first)
-    second, _ = bound_to(name)
+    second, _ = bound_to(name, device)
     with torch.no_grad():
         for parameter in second.parameters():
             parameter.mul_(1.5)
@@ -150,8 +151,8 @@ def test_training_goes_on_from_a_state_dict_as_if_never_stopped(name: str) -> No
 
 
 @every_loss
-def test_copies_go_on_alike_and_apart(name: str) -> None:
-    bound, x = bound_to(name)
+def test_copies_go_on_alike_and_apart(name: str, device: torch.device) -> None:
+    bound, x = bound_to(name, device)
     descend(bound, x, 1)
     copied, travelled = copy.deepcopy(bound), pickle.loads(pickle.dumps(bound))
     before = values(bound)
@@ -165,8 +166,8 @@ def test_copies_go_on_alike_and_apart(name: str) -> None:
 
 @every_loss
 @pytest.mark.parametrize("real", [F32, F64], ids=["float32", "float64"])
-def test_dtype_and_device_are_kept(name: str, real: torch.dtype) -> None:
-    bound, x = bound_to(name, real)
+def test_dtype_and_device_are_kept(name: str, real: torch.dtype, device: torch.device) -> None:
+    bound, x = bound_to(name, device, real)
     before = {path: (value.dtype, value.device) for path, value in bound.state_dict().items()}
     value = bound(x)
     value.backward()
@@ -177,8 +178,8 @@ def test_dtype_and_device_are_kept(name: str, real: torch.dtype) -> None:
 
 
 @every_loss
-def test_modes_are_restored(name: str) -> None:
-    bound, x = bound_to(name)
+def test_modes_are_restored(name: str, device: torch.device) -> None:
+    bound, x = bound_to(name, device)
     modules = [module for module in bound.modules() if module is not bound]
     for i, module in enumerate(modules):
         module.training = i % 2 == 0
@@ -188,12 +189,12 @@ def test_modes_are_restored(name: str) -> None:
 
 
 @every_loss
-def test_the_global_generator_is_left_alone(name: str) -> None:
-    bound, x = bound_to(name)
+def test_the_global_generator_is_left_alone(name: str, device: torch.device) -> None:
+    bound, x = bound_to(name, device)
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
     first = descend(bound, x, 2)
     assert torch.equal(torch.random.get_rng_state(), before)
-    again, _ = bound_to(name)
+    again, _ = bound_to(name, device)
     torch.manual_seed(1)
     assert descend(again, x, 2) == first

@@ -270,3 +270,24 @@ def test_chains_that_find_no_start_any_more_are_a_loss_that_is_not_finite(loss: 
     ):
         run.run()
     assert all(torch.equal(a, b) for a, b in zip(before, values(energy), strict=True))
+
+
+def test_what_a_function_only_mentions_is_not_left_untrained_in_silence() -> None:
+    net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
+    mentions = as_energy(lambda x: net(x).squeeze(-1) + x.square().sum(-1), (2,))
+    told = r"depends on [34] parameters .* not trained, of shapes \[.*\(4, 2\)"
+    for energy, loss in [(mentions, NCE(seed=0)), (mentions + mlp(), DenoisingScoreMatching(0.1, seed=0))]:
+        run = fit(loss, energy, plane, guide=wide(), steps=3, progress=False)
+        with pytest.warns(SamplingWarning, match=told) as caught:
+            run.run()
+        assert len(caught) == 1
+        svi = SVI(energy, wide(), Adam(), loss=loss)
+        with pytest.warns(SamplingWarning, match=told):
+            svi.step(plane)
+    mine = partial(fit, NCE(seed=0), mentions, guide=wide(), steps=1, progress=False)
+    mine(plane, optimizer=lambda given: torch.optim.Adam([*given, *net.parameters()])).run()
+
+    def scaled(x: Tensor) -> Tensor:
+        return pyro.param("scale", torch.ones(())) * x.square().sum(-1)
+
+    SVI(as_energy(scaled, (2,)) + mlp(), wide(), Adam(), loss=NCE(seed=0)).step(plane)  # Pyro trains it

@@ -293,8 +293,11 @@ def test_roll_back_restores_the_last_good_state_with_a_smaller_learning_rate() -
         assert all(torch.equal(value, expected["optimizer"]["state"][key][name]) for name, value in slots.items())
     rates = [group["lr"] for group in found["optimizer"]["param_groups"]]
     assert rates == pytest.approx([0.001])
-    assert run.roll_back() == 30  # the kept state is the scaled one
-    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(0.001)
+    assert (
+        RollBack(0.1)(run, rolled) == "back to the state after 20 steps, with a learning rate of 0.0001"
+    )  # that one again
+    assert run.roll_back() == 20  # the kept state is the scaled one
+    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(0.0001)
 
 
 def test_actions_come_in_turn_and_may_be_ones_own() -> None:
@@ -317,6 +320,7 @@ def test_actions_that_do_not_fit_are_refused() -> None:
         quiet(eb.losses.PseudoLikelihood(), rbm(), BITS, Monitor([RaiseK()]), steps=5)
     for wrong, told in [
         (lambda: Monitor(["warn"]), "actions as functions"),
+        (lambda: Monitor([RollBack]), "such as RollBack"),
         (lambda: Monitor(r_hat=0.9), "r_hat >= 1"),
         (lambda: Monitor(every=0), "every >= 1"),
         (lambda: RaiseK(1.0), "factor > 1"),

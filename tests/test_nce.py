@@ -19,7 +19,7 @@ from torch.distributions import Normal, StudentT, constraints
 import ebmppl as eb
 from ebmppl.energies import Energy, Gaussian
 from ebmppl.errors import NonFiniteLoss, SamplingWarning
-from ebmppl.losses import NCE, ContrastiveNCE
+from ebmppl.losses import MLE, NCE, ContrastiveNCE
 from ebmppl.losses.noise import as_noise
 from ebmppl.losses.noise_program import ProgramNoise
 from ebmppl.models import Ising, Potts, StudentTExperts
@@ -235,7 +235,7 @@ def test_where_the_model_has_no_density_noise_is_told_for_sure() -> None:
     ],
     ids=["distribution", "without validation", "program"],
 )
-@pytest.mark.parametrize("loss", [NCE(), ContrastiveNCE(3)], ids=["nce", "ranking"])
+@pytest.mark.parametrize("loss", [NCE(), ContrastiveNCE(3), MLE(num_samples=50)], ids=["nce", "ranking", "weights"])
 def test_data_that_the_noise_does_not_cover_are_counted_and_named(noise: Callable[[], Any], loss: Any) -> None:
     energy = Quadratic(torch.zeros(2, dtype=F64), torch.eye(2, dtype=F64))
     x = torch.zeros(40, 2, dtype=F64)

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ebmppl.energies import ClassifierEnergy, ConvEnergy, MLPEnergy
+from ebmppl.energies import ClassifierEnergy, ConvEnergy, MLPEnergy, as_energy
 from ebmppl.energies.activations import ACTIVATIONS, with_derivatives
 from ebmppl.energies.matching import Matching
+from ebmppl.losses import DenoisingScoreMatching, ScoreMatching, SlicedScoreMatching
 
 F64 = torch.float64
 every_activation = pytest.mark.parametrize("name", ACTIVATIONS)
@@ -68,6 +69,55 @@ def test_closed_forms_of_an_mlp(name: str, hidden: tuple[int, ...], shape: tuple
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
     for a, b in zip(energy.value_and_grad(x), (energy(x), gradient), strict=True):
         torch.testing.assert_close(a, b.detach(), rtol=1e-10, atol=1e-11)
+
+
+class Steeper(MLPEnergy):
+    """With a term that no closed form of its parent knows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x.pow(4).sum(-1)
+
+
+def doubled(energy: MLPEnergy) -> MLPEnergy:
+    energy.net[0].register_forward_hook(lambda layer, inputs, output: 2 * output)
+    return energy
+
+
+def with_sine(energy: MLPEnergy) -> MLPEnergy:
+    energy.function = torch.sin
+    return energy
+
+
+def confining(energy: MLPEnergy) -> MLPEnergy:
+    del energy.confine
+    energy.confine = nn.Parameter(torch.tensor(0.3, dtype=F64))
+    return energy
+
+
+@pytest.mark.parametrize(
+    "change", [doubled, with_sine, confining, lambda _: Steeper(2, (5, 4), generator=gen(), dtype=F64)]
+)
+def test_no_closed_form_is_taken_for_another_function(change: Callable[[MLPEnergy], MLPEnergy]) -> None:
+    energy = change(MLPEnergy(2, (5, 4), confine=0.3, generator=gen(), dtype=F64))
+    called = as_energy(lambda x: energy(x), (2,))  # by autograd
+    x = normal(6, 2)
+    torch.testing.assert_close(energy.value_and_grad(x), called.value_and_grad(x))
+    for loss in (ScoreMatching(), SlicedScoreMatching(2, seed=0), DenoisingScoreMatching(0.3, seed=0)):
+        found, wanted = loss(energy)(x), loss(called)(x)
+        torch.testing.assert_close(found, wanted)
+        for grads in zip(
+            *(torch.autograd.grad(y, list(energy.parameters())[:-1]) for y in (found, wanted)), strict=True
+        ):
+            torch.testing.assert_close(*grads)
+
+
+def test_points_that_are_numbers_are_vectors_of_one() -> None:
+    numbers, vectors = (MLPEnergy(shape, (5, 4), confine=0.3, generator=gen(), dtype=F64) for shape in ((), 1))
+    x = normal(6)
+    torch.testing.assert_close(numbers(x), vectors(x.unsqueeze(1)))
+    torch.testing.assert_close(numbers.value_and_grad(x)[1], vectors.value_and_grad(x.unsqueeze(1))[1].squeeze(1))
+    for loss in (ScoreMatching(), SlicedScoreMatching(2, seed=0), DenoisingScoreMatching(0.3, seed=0)):
+        torch.testing.assert_close(loss(numbers)(x), loss(vectors)(x.unsqueeze(1)))
 
 
 @every_activation
@@ -251,12 +301,16 @@ def test_a_classifier_of_images() -> None:
     assert len(list(energy.parameters())) == 4
 
 
+three = ClassifierEnergy(nn.Linear(2, 3), (2,))
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda: MLPEnergy(2, ()), r"expected hidden as one or more positive widths, got \(\)"),
         (lambda: MLPEnergy(2, (4, 0)), "positive widths"),
         (lambda: MLPEnergy(0), "expected positive sizes"),
+        (lambda: MLPEnergy((2, 3))(torch.zeros(4, 3, 2)), r"expected points of shape .*got \(4, 3, 2\)"),
         (lambda: MLPEnergy(2, activation="relu"), "expected a smooth activation, one of .*, got 'relu'"),
         (lambda: MLPEnergy(2, confine=-1.0), "expected confine >= 0 and finite, got -1.0"),
         (lambda: MLPEnergy(2, confine=math.nan), "confine >= 0"),
@@ -267,6 +321,8 @@ def test_a_classifier_of_images() -> None:
         (lambda: ClassifierEnergy(3, (2,)), "expected a callable classifier, got int"),  # type: ignore[arg-type]
         (lambda: ClassifierEnergy(lambda x: x.sum(-1), (2,))(torch.zeros(4, 2)), r"logits of shape \(4, classes\)"),
         (lambda: ClassifierEnergy(nn.Linear(2, 3), (2,), confine=-1), "confine >= 0"),
+        (lambda: three.joint(torch.zeros(4, 2), torch.tensor(1)), r"expected classes of shape \(4,\), got \(\)"),
+        (lambda: three.joint(torch.zeros(2, 2), torch.tensor([1, 3])), "expected classes from 0 to 2, got 1 to 3"),
     ],
 )
 def test_bad_input(build: Callable[[], object], message: str) -> None:

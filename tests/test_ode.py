@@ -114,6 +114,24 @@ def test_the_start_at_little_noise_is_met() -> None:
     )  # deviations grow by 1 / a backwards
 
 
+@pytest.mark.parametrize("t_min", [1e-5, 1e-3])
+@pytest.mark.parametrize("tol", [1e-3, 1e-4])
+def test_a_velocity_that_begins_near_0_makes_no_long_first_step(tol: float, t_min: float) -> None:
+    """KarrasVE's is about t: by its size alone the first step went past the data's width, 100 tolerances wrong."""
+    sde, start = KarrasVE(80.0), torch.linspace(-2, 2, 40, dtype=F64).view(-1, 1)
+    low, high = (variance(sde, t) ** 0.5 for t in (t_min, 80.0))
+    end = Normal(torch.zeros((), dtype=F64), high)
+    found = eb.log_likelihood(
+        gaussian(sde), sde, start, tol, tol, t_min, log_prior=lambda x: end.log_prob(x).squeeze(1)
+    )
+    exact = Normal(torch.zeros((), dtype=F64), low).log_prob(start).squeeze(1)
+    assert float((found.value - exact).abs().max()) < 10 * tol
+    encoded = eb.transport(
+        eb.AdaptiveFlow(gaussian(sde), sde, (1,), rtol=tol, atol=tol, t_min=t_min, forward=True), start
+    )
+    torch.testing.assert_close(encoded, start * high / low, rtol=10 * tol, atol=10 * tol)
+
+
 def test_step_sizes_after_error_ratios() -> None:
     ratio = torch.tensor([0.5, 0.5, 4.0, 4.0, 0.0, 1e9, math.nan, math.inf], dtype=F64)
     before = torch.tensor([0.5, 0.05, 0.5, 0.05, 0.5, 0.5, 0.5, 0.5], dtype=F64)
@@ -149,6 +167,38 @@ class Quadratic(VP):
 
     def log_mean(self, t: Tensor) -> Tensor:
         return -0.5 * (0.1 * t + 10 * t**3)
+
+
+def one(self: object, t: Tensor) -> Tensor:
+    return torch.ones_like(t)
+
+
+@pytest.mark.parametrize(
+    ("parent", "own", "message"),
+    [
+        (VP, {"beta": one}, r"log_mean defined beside beta in Mine, .* \(log_mean = _LinearBeta.log_mean where"),
+        (SubVP, {"log_mean": one}, "beta defined beside log_mean in Mine"),
+        (CosineVP, {"beta": one}, "got CosineVP's"),
+        (VP, {"diffusion": one}, "marginal or log_mean defined beside diffusion in Mine"),
+        (VE, {"diffusion": one}, "beside diffusion in Mine, .* got VE's"),
+        (KarrasVE, {"drift_coefficient": one}, "beside drift_coefficient in Mine"),
+        (SubVP, {"drift": lambda self, x, t: -x.sin()}, "beside drift in Mine"),
+    ],
+)
+def test_a_subclass_with_half_of_another_diffusion_is_refused(parent: type, own: dict, message: str) -> None:
+    """Its steps would be of the one, its marginals of the other; whether it says so itself or by a mix-in."""
+    with pytest.raises(ValueError, match=message):
+        type("Mine", (parent,), own)
+    with pytest.raises(ValueError, match=message):
+        type("Mine", (type("Mixin", (), own), parent), {})
+
+
+def test_a_subclass_with_all_of_it_or_none_is_not() -> None:
+    type("Mine", (VP,), {"beta": VP.beta, "log_mean": VP.log_mean})
+    type("Mine", (VP,), {"diffusion": one, "drift_coefficient": one, "marginal": VP.marginal})
+    type("Mine", (LinearSDE,), {"diffusion": one, "drift_coefficient": one})
+    type("Mine", (PreservingSDE,), {"beta": one})
+    type("Further", (Quadratic,), {"__doc__": "Nothing else."})
 
 
 def test_a_subclass_with_means_of_its_own_is_inverted_as_they_are() -> None:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
+from torch import Tensor
 
 import ebmppl as eb
+from ebmppl.kernels import Kernel
+from ebmppl.kernels.discrete import DiscreteKernel
 from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.scopes import evaluating
+from ebmppl.score import VP, geometric_sigmas
+from tests.discrete import states_of
+from tests.discrete_registry import DISCRETE, DISCRETE_KERNELS
 from tests.registry import KERNELS
-
-CASES = {name: KERNELS[name] for name in ("nuts", "hmc, steps", "mala", "langevin")}
 
 
 @pytest.fixture(autouse=True)
@@ -35,10 +40,67 @@ def no_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
+def regression(device: torch.device) -> eb.energies.Energy:
+    """A callable, whose gradient is traced: its constants are inputs of the graph, some of them expanded."""
+    inputs = torch.randn(30, 7, generator=torch.Generator().manual_seed(1)).to(device)
+    return eb.as_energy(
+        lambda w: torch.nn.functional.softplus(w @ inputs.mT).sum(-1) + w.square().sum(-1), (7,), batched=True
+    )
+
+
+def gaussian(device: torch.device) -> eb.energies.Energy:
+    return eb.energies.Gaussian(torch.zeros(7, device=device), torch.eye(7, device=device))
+
+
+def _score(x: Tensor, t: Tensor) -> Tensor:
+    return torch.sin(3 * x) - x / (0.5 + t.unsqueeze(1))
+
+
+def _discrete(kernel: str, model: str, device: torch.device) -> Kernel:
+    return DISCRETE_KERNELS[kernel].factory(DISCRETE[model]().float().to(device))
+
+
+Make = Callable[[torch.device], Kernel]
+CASES: dict[str, Make] = {
+    f"{name}, {which}": lambda device, name=name, energy=energy: KERNELS[name].factory(energy(device))  # type: ignore[misc]
+    for name in ("nuts", "hmc, steps", "mala", "langevin")
+    for which, energy in (("closed form", gaussian), ("callable", regression))
+}
+CASES |= {
+    f"{kernel}, {model}": partial(_discrete, kernel, model)
+    for kernel, model in (
+        ("gibbs", "ising, lattice"),
+        ("gibbs", "rbm"),
+        ("metropolis", "potts, lattice"),
+        ("gibbs with gradients", "ising, lattice"),
+        ("dmala", "rbm"),
+    )
+}
+CASES |= {
+    f"reverse sde, {method}": lambda _, method=method: eb.ReverseSDE(_score, VP(), (7,), 500, method)  # type: ignore[misc]
+    for method in ("euler_maruyama", "heun", "ancestral", "predictor_corrector")
+}
+CASES |= {
+    f"flow, {method}": lambda _, method=method: eb.ProbabilityFlow(_score, VP(), (7,), 500, method)  # type: ignore[misc]
+    for method in ("euler", "heun", "dpm_solver_2m", "dpm_solver_3m")
+}
+CASES |= {
+    "adaptive reverse sde": lambda _: eb.AdaptiveReverseSDE(_score, VP(), (7,)),
+    "adaptive flow": lambda _: eb.AdaptiveFlow(_score, VP(), (7,)),
+    "annealed langevin": lambda _: eb.AnnealedLangevin(_score, geometric_sigmas(5, 0.1, 5.0), (7,)),
+}
+
+
 def chains(name: str, backend: str, device: torch.device, count: int = 256) -> Chains:
-    energy = eb.energies.Gaussian(torch.zeros(7, device=device), torch.eye(7, device=device))
-    x = torch.randn(count, 7, generator=torch.Generator().manual_seed(0)).to(device)
-    return Chains(CASES[name].factory(energy), x, 0, backend, record=False)
+    kernel, made = CASES[name](device), torch.Generator().manual_seed(0)
+    energy = kernel.target
+    if isinstance(kernel, DiscreteKernel):
+        x = states_of(energy.cpu())
+        x = x[torch.randint(len(x), (count,), generator=made)]
+        energy.to(device)
+    else:
+        x = torch.randn(count, *energy.event_shape, generator=made)
+    return Chains(kernel, x.to(device), 0, backend, record=False)
 
 
 @pytest.mark.parametrize("backend", ["eager", "cudagraph"])
@@ -63,6 +125,7 @@ def test_hot_loops_never_wait_for_the_host(name: str, backend: str, device: torc
 def test_graphs_give_the_eager_draws(name: str, device: torch.device) -> None:
     """In float32 until rounding turns a decision: after ten ticks in a few chains at most."""
     runs = [chains(name, backend, device) for backend in ("eager", "cudagraph")]
+    begun = runs[0].position().clone()
     for run in runs:
         run.prepare(100_000)
         with torch.no_grad(), evaluating(run.kernel.target):
@@ -71,7 +134,7 @@ def test_graphs_give_the_eager_draws(name: str, device: torch.device) -> None:
                     run._tick(adapt=False)
             else:
                 run._run_compiled(run.compiled, 10, adapt=False)
-    a, b = (run.position() for run in runs)
-    assert not torch.equal(a, torch.randn_like(a))
+    start, a, b = (at.flatten(1).double() for at in (begun, *(run.position() for run in runs)))
+    assert not torch.equal(a, start)
     apart = (a - b).abs().amax(1) > 1e-3
     assert int(apart.sum()) <= 5

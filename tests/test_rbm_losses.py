@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,37 @@ def test_a_subclass_with_a_term_of_its_own_is_trained_with_it() -> None:
     point = x.requires_grad_()
     slope = torch.autograd.grad(model(point).sum(), point)[0]
     torch.testing.assert_close(model.value_and_grad(point)[1], slope, **EXACT)
+
+
+class Offset(BernoulliRBM):
+    """Biased by 1 more, in two layers: what is said of ``visible_fields`` alone says nothing of the sum over v."""
+
+    def visible_energy(self, v: Tensor) -> Tensor:
+        return super().visible_energy(v) - v.to(self.W.dtype).sum(-1)
+
+    def visible_fields(self, h: Tensor) -> Tensor:
+        return super().visible_fields(h) + 1
+
+
+class Summed(Pairs):
+    """Which knows the sum."""
+
+    def log_visible(self, h: Tensor) -> Tensor:
+        v = states_of(self).to(F64)
+        return torch.logsumexp(-self.visible_energy(v) + h.to(F64) @ (v @ self.W).mT, -1)
+
+
+@pytest.mark.parametrize("make", [Pairs, lambda: Offset(4, 3, W=torch.zeros(4, 3))], ids=["pairs", "offset"])
+def test_a_subclass_does_not_take_its_parents_sum_over_visible_units(make: Callable[[], BernoulliRBM]) -> None:
+    model = make()
+    for ask in (lambda: model.hidden_energy, lambda: model.log_visible(model.c)):
+        with pytest.raises(NotImplementedError, match=r"terms of its own and must implement log_visible\(h\)"):
+            ask()
+    assert model.log_z is None
+    own = Summed()
+    h = states_of(own.hidden_energy).to(F64)
+    wanted = torch.logsumexp(-own(states_of(own).to(F64)), 0)
+    torch.testing.assert_close(torch.logsumexp(-own.hidden_energy(h), 0), wanted, **EXACT)
 
 
 # Sweeps of both layers.

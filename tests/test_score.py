@@ -171,7 +171,8 @@ def test_a_users_sde_of_other_shapes(drift: Any, diffusion: Any, marginal: Any, 
 
 
 def test_a_users_diffusion_may_be_a_number() -> None:
-    close(GenericSDE(lambda x, t: x, lambda t: 1.4, 1.0).diffusion(f64(0.1, 0.5)), f64(1.4, 1.4))
+    for number in (1.4, f64(1.4).squeeze()):
+        close(GenericSDE(lambda x, t: x, lambda t, g=number: g, 1.0).diffusion(f64(0.1, 0.5)), f64(1.4, 1.4))
 
 
 @pytest.mark.parametrize("t", [-0.01, 1.2, math.nan])

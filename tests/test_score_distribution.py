@@ -26,6 +26,7 @@ from tests.score_targets import MIXTURE, DiffusedMixture
 F64 = torch.float64
 SDE = VP(0.1, 10.0)
 T_MIN = 1e-3
+CPU = torch.device("cpu")
 LIMIT = float(stats.norm.isf(1e-6 / 2 / 40))  # of at most 40 z-scores, a false alarm in a million
 
 
@@ -40,19 +41,19 @@ def _one_thread_and_a_seed() -> Iterator[None]:
 
 
 def at_end(mixture: Any) -> Callable[[Tensor], Tensor]:
-    return lambda x: mixture.log_prob(x, torch.ones(len(x), dtype=x.dtype))
+    return lambda x: mixture.log_prob(x, x.new_ones(len(x)))
 
 
-def prior(mixture: Any, event: tuple[int, ...] = (2,), **options: Any) -> eb.ScoreDistribution:
+def prior(mixture: DiffusedMixture, event: tuple[int, ...] = (2,), **options: Any) -> eb.ScoreDistribution:
     return eb.ScoreDistribution(
-        mixture, SDE, event, t_min=T_MIN, log_prior=at_end(mixture), like=torch.zeros((), dtype=F64), **options
+        mixture, SDE, event, t_min=T_MIN, log_prior=at_end(mixture), like=mixture.weights, **options
     )
 
 
-def test_the_density_and_its_gradient_are_the_mixtures() -> None:
-    mixture = DiffusedMixture(SDE, *MIXTURE)
-    x = torch.randn(3, 4, 2, dtype=F64, requires_grad=True)
-    rows, t = x.reshape(12, 2), torch.full((12,), T_MIN, dtype=F64)
+def test_the_density_and_its_gradient_are_the_mixtures(device: torch.device) -> None:
+    mixture = DiffusedMixture(SDE, *MIXTURE).to(device)
+    x = torch.randn(3, 4, 2, dtype=F64).to(device).requires_grad_()
+    rows, t = x.reshape(12, 2), torch.full((12,), T_MIN, dtype=F64, device=device)
     found = prior(mixture, rtol=1e-5, atol=1e-5).log_prob(x)
     torch.testing.assert_close(found, mixture.log_prob(rows, t).reshape(3, 4), rtol=0, atol=1e-3)
     (grad,) = torch.autograd.grad(found.sum(), x, create_graph=True)
@@ -74,9 +75,9 @@ class Counted(nn.Module):
         return -x
 
 
-def test_a_gradient_is_one_call_and_nothing_goes_through_the_flow() -> None:
+def test_a_gradient_is_one_call_and_nothing_goes_through_the_flow(device: torch.device) -> None:
     score = Counted()
-    x = torch.randn(5, 3, requires_grad=True)
+    x = torch.randn(5, 3).to(device).requires_grad_()
     found = eb.ScoreDistribution(score, VP(), (3,)).log_prob(x)
     solved = score.calls
     assert solved > 12
@@ -84,7 +85,7 @@ def test_a_gradient_is_one_call_and_nothing_goes_through_the_flow() -> None:
     assert score.calls == solved + 1
     assert x.grad is not None
     torch.testing.assert_close(x.grad, -x.detach())
-    network = NoisePrediction(TimeMLP((3,), (8,)), VP())
+    network = NoisePrediction(TimeMLP((3,), (8,)), VP()).to(device)
     eb.ScoreDistribution(network, VP(), (3,), rtol=1e-2, atol=1e-2).log_prob(x.detach()).sum()
     assert all(p.grad is None for p in network.parameters())
     assert network.training
@@ -92,14 +93,15 @@ def test_a_gradient_is_one_call_and_nothing_goes_through_the_flow() -> None:
 
 @pytest.mark.parametrize("event", [(), (3,), (1, 2, 2)])
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
-def test_shapes_and_dtypes(event: tuple[int, ...], dtype: torch.dtype) -> None:
-    made = eb.ScoreDistribution(lambda x, t: -x, VP(), event, (4,), like=torch.zeros((), dtype=dtype))
+def test_shapes_and_dtypes(event: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    like = torch.zeros((), dtype=dtype, device=device)
+    made = eb.ScoreDistribution(lambda x, t: -x, VP(), event, (4,), like=like)
     assert (made.batch_shape, made.event_shape) == ((4,), torch.Size(event))
     x = made.sample((5,))
     assert x.shape == (5, 4, *event)
-    assert x.dtype == dtype
-    wanted = dist.Normal(0.0, 1.0).expand(event).to_event(len(event)).log_prob(x)
-    torch.testing.assert_close(made.log_prob(x), wanted.to(dtype), rtol=1e-4, atol=1e-4)
+    assert (x.dtype, x.device.type) == (dtype, device.type)
+    wanted = dist.Normal(0.0, 1.0).expand(event).to_event(len(event)).log_prob(x.cpu())
+    torch.testing.assert_close(made.log_prob(x).cpu(), wanted.to(dtype), rtol=1e-4, atol=1e-4)
     wide = made.expand((2, 4))
     assert wide.sample().shape == (2, 4, *event)
     assert wide.log_prob(x[0]).shape == (2, 4)
@@ -110,20 +112,20 @@ def test_shapes_and_dtypes(event: tuple[int, ...], dtype: torch.dtype) -> None:
         made.log_prob(x * math.nan)
 
 
-def test_draws_take_the_networks_dtype_and_torchs_seed() -> None:
-    network = NoisePrediction(TimeMLP((2,), (8,)), VP()).double()
+def test_draws_take_the_networks_dtype_device_and_torchs_seed(device: torch.device) -> None:
+    network = NoisePrediction(TimeMLP((2,), (8,)), VP()).to(device, F64)
     made = eb.ScoreDistribution(network, VP(), (2,), rtol=1e-2, atol=1e-2)
     torch.manual_seed(5)
     x = made.sample((3,))
-    assert x.dtype == F64
+    assert (x.dtype, x.device.type) == (F64, device.type)
     torch.manual_seed(5)
     assert torch.equal(made.sample((3,)), x)
     assert not torch.equal(made.sample((3,)), x)
 
 
-def test_draws_are_the_mixtures() -> None:
-    mixture = DiffusedMixture(SDE, *MIXTURE)
-    x, wanted = prior(mixture).sample((1000,)), mixture.data()
+def test_draws_are_the_mixtures(device: torch.device) -> None:
+    wanted = DiffusedMixture(SDE, *MIXTURE).data()
+    x = prior(DiffusedMixture(SDE, *MIXTURE).to(device)).sample((1000,)).cpu()
     z = (x.mean(0) - wanted.mean) / (x.var(0) / len(x)).sqrt()
     assert float(z.abs().max()) < LIMIT
     share = float(stats.norm.sf((0.5 - 2.0) / math.sqrt(0.4)) * 0.4 + stats.norm.sf((0.5 + 1.0) / 0.5) * 0.6)
@@ -131,9 +133,9 @@ def test_draws_are_the_mixtures() -> None:
     assert abs(right - share) < LIMIT * math.sqrt(share * (1 - share) / len(x))
 
 
-def test_probes_are_the_same_for_every_point() -> None:
-    mixture = DiffusedMixture(SDE, *MIXTURE)
-    made, x = prior(mixture, probes=2), torch.randn(4, 2, dtype=F64)
+def test_probes_are_the_same_for_every_point(device: torch.device) -> None:
+    mixture = DiffusedMixture(SDE, *MIXTURE).to(device)
+    made, x = prior(mixture, probes=2), torch.randn(4, 2, dtype=F64).to(device)
     torch.testing.assert_close(made.log_prob(x)[2:3], made.log_prob(x[2:3]), rtol=1e-9, atol=1e-9)
     assert not torch.allclose(made.log_prob(x), prior(mixture, probes=2, seed=1).log_prob(x), atol=1e-3)
 
@@ -173,14 +175,14 @@ def posterior() -> tuple[Tensor, Tensor, float]:
     return log.softmax(0), places + variance / total * (Y - places), variance * NOISE**2 / total
 
 
-def program(score: Any, **options: Any) -> Callable[[], None]:
-    end, like = at_end(score), torch.zeros((), dtype=F64)
+def program(score: Any, device: torch.device = CPU, **options: Any) -> Callable[[], None]:
+    end, like = at_end(score), torch.zeros((), dtype=F64, device=device)
 
     def model() -> None:
         # made in every call, as models often do
         made = eb.ScoreDistribution(score, SDE, (1,), t_min=T_MIN, log_prior=end, like=like, **options)
         x = pyro.sample("x", made)
-        pyro.sample("y", dist.Normal(x.squeeze(-1), NOISE), obs=torch.tensor(Y, dtype=F64))
+        pyro.sample("y", dist.Normal(x.squeeze(-1), NOISE), obs=torch.tensor(Y, dtype=F64, device=device))
 
     return model
 
@@ -201,21 +203,23 @@ def exact_draws(n: int) -> Tensor:
     return means[torch.multinomial(weights, n, replacement=True)] + math.sqrt(variance) * torch.randn(n, dtype=F64)
 
 
-def after_nuts(score: Any, chains: int, draws: int = 3) -> Tensor:
+def after_nuts(score: Any, device: torch.device, chains: int = 800, draws: int = 3) -> Tensor:
     """Chains begin at exact draws of the posterior, and stay there if NUTS samples it."""
-    energy = eb.from_pyro(program(score, rtol=1e-3, atol=1e-3))
-    start = {"x": exact_draws(chains).unsqueeze(1)}
+    energy = eb.from_pyro(program(score, device, rtol=1e-3, atol=1e-3))
+    start = {"x": exact_draws(chains).unsqueeze(1).to(device)}
     run = eb.MCMC(eb.NUTS(energy, step_size=0.9), draws, 0, start, chains, seed=1, disable_progbar=True)
     run.run()
-    return run.get_samples(group_by_chain=True)["x"][:, -1, 0]
+    x = run.get_samples(group_by_chain=True)["x"]
+    assert x.device.type == device.type
+    return x[:, -1, 0].cpu()
 
 
-def test_the_posteriors_energy_is_the_closed_form() -> None:
+def test_the_posteriors_energy_is_the_closed_form(device: torch.device) -> None:
     score = TwoModes()
-    energy = eb.from_pyro(program(score))
-    x = torch.linspace(-2.0, 2.0, 5, dtype=F64).unsqueeze(1)
-    t = torch.full((5,), T_MIN, dtype=F64)
-    wanted = -score.log_prob(x, t) - dist.Normal(x.squeeze(1), NOISE).log_prob(torch.tensor(Y, dtype=F64))
+    energy = eb.from_pyro(program(score, device))
+    x = torch.linspace(-2.0, 2.0, 5, dtype=F64, device=device).unsqueeze(1)
+    t = torch.full((5,), T_MIN, dtype=F64, device=device)
+    wanted = -score.log_prob(x, t) - dist.Normal(x.squeeze(1), NOISE).log_prob(x.new_tensor(Y))
     slope = -score(x, t) + (x - Y) / NOISE**2
     value, grad = energy.value_and_grad(x)
     torch.testing.assert_close(value, wanted, rtol=0, atol=1e-3)  # nats; the tolerance's error is under 2e-4
@@ -230,12 +234,12 @@ def test_the_posteriors_energy_is_the_closed_form() -> None:
     torch.testing.assert_close(torch.autograd.grad(potential, one["x"])[0], slope[1])
 
 
-def test_our_nuts_keeps_the_posterior() -> None:
-    assert float(z_scores(after_nuts(TwoModes(), 800)).abs().max()) < LIMIT
+def test_our_nuts_keeps_the_posterior(device: torch.device) -> None:
+    assert float(z_scores(after_nuts(TwoModes(), device)).abs().max()) < LIMIT
 
 
-def test_a_prior_of_another_score_moves_the_chains() -> None:
-    assert float(z_scores(after_nuts(TwoModes(by=1.6), 800)).abs().max()) > LIMIT
+def test_a_prior_of_another_score_moves_the_chains(device: torch.device) -> None:
+    assert float(z_scores(after_nuts(TwoModes(by=1.6), device)).abs().max()) > LIMIT
 
 
 @pytest.mark.long
@@ -251,10 +255,11 @@ def test_pyros_nuts_finds_the_posterior(monkeypatch: pytest.MonkeyPatch) -> None
     assert float(z_scores(x).abs().max()) * math.sqrt(ess / len(x)) < LIMIT
 
 
-def test_pyros_nuts_runs() -> None:
-    run = PyroMCMC(PyroNUTS(program(TwoModes(), rtol=1e-2, atol=1e-2)), 3, 2, disable_progbar=True)
+def test_pyros_nuts_runs(device: torch.device) -> None:
+    run = PyroMCMC(PyroNUTS(program(TwoModes(), device, rtol=1e-2, atol=1e-2)), 3, 2, disable_progbar=True)
     run.run()
-    assert run.get_samples()["x"].shape == (3, 1)
+    x = run.get_samples()["x"]
+    assert (x.shape, x.device.type) == ((3, 1), device.type)
 
 
 @pytest.mark.long

@@ -18,13 +18,14 @@ import ebmppl as eb
 from ebmppl.energies import EnergyAt, Gaussian, ScoreEnergy
 from ebmppl.errors import EnergyError, SamplingWarning
 from ebmppl.sampling.chains import Chains
-from ebmppl.score import VP, EnergyGradient
+from ebmppl.score import VP, ClassConditional, ClassifierGuidance, EnergyGradient, LikelihoodGuidance, Replacement
 from tests.score_targets import MIXTURE, PARAMETERS, DiffusedMixture, sdes
 
 F64 = torch.float64
 FALSE_ALARM = 1e-3  # of all statistical tests of this file together; seeds are fixed
 LIMIT = float(stats.norm.isf(FALSE_ALARM / 2 / 40))  # of at most 40 z-scores
 P = torch.tensor([[2.0, 0.6], [0.6, 1.0]], dtype=F64)
+SCORE = lambda x, t: -x
 ETA = 1.2  # large, so that the stationary law is far from the density
 
 
@@ -90,6 +91,33 @@ def test_of_the_posterior_of_a_score_and_a_likelihood() -> None:
     exact = 0.5 * Gaussian(torch.zeros(2), torch.linalg.inv(P)) + likelihood
     found, wanted = (run(eb.Langevin(e, 0.3)).get_samples()["x"] for e in (whole, exact))
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+MASK = torch.tensor([True, False])
+
+
+@pytest.mark.parametrize(
+    ("score", "event", "message"),
+    [
+        (
+            Replacement(SCORE, VP(), (2,), MASK, torch.zeros(2)),
+            (2, 2),
+            r"a mask of the points' shape \(2, 2\), got \(2,\)",
+        ),
+        (LikelihoodGuidance(SCORE, lambda x, t: x.sum(1).round()), (2,), "a log-likelihood .* that changes in steps"),
+        (ClassifierGuidance(SCORE, SCORE, 9), (2,), r"labels in 0 ... 1, got \[9\]"),
+    ],
+)
+def test_a_conditional_score_looks_at_what_it_is_given(score: nn.Module, event: tuple[int, ...], message: str) -> None:
+    """As under the kernels of scores, instead of broadcasting or leaving the guidance out."""
+    with pytest.raises(ValueError, match=message):
+        run(eb.Langevin(ScoreEnergy(score, event, t=0.1), 0.1))
+
+
+def test_a_score_given_something_by_row_is_no_energy() -> None:
+    given = ClassConditional(lambda x, t, y: y.unsqueeze(1) - x, torch.arange(6.0))
+    with pytest.raises(ValueError, match="given the same for all points, got one given 6 rows"):
+        ScoreEnergy(given, (2,), t=0.1)
 
 
 def test_under_pyros_mcmc() -> None:

@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -214,14 +215,14 @@ class Recorded:
 
     def draw(self, kernel: SteppedKernel, x: Tensor) -> Tensor:
         state, tuning = kernel.init(x), kernel.init_tuning(x)
-        for row in self.rows[: kernel.ticks_per_draw]:
+        for row in self.rows[: kernel.ticks_per_draw].to(x.device):
             state, info = kernel.tick(state, tuning, {"normal": row, "start": row})
         assert bool(info.done.all())
         return kernel.position(state)
 
 
 def equal(found: Tensor, wanted: Tensor) -> None:
-    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.cpu(), wanted.cpu(), rtol=1e-9, atol=1e-9)
 
 
 def test_ancestral_steps_are_ddpm() -> None:
@@ -251,10 +252,11 @@ def test_ancestral_steps_are_ddpm() -> None:
 
 
 @pytest.mark.parametrize("sde", SDES)
-def test_euler_maruyama_is_song_and_others(sde: str) -> None:
+def test_euler_maruyama_is_song_and_others(sde: str, device: torch.device) -> None:
+    """Our steps on the device, the paper's on the CPU."""
     model = SDES[sde]
     score, noise, x = DiffusedMixture(model, *MIXTURE), Recorded(20, (6, 2)), normal(6, 2)
-    found = noise.draw(eb.ReverseSDE(score, model, (2,), 20, t_min=1e-3), x)
+    found = noise.draw(eb.ReverseSDE(deepcopy(score).to(device), model, (2,), 20, t_min=1e-3), x.to(device))
     times = torch.linspace(1, 1e-3, 21)
     for i in range(20):
         t, h = times[i].expand(6), times[i] - times[i + 1]
@@ -265,11 +267,12 @@ def test_euler_maruyama_is_song_and_others(sde: str) -> None:
 
 
 @pytest.mark.parametrize("sde", SDES)
-def test_dpm_solver_is_lu_and_others(sde: str) -> None:
+def test_dpm_solver_is_lu_and_others(sde: str, device: torch.device) -> None:
     """2M by algorithm 2 of the paper; the second of three points' weights by solving for polynomials."""
     model = SDES[sde]
     score, x0 = DiffusedMixture(model, *MIXTURE), model.prior_std * normal(6, 2)
-    found = eb.transport(eb.ProbabilityFlow(score, model, (2,), 12, "dpm_solver_2m", times=log_snr_times), x0)
+    kernel = eb.ProbabilityFlow(deepcopy(score).to(device), model, (2,), 12, "dpm_solver_2m", times=log_snr_times)
+    found = eb.transport(kernel, x0.to(device))
     x, before = x0, None
     times = log_snr_times(model, 12, 1e-3)
     for s, t in zip(times[:-1], times[1:], strict=True):
@@ -518,9 +521,9 @@ def test_draws_have_shape_dtype_device_and_a_seed(name: str, dtype: torch.dtype,
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_chains_do_not_see_one_another(name: str) -> None:
-    kernel = MADE[name](Small())
-    many, few = (Chains(kernel, x, 3) for x in (normal(70, 1, 3, 2), normal(70, 1, 3, 2)[:64]))
+def test_chains_do_not_see_one_another(name: str, device: torch.device) -> None:
+    kernel, starts = MADE[name](Small().to(device)), normal(70, 1, 3, 2).to(device)
+    many, few = (Chains(kernel, x, 3) for x in (starts, starts[:64]))
     for run in (many, few):
         run.advance(2)
     # a batch of another size multiplies matrices in another order
@@ -528,9 +531,9 @@ def test_chains_do_not_see_one_another(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_a_chains_draws_are_independent(name: str) -> None:
+def test_a_chains_draws_are_independent(name: str, device: torch.device) -> None:
     """Correlation of 2,000 chains' first and second draws, which is N(0, 1 / 2,000) where they are."""
-    run = Chains(MADE[name](Small()), normal(2000, 1, 3, 2), 4)
+    run = Chains(MADE[name](Small().to(device)), normal(2000, 1, 3, 2).to(device), 4)
     run.advance(1)
     first = run.position().clone()
     run.advance(1)
@@ -539,25 +542,27 @@ def test_a_chains_draws_are_independent(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_under_our_mcmc_and_pyros(name: str) -> None:
-    mcmc = eb.MCMC(MADE[name](Small()), 3, 0, num_chains=5, seed=0, disable_progbar=True)
+def test_under_our_mcmc_and_pyros(name: str, device: torch.device) -> None:
+    network = Small().to(device)
+    mcmc = eb.MCMC(MADE[name](network), 3, 0, num_chains=5, seed=0, disable_progbar=True)
     mcmc.run()
     x = mcmc.get_samples(group_by_chain=True)["x"]
     assert x.shape == (5, 3, 1, 3, 2)
+    assert x.device.type == device.type
     assert bool(x.isfinite().all())
     assert len(x.reshape(15, -1).unique(dim=0)) == 15
     assert not bool(mcmc.stats()["diverging"].any())
     assert "posterior" in str(mcmc.to_arviz())
     with torch.random.fork_rng():
         pyro.set_rng_seed(0)
-        theirs = PyroMCMC(MADE[name](Small()), num_samples=4, warmup_steps=1, disable_progbar=True)
+        theirs = PyroMCMC(MADE[name](network), num_samples=4, warmup_steps=1, disable_progbar=True)
         theirs.run()
         assert theirs.get_samples()["x"].shape == (4, 1, 3, 2)
 
 
 @pytest.mark.parametrize("name", ["reverse", "reverse, heun", "adaptive", "adaptive reverse"])
-def test_a_continued_run_equals_an_uninterrupted_one(name: str, tmp_path: Path) -> None:
-    network = Small()
+def test_a_continued_run_equals_an_uninterrupted_one(name: str, tmp_path: Path, device: torch.device) -> None:
+    network = Small().to(device)
 
     def run(n: int) -> eb.MCMC:
         mcmc = eb.MCMC(MADE[name](network), n, 0, num_chains=5, seed=0, thinning=2, disable_progbar=True)
@@ -606,12 +611,32 @@ def test_compiled_draws_equal_eager_ones(name: str, device: torch.device) -> Non
     torch.testing.assert_close(found, eb.generate(kernel, 10, seed=1, batch_size=5), rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.long
+def test_an_adaptive_flow_of_single_precision_compiles() -> None:
+    """Its errors are rounding where the score is smooth, and so are the sizes of its next steps."""
+    score = DiffusedMixture(VP(), *MIXTURE).float()
+    draws = [
+        eb.generate(eb.AdaptiveFlow(score, VP(), (2,)), 64, seed=0, backend=backend)
+        for backend in ("eager", "inductor")
+    ]
+    assert draws[0].dtype == torch.float32
+    torch.testing.assert_close(draws[1], draws[0], rtol=0, atol=1e-3)  # ten times the tolerance of a step
+
+
 def test_a_users_sde_takes_the_steps_of_ours() -> None:
     score, x = DiffusedMixture(VP(), *MIXTURE), normal(6, 2)
     for method in ("euler_maruyama", "heun"):
         noise = Recorded(20, (6, 2))
         ours, theirs = (eb.ReverseSDE(score, sde, (2,), 10, method) for sde in (VP(), generic(VP())))
         equal(noise.draw(theirs, x), noise.draw(ours, x))
+
+
+def test_a_users_sde_may_count_the_times_that_it_is_given() -> None:
+    counted = eb.score.GenericSDE(lambda x, t: -x, lambda t: t.new_full((len(t),), 1.4), 1.0, 3.0)
+    plain = eb.score.GenericSDE(lambda x, t: -x, lambda t: 1.4, 1.0, 3.0)
+    for make in (eb.ReverseSDE, eb.ProbabilityFlow):
+        ends = [eb.generate(make(SCORE, sde, (2,), 5, method="heun"), 4, seed=0) for sde in (counted, plain)]
+        assert torch.equal(*ends)
 
 
 def test_a_mean_is_no_energy() -> None:
@@ -624,14 +649,18 @@ def test_a_mean_is_no_energy() -> None:
 # Failures are counted and told.
 
 
-def broken_at(lowest: float, highest: float) -> Callable[[Tensor, Tensor], Tensor]:
+class Broken(nn.Module):
     """NaN in these times, at points with a positive first coordinate."""
 
-    def score(x: Tensor, t: Tensor) -> Tensor:
-        bad = (t > lowest) & (t < highest) & (x[:, 0] > 0)
-        return torch.where(bad.unsqueeze(1), math.nan, -x)
+    limits: Tensor
 
-    return score
+    def __init__(self, lowest: float, highest: float) -> None:
+        super().__init__()
+        self.register_buffer("limits", torch.tensor([lowest, highest]))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        bad = (t > self.limits[0]) & (t < self.limits[1]) & (x[:, 0] > 0)
+        return torch.where(bad.unsqueeze(1), math.nan, -x)
 
 
 @pytest.mark.parametrize(
@@ -644,10 +673,10 @@ def broken_at(lowest: float, highest: float) -> Callable[[Tensor, Tensor], Tenso
         lambda score: eb.ProbabilityFlow(score, VP(), (2,), 7, "euler", forward=True),
     ],
 )
-def test_ticks_without_infos_give_the_same_states(make: Callable[[Any], SteppedKernel]) -> None:
+def test_ticks_without_infos_give_the_same_states(make: Callable[[Any], SteppedKernel], device: torch.device) -> None:
     """Bit for bit, over the ends of draws, one of which fails in some chains."""
-    kernel = make(broken_at(0.3, 0.6))
-    many, one = (Chains(kernel, normal(20, 2), 1, record=False) for _ in range(2))
+    kernel = make(Broken(0.3, 0.6).to(device))
+    many, one = (Chains(kernel, normal(20, 2).to(device), 1, record=False) for _ in range(2))
     rates: list[Tensor] = []
     many.now = advance_together(kernel, many.noise, many.now, 17, rates)
     wanted = [one._tick(adapt=False).acceptance_rate for _ in range(17)]
@@ -659,8 +688,10 @@ def test_ticks_without_infos_give_the_same_states(make: Callable[[Any], SteppedK
 @pytest.mark.parametrize(
     "make", [lambda s: eb.ReverseSDE(s, VP(), (2,), 10), lambda s: eb.ProbabilityFlow(s, VP(), (2,), 10)]
 )
-def test_a_score_that_is_nan_is_told_with_time_and_chains(make: Callable[[Any], SteppedKernel]) -> None:
-    kernel = make(broken_at(0.3, 0.6))
+def test_a_score_that_is_nan_is_told_with_time_and_chains(
+    make: Callable[[Any], SteppedKernel], device: torch.device
+) -> None:
+    kernel = make(Broken(0.3, 0.6).to(device))
     with pytest.warns(SamplingWarning, match=r"draws failed: .* not finite at t (=|from) 0\.[345].*: rows \d"):
         x = eb.generate(kernel, 50, seed=0)
     bad = x.isnan().any(1)
@@ -678,16 +709,16 @@ def test_a_score_that_is_nan_is_told_with_time_and_chains(make: Callable[[Any], 
     assert bool((failed[:, 0] & ~failed[:, 1]).any())  # a chain's next draw begins anew
 
 
-def test_adaptive_steps_that_cannot_go_on_keep_the_state() -> None:
-    kernel = eb.AdaptiveFlow(broken_at(0.0, 0.5), VP(), (2,))
+def test_adaptive_steps_that_cannot_go_on_keep_the_state(device: torch.device) -> None:
+    kernel = eb.AdaptiveFlow(Broken(0.0, 0.5).to(device), VP(), (2,))
     with pytest.warns(SamplingWarning, match=r"draws failed: .* not finite at t (=|from) 0\.5"):
         x = eb.generate(kernel, 50, seed=0)
     assert bool(x.isfinite().all())
 
 
-def test_a_tolerance_under_rounding_is_told() -> None:
+def test_a_tolerance_under_rounding_is_told(device: torch.device) -> None:
     kernel = eb.AdaptiveFlow(lambda x, t: -x * torch.sin(1e6 * x) * 100, VP(), (2,), rtol=1e-14, atol=1e-14)
-    x = normal(4, 2)
+    x = normal(4, 2).to(device)
     with pytest.warns(
         SamplingWarning, match="4 of 4 draws failed: .* tolerance could not be met at t .*: rows 0, 1, 2, 3"
     ):

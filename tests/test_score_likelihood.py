@@ -254,7 +254,7 @@ def test_failures_are_told() -> None:
     x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=F64)
     with pytest.warns(SamplingWarning, match=r"1 of 2 likelihoods failed: .* not finite at t = 0\.5.*: row 0\)"):
         found = eb.log_likelihood(score, VP(), x)
-    assert found.value.isnan().tolist() == [True, False]
+    assert found.value.isnan().tolist() == found.std_error.isnan().tolist() == [True, False]
     assert float(found.failed_at[0]) == pytest.approx(0.5, abs=1e-6)
     assert bool(found.end.isfinite().all())
 
@@ -289,6 +289,7 @@ def test_modes_of_modules_are_kept() -> None:
         ),
         (lambda: eb.log_likelihood(lambda x, t: x[:, :1], VP(), normal(2, 2)), r"of shape \(2, 2\) .* got \(2, 1\)"),
         (lambda: eb.log_likelihood(lambda x, t: x, VP(), torch.ones(2, 2).long()), "floating point points"),
+        (lambda: eb.log_likelihood(lambda x, t: -x, VP(), torch.ones(2, 0)), r"floating point points .* got \(2, 0\)"),
     ],
 )
 def test_bad_input(make: Callable[[], object], message: str) -> None:

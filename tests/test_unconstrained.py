@@ -16,6 +16,7 @@ from torch.distributions.constraints import Constraint
 
 import ebmppl as eb
 from ebmppl.energies import Clamped, Energy, Gaussian, Unconstrained, as_energy, check_energy, unconstrained
+from ebmppl.losses import CD, ScoreMatching
 
 F64 = torch.float64
 
@@ -328,6 +329,27 @@ def test_one_number_outside_is_not_made_to_fit() -> None:
     z = energy.unconstrain({"x": f64([1.0, -1.0], [0.0, 1.0])})
     assert not bool(z.isfinite().all(-1).any())
     assert not bool(energy(z).isfinite().any())
+
+
+EDGES: list[tuple[Constraint, Tensor]] = [
+    (constraints.unit_interval, f64(0.5, 0.0, 1.0)),
+    (constraints.interval(-1.0, 2.0), f64(0.5, -1.0, 2.0)),
+    (constraints.half_open_interval(0.0, 1.0), f64(0.5, 0.0)),
+    (constraints.nonnegative, f64(0.5, 0.0)),
+    (constraints.simplex, f64([0.2, 0.3, 0.5], [0.5, 0.5, 0.0], [0.0, 0.5, 0.5])),
+]
+
+
+@pytest.mark.parametrize(("support", "x"), EDGES, ids=lambda e: "" if isinstance(e, Tensor) else type(e).__name__)
+def test_edges_of_a_support_are_not_taken_inside(support: Constraint, x: Tensor) -> None:
+    shape = tuple(x.shape[1:])
+    z = view(support, shape).unconstrain({"x": x})
+    assert z.reshape(len(x), -1).isfinite().all(1).tolist() == [True, *[False] * (len(x) - 1)]
+    energy = as_energy(lambda x: x.reshape(len(x), -1).square().sum(1), shape, support, batched=True)
+    for loss in (CD(kernel=partial(eb.Langevin, step_size=0.1)), ScoreMatching()):
+        assert bool(torch.isfinite(loss(energy)(x[:1])))
+        with pytest.raises(ValueError, match=r"unconstrained x \(infinite at the edge of a support\) = -?inf at row 1"):
+            loss(energy)(x)
 
 
 def test_values_of_unknown_or_missing_sites_are_refused() -> None:

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 Shape = Sequence[int]
 Support = Constraint | dict[str, Constraint]
 ONE_SITE = "x"
+_FORMS = {"value_and_grad", "matched", "log_z", "as_quadratic", "identity", "relaxed"} | {
+    "conditionals", "bonds", "pairs", "bipartite", "pairwise"
+}  # fmt: skip
 RESERVED = ("chain", "draw", "sample")  # dims of ArviZ
 
 
@@ -76,6 +79,12 @@ class Energy(nn.Module):
             constraint = self.site_support(name)
             if not isinstance(constraint, Constraint):
                 raise ValueError(f"expected a constraint as the support of site {name!r}, got {constraint!r}")
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """A class with a ``forward`` of its own has no closed form of a parent's, but for those that it gives itself."""
+        super().__init_subclass__(**kwargs)
+        for name in _FORMS - vars(cls).keys() if "forward" in vars(cls) else ():
+            setattr(cls, name, vars(Energy)[name])
 
     # draws of a run from which tracing its gradient pays: it saves some 10 us an operation, and costs up to a second
     traced_from: int = 1000

@@ -160,10 +160,12 @@ def _clamped_sites(energy: Energy, mask: object, values: object) -> tuple[Tensor
             f"expected the names of sites to clamp, among {sorted(energy.sites)}, and a dict of their values; "
             f"got {mask} and {sorted(values) if isinstance(values, Mapping) else type(values).__name__}"
         )
-    held = {n: _value(energy, n, values.get(n, 0.0)) for n in energy.sites}
+    given = {n: _value(energy, n, values[n]) for n in energy.sites if n in names}
+    zero = next(iter(given.values()), torch.zeros(())).new_zeros(())  # beside the values, wherever those are
+    held = {n: given.get(n, zero.expand(s)) for n, s in energy.sites.items()}
     rows = torch.broadcast_shapes(*(value.shape[: value.dim() - len(energy.sites[n])] for n, value in held.items()))
     full = energy.pack({n: value.expand((*rows, *energy.sites[n])) for n, value in held.items()})
-    flags = {n: torch.full(tuple(s), float(n in names)) for n, s in energy.sites.items()}
+    flags = {n: zero.new_full(tuple(s), float(n in names)) for n, s in energy.sites.items()}
     return energy.pack(flags) > 0, full
 
 

@@ -59,8 +59,17 @@ class ClassifierEnergy(Energy):
         return self._confinement(x) - self.logits(x).logsumexp(-1)
 
     def joint(self, x: Tensor, y: Tensor) -> Tensor:
-        """Energies ``(*batch)`` in nats of inputs ``(*batch, *event)`` with classes ``(*batch)``."""
-        return self._confinement(x) - self.logits(x).gather(-1, y.long().unsqueeze(-1)).squeeze(-1)
+        """Energies ``(*batch)`` in nats of inputs ``(*batch, *event)`` with classes ``(*batch)``, from 0.
+
+        Raises:
+            ValueError: for classes of another shape, or that the classifier doesn't have.
+        """
+        logits = self.logits(x)
+        if y.shape != logits.shape[:-1]:
+            raise ValueError(f"expected classes of shape {tuple(logits.shape[:-1])}, got {tuple(y.shape)}")
+        if bool(((y < 0) | (y >= logits.shape[-1])).any()):
+            raise ValueError(f"expected classes from 0 to {logits.shape[-1] - 1}, got {int(y.min())} to {int(y.max())}")
+        return self._confinement(x) - logits.gather(-1, y.long().unsqueeze(-1)).squeeze(-1)
 
     def log_prob_class(self, x: Tensor) -> Tensor:
         """Log p(y|x) of every class, ``(*batch, classes)``."""

@@ -161,12 +161,17 @@ _TF32 = 2.0**-10  # rounding of what a GPU's convolutions of float32 are made of
 def same_energy(a: Tensor, b: Tensor, *, of_batches: bool = False) -> bool:
     """Whether two energies agree up to the rounding of a differently shaped matrix product.
 
-    Those of batches of another size may come of other algorithms: on a GPU they may then differ by the rounding of TF32.
+    Those of batches of another size may come of other algorithms: on a GPU they may then differ by the rounding of TF32, and
+    under autocast by that of half precision.
     """
     if not b.is_floating_point():
         return torch.equal(a, b)
-    coarse = of_batches and b.is_cuda and b.dtype == torch.float32
-    tolerance = (_TF32 if coarse else torch.finfo(b.dtype).eps) ** 0.6
+    eps, device = torch.finfo(b.dtype).eps, b.device.type
+    if of_batches and b.is_cuda and b.dtype == torch.float32:
+        eps = max(eps, _TF32)
+    if of_batches and torch.is_autocast_enabled(device):
+        eps = max(eps, torch.finfo(torch.get_autocast_dtype(device)).eps)
+    tolerance = eps**0.6
     finite = torch.isfinite(b)
     scale = b[finite].abs().max().clamp(min=1.0) if bool(finite.any()) else 1.0
     return bool(torch.allclose(a / scale, b / scale, rtol=0.0, atol=tolerance, equal_nan=True))

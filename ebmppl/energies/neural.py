@@ -104,6 +104,8 @@ class MLPEnergy(Energy):
     @torch.no_grad()
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Closed form."""
+        if not self._plain():
+            return super().value_and_grad(x)
         flat = self._flat(x)
         a, found = flat, []
         *inner, last = self.net
@@ -129,11 +131,21 @@ class MLPEnergy(Energy):
         once = (along * torch.addcmul(grad, self.confine, flat)).sum(-1)
         return once, torch.addcmul(twice, self.confine, along.square().sum(-1))
 
-    def matched(self, x: Tensor, what: Matching) -> tuple[Tensor, Tensor | None]:
+    def matched(self, x: Tensor, what: Matching) -> tuple[Tensor, Tensor | None] | None:
         """In one piece."""
+        if not self._plain():
+            return None
         if len(self.event_shape) != 1:
             x, what = self._flat(x), what.flat()
         return mlp_forms.matched(x, what, self.confine, self.activation, self._parameters_in_order())
+
+    def _plain(self) -> bool:
+        """Whether layers and activation are as they were made, so that closed forms are those of ``forward``."""
+        if self.function is not ACTIVATIONS[self.activation].function or self.confine.requires_grad:
+            return False
+        layers = cast(Any, self._modules["net"])._modules.values()
+        linear = all(type(layer).forward is nn.Linear.forward for layer in layers)
+        return linear and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
 
     def _parameters_in_order(self) -> list[Tensor]:
         parts: list[Any] = []
@@ -143,7 +155,10 @@ class MLPEnergy(Energy):
         return parts[:-1]
 
     def _flat(self, x: Tensor) -> Tensor:
-        return x if len(self.event_shape) == 1 else x.flatten(x.dim() - len(self.event_shape))
+        if len(self.event_shape) == 1:
+            return x
+        rows, batch = flatten_batch(x, self.event_shape)
+        return rows.reshape(*batch, self.event_shape.numel())
 
     def extra_repr(self) -> str:
         """Shape and activation, for ``repr``."""

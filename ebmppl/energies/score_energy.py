@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from ebmppl.energies.base import Energy, Shape, flatten_batch
 from ebmppl.errors import EnergyError
@@ -28,7 +29,8 @@ class ScoreEnergy(Energy):
         t: the time (or noise level) at which the score is taken, finite; None for a score of points alone.
 
     Raises:
-        ValueError: for a score that isn't callable or an energy, or t not finite.
+        ValueError: for a score that isn't callable or an energy, or is given something by row (an energy is one function of a
+            point), or t not finite; at the first call, for a mask or guidance that does not fit, as kernels do.
 
     Example:
         >>> import ebmppl as eb
@@ -44,7 +46,13 @@ class ScoreEnergy(Energy):
     def __init__(self, score: Callable[..., Tensor], event_shape: Shape, t: float | None = None) -> None:
         if not callable(score) or isinstance(score, Energy):
             raise ValueError(f"expected a callable score, got {type(score).__name__}")
+        from ebmppl.score.conditions import num_conditions
+
+        rows = num_conditions(score)
+        if rows is not None:
+            raise ValueError(f"expected a score that is given the same for all points, got one given {rows} rows")
         super().__init__(event_shape)
+        self._looked = False
         self.fn, self.t = score, None if t is None else _time(t)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,11 +66,20 @@ class ScoreEnergy(Energy):
         """NaN ``(*batch)`` for the values, and minus the score ``(*batch, *event)``."""
         rows, batch = flatten_batch(x.detach(), self.event_shape)
         with torch.no_grad():
-            score = self.fn(rows) if self.t is None else self.fn(rows, rows.new_full((len(rows),), self.t))
+            time = () if self.t is None else (rows.new_full((len(rows),), self.t),)
+            if time and not self._looked and not is_in_torch_dispatch_mode():
+                self._look(rows, *time)
+            score = self.fn(rows, *time)
         if not isinstance(score, Tensor) or score.shape != rows.shape:
             got = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
             raise EnergyError(f"expected a score of shape {tuple(rows.shape)} (that of the points), got {got}")
         return rows.new_full((len(rows),), math.nan).reshape(batch), -score.reshape(x.shape)
+
+    def _look(self, x: Tensor, t: Tensor) -> None:
+        from ebmppl.score.conditions import check_conditions
+
+        check_conditions(self.fn, x, t)
+        self._looked = True
 
     def extra_repr(self) -> str:
         """Shape and time, for ``repr``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.distributions import Transform, biject_to, constraints
 from torch.distributions.constraints import Constraint
 
 from ebmppl.energies.base import ONE_SITE, Energy, Shape, require_energy
-from ebmppl.energies.supports import is_discrete, levels, storage
+from ebmppl.energies.supports import elementwise, is_discrete, levels, storage
 
 
 def unconstrained(energy: Energy) -> Energy:
@@ -109,6 +110,19 @@ class Unconstrained(Energy):
             integers = storage(levels(self.site_support(name)) or [1 << 32])
             values[name] = values[name].to(integers) if values[name].is_floating_point() else values[name]
         return values
+
+    def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The inverse of ``constrain``; infinite at the edge of a support, in whose place torch may take a point inside."""
+        transforms, found = self.transforms, dict(values)
+        for name in transforms.keys() & values.keys():
+            x, support = values[name], elementwise(self.energy.site_support(name))
+            z = transforms[name](x)
+            if isinstance(support, (constraints.interval, constraints.half_open_interval)):
+                z = z.masked_fill(x == support.lower_bound, -torch.inf).masked_fill(x == support.upper_bound, torch.inf)
+            if isinstance(support, type(constraints.simplex)):
+                z = z.masked_fill((x == 0).any(-1, keepdim=True), -torch.inf)
+            found[name] = z
+        return self.pack(found)
 
     @property
     def transforms(self) -> dict[str, Transform]:

@@ -24,7 +24,8 @@ from ebmppl.sampling.generate import transport
 from ebmppl.sampling.scopes import evaluating
 from ebmppl.score.base import SDE, over
 from ebmppl.score.conditions import choosing_rows
-from ebmppl.score.likelihood import log_likelihood, of_its_dtype
+from ebmppl.score.dtypes import of_its_dtype, require_state, state_dtype
+from ebmppl.score.likelihood import log_likelihood
 from ebmppl.score.parameterisations import same_shape
 
 _NUMBERS = 1 << 20  # of the points of a batch of draws
@@ -61,7 +62,8 @@ class ScoreDistribution(TorchDistribution):
             error stays. None for the exact divergence.
         log_prior: log density of points at T, ``(batch,)`` in nats; that of the SDE's prior when None. Draws are of the latter.
         seed: of the probes.
-        like: a tensor of the dtype and device of draws; the score's parameters where None, else torch's defaults.
+        like: a tensor of the dtype (float32 or float64) and device of draws; the score's parameters where None, else torch's
+            defaults.
         validate_args: look at values, as Pyro's distributions do.
 
     Raises:
@@ -105,7 +107,8 @@ class ScoreDistribution(TorchDistribution):
         dtype, device = dtype_and_device(self._flow.kernel.target)
         good = like is None or (isinstance(like, Tensor) and like.is_floating_point())
         require(good, "like as a floating point tensor", form(like))
-        self._like = torch.empty(0, dtype=dtype, device=device) if like is None else like.new_empty(0)
+        self._like = torch.empty(0, dtype=state_dtype(dtype), device=device) if like is None else like.new_empty(0)
+        require_state(self._like)
         super().__init__(size("the batch shape", batch_shape, 0), self._flow.event_shape, validate_args=validate_args)
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from ebmppl.kernels.score import Score, ScoreKernel, ScoreTarget
 from ebmppl.kernels.score_info import AdaptiveInfo
 from ebmppl.score.base import SDE
 from ebmppl.score.clock import Clock
-from ebmppl.score.ode import CALLS, CALM, attempt, error_ratio, factor, first_step
+from ebmppl.score.ode import CALLS, CALM, attempt, error_ratio, factor, first_step, second_look
 from ebmppl.score.velocity import velocity
 
 _LEAST_STEP = 1e-9  # of the time between the ends, in float64; under it a tolerance can't be met
@@ -75,6 +75,7 @@ class AdaptiveFlow(ScoreKernel):
     """
 
     calls_per_tick: ClassVar[int] = CALLS
+    rounded: ClassVar[Mapping[str, float]] = {"step_size": 0.0, "ratio": 0.5}
 
     def __init__(
         self,
@@ -92,6 +93,7 @@ class AdaptiveFlow(ScoreKernel):
         super().__init__(ScoreTarget(score, event_shape, sde.prior_std, sde))
         self.rtol, self.atol = positive("rtol", rtol), positive("atol", atol)
         self._sde, self._clock, self.forward = sde, Clock(sde), forward
+        self._careful = 1e-6 * (sde.t_max - self.t_min)
         self._span = self._clock.span(self.t_min, sde.t_max) * (1 if forward else -1)
 
     @property
@@ -110,8 +112,12 @@ class AdaptiveFlow(ScoreKernel):
         point, none = x.reshape(len(x), -1).clone(), x.new_zeros(len(x))
         time, begun = torch.full_like(none, self.first_time), point.clone() if self.forward else x.new_zeros(len(x), 0)
         slope = self._slope(x, time, self._clock.at(self._clock.of(time), x.dtype).rate, score)
-        step_size = torch.where(not_finite(slope.sum(1)), 0.0, self._first_step(point, slope, time))
-        unmet, calls = torch.zeros_like(none, dtype=torch.bool), torch.ones_like(none, dtype=torch.int64)
+        step_size, calls = self._first_step(point, slope, time), torch.ones_like(none, dtype=torch.int64)
+        if self.forward and self._clock.is_time:
+            ends = self._clock.of(time), step_size, self._careful, self.rtol, self.atol
+            step_size, calls = second_look(self._field, point, slope, *ends), calls + 1
+        step_size = torch.where(not_finite(slope.sum(1)), 0.0, step_size)
+        unmet = torch.zeros_like(none, dtype=torch.bool)
         rest = torch.full_like(none, CALM), none, none.clone(), unmet, calls
         return AdaptiveState(x, point, slope, begun, time, step_size, *rest)
 
@@ -134,8 +140,7 @@ class AdaptiveFlow(ScoreKernel):
         return self._slope(points, t, rate, self.target.fn(points, t))
 
     def _first_step(self, x: Tensor, slope: Tensor, time: Tensor) -> Tensor:
-        least = 1e-6 * abs(self._sde.t_max - self.t_min)
-        return first_step(x, slope, time, self._clock, self._span, least, self.rtol, self.atol)
+        return first_step(x, slope, time, self._clock, self._span, self._careful, self.rtol, self.atol)
 
     def tick(self, state: AdaptiveState, tuning: AdaptiveTuning, noise: Noise) -> tuple[AdaptiveState, Any]:
         """One attempted step of every chain; a later draw's first attempt, of size 0, finds its velocity."""

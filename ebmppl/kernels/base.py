@@ -42,15 +42,15 @@ class NoiseSpec(NamedTuple):
 class Kernel(MCMCKernel):
     """Abstract kernel. A final class states its algorithm in ``init``, ``noise`` and ``tick``; the base gives Pyro's interface.
 
-    A *state* is what the next tick needs, an *info* is what a person looks at, a *tuning* is what adaptation changes:
-    three NamedTuples of tensors with the chain axis first (the tuning is shared by all chains). States have their own
-    storage in every field and are never changed in place.
+    A *state* is what the next tick needs, an *info* what a person looks at, a *tuning* what adaptation changes: NamedTuples of
+    tensors, chains first (all share a tuning). States have their own storage in every field and are never changed in place.
 
     Class attributes:
         calls_per_tick: energy (or network) calls of one tick, the same for every chain.
         synchronous: True when every tick finishes a draw of every chain.
         exact: True when the kernel leaves the density exp(-E) invariant at any step size.
         scratch: fields of the state that a tick writes into, where nothing that was there will be read again.
+        rounded: fields of the state that hang on an estimated error, of which half may be rounding, and so much besides.
         proportional: fields of the state, where it has them, that double when the energy does.
         step_size_by_chain: whether ``step_size`` in the tuning may be ``(chains,)``, one for each chain.
         independent: whether a chain's draws don't depend on those before.
@@ -61,6 +61,7 @@ class Kernel(MCMCKernel):
     synchronous: ClassVar[bool] = True
     exact: ClassVar[bool] = True
     scratch: ClassVar[tuple[str, ...]] = ()
+    rounded: ClassVar[Mapping[str, float]] = {}
     proportional: ClassVar[tuple[str, ...]] = ("energy", "grad")
     step_size_by_chain: ClassVar[bool] = False
     independent: ClassVar[bool] = False
@@ -70,9 +71,8 @@ class Kernel(MCMCKernel):
     target: Energy
 
     def __init__(self, energy: Energy) -> None:
-        if not isinstance(energy, Energy):
-            hint = "; wrap a callable with as_energy(fn, event_shape)" if callable(energy) else ""
-            raise ValueError(f"expected an Energy, got {type(energy).__name__}{hint}")
+        hint = "; wrap a callable with as_energy(fn, event_shape)" if callable(energy) else ""
+        require(isinstance(energy, Energy), "an Energy", type(energy).__name__ + hint)
         self.energy = energy
         self.target = energy  # the energy in the coordinates in which the chains move
         self.model = None  # asked for by pyro.infer.MCMC

@@ -19,6 +19,7 @@ from ebmppl.kernels.score_info import ScoreInfo
 from ebmppl.score.agreement import require_process
 from ebmppl.score.base import SDE
 from ebmppl.score.conditions import check_conditions, choosing_rows
+from ebmppl.score.dtypes import of_its_dtype, require_state
 from ebmppl.score.parameterisations import same_shape
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -51,10 +52,13 @@ class ScoreTarget(Energy):
     def check(self, x: Tensor, t: Tensor) -> Tensor:
         """The score; ``ValueError`` where it has another shape or dtype than its points, or mixes rows of a batch.
 
-        A score with something given for each chain takes as many chains.
+        A score with something given for each chain takes as many chains. Points are float32 or float64: of half precision they
+        would not keep small steps. A network of half precision runs under ``torch.autocast`` around the run.
         """
-        check_conditions(self.fn, x, t)
-        score = same_shape(self.fn(x, t), x)
+        require_state(x)
+        with of_its_dtype(x):
+            check_conditions(self.fn, x, t)
+            score = same_shape(self.fn(x, t), x)
         if score.dtype != x.dtype or score.device != x.device:
             raise ValueError(f"expected a score {x.dtype} on {x.device}, got {score.dtype} on {score.device}")
         with choosing_rows(self.fn, 1):

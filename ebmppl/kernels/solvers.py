@@ -42,7 +42,7 @@ class _Level(NamedTuple):
 
 
 def _level(sde: SDE, time: float) -> _Level:
-    mean, std = sde.marginal(torch.tensor(time, dtype=torch.float64))
+    mean, std = sde.marginal(torch.tensor([time], dtype=torch.float64))
     return _Level(time, float(mean), float(std))
 
 
@@ -55,7 +55,7 @@ def linear(sde: SDE) -> LinearSDE:
 
 def _rates(sde: SDE, time: float) -> tuple[float, float]:
     """The drift's coefficient (0 for an SDE that isn't linear, whose drift comes apart) and g."""
-    t = torch.tensor(time, dtype=torch.float64)
+    t = torch.tensor([time], dtype=torch.float64)  # an SDE of one's own may count its rows
     f = float(sde.drift_coefficient(t)) if isinstance(sde, LinearSDE) else 0.0
     return f, float(sde.diffusion(t))
 

@@ -86,11 +86,12 @@ def normals(label: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
     """Standard normal numbers for labels and two keys that broadcast: the inverse distribution function at uniform words.
 
     Uniform numbers are the middles of 2^24 equal parts of (0, 1), in float64 of 2^32, so that no number is beyond 5.4, or
-    6.3, where 6e-8, or 2e-10, of the probability lies.
+    6.3, where 6e-8, or 2e-10, of the probability lies. In half precision these would be infinite: they are of float32, rounded.
     """
     key, other = keys.split(1, -1)
     word, bits = words(label, key, other), 32
     if dtype != torch.float64:
         word, bits = word >> 8, 24
     scale = 2.0 ** (1 - bits)
-    return word.to(dtype).mul_(scale).add_(scale / 2).erfinv_().mul_(sqrt(2.0))
+    wide = torch.float64 if bits == 32 else torch.float32
+    return word.to(wide).mul_(scale).add_(scale / 2).erfinv_().mul_(sqrt(2.0)).to(dtype)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import reduce
 from typing import Any, ClassVar, NoReturn
 
+import pyro
 import torch
 from pyro.infer.elbo import ELBO
 from torch import Tensor, nn
@@ -19,8 +20,9 @@ from ebmppl.energies.base import ONE_SITE, Energy, dtype_and_device, require_ene
 from ebmppl.energies.discrete import discrete
 from ebmppl.energies.supports import describe, elementwise, is_discrete
 from ebmppl.errors import EnergyError, NonFiniteLoss
-from ebmppl.losses.store import hidden_from_pyro, registered, require_own_names, shared_names
+from ebmppl.losses.store import hidden_from_pyro, registered, require_own_names, shared_names, warn_of_untrained
 
+UNCONSTRAINED = "unconstrained x (infinite at the edge of a support)"
 _MOST_BOUND = 16  # energies (and guides) that one loss remembers under SVI
 
 Data = Tensor | Mapping[str, Tensor]
@@ -161,6 +163,7 @@ class Loss(ELBO):
                 "expected something to train, got an energy (and loss) without parameters that require gradients"
             )
         value = self.differentiable_loss(energy, guide, *args, **kwargs)
+        warn_of_untrained(self._bound_to(energy, guide), value, pyro.get_param_store()._params.values())
         value.backward()
         return value.item()
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ebmppl.energies.base import Energy
 from ebmppl.kernels.base import require, whole
 from ebmppl.losses.base import BoundLoss, Loss
-from ebmppl.losses.gap import EnergyGap, Hidden, require_hidden, require_kernel
+from ebmppl.losses.gap import EnergyGap, Hidden, require_hidden, require_kernel, require_start
 from ebmppl.losses.negative import Held, KernelFactory, mixed
 from ebmppl.sampling.initial import Start, Uniform, starting_points
 from ebmppl.sampling.scopes import evaluating
@@ -93,7 +93,7 @@ class PCD(Loss):
         k: draws of every chain for each step, at least 1.
         kernel: makes the kernel of an energy.
         num_chains: how many chains.
-        start: where chains begin (as ``initial_params`` of ``MCMC``), and begin again: ``Uniform``, ``FromData``, ...
+        start: how points are drawn where chains begin, and begin again: ``Uniform(...)``, ``FromData(points)``, ...
         reinit: probability in [0, 1) with which a chain begins again at each step.
         buffer: so many points are kept, of which ``num_chains`` are moved at each step (replay buffer); ``num_chains``
             when None.
@@ -124,6 +124,7 @@ class PCD(Loss):
         super().__init__()
         require_kernel(kernel)
         require_hidden(hidden)
+        require_start(start)
         self.k, self.kernel, self.num_chains = whole("k", k, 1), kernel, whole("num_chains", num_chains, 1)
         self.size = self.num_chains if buffer is None else whole("buffer", buffer, self.num_chains)
         require(0 <= reinit < 1, "reinit in [0, 1)", reinit)

@@ -25,6 +25,12 @@ def require_kernel(kernel: object) -> None:
     require(factory, "kernel as a factory of kernels of an energy, such as eb.Gibbs", repr(kernel))
 
 
+def require_start(start: object) -> None:
+    """Raise ``ValueError`` for something else than a way to draw points, or None."""
+    drawn = start is None or hasattr(start, "sampler")
+    require(drawn, "start as a way to draw points, Uniform(...) or FromData(points)", f"a {type(start).__name__}")
+
+
 def require_hidden(hidden: object) -> None:
     """Raise ``ValueError`` for something else than "mean" or "sample"."""
     require(hidden in ("mean", "sample"), "hidden 'mean' or 'sample'", repr(hidden))
@@ -60,8 +66,8 @@ class EnergyGap(BoundLoss):
         """Checked points ``(rows, *event)``, hidden sites filled in; of an RBM's joint v alone where h is not looked at."""
         energy = self.energy
         if isinstance(energy, RBMJoint):
-            v = x if not isinstance(x, Mapping) else x["v"] if set(x) == {"v"} else None
-            if isinstance(v, Tensor) and v.shape[1:] == energy.rbm.event_shape:
+            v = x.get("v") if isinstance(x, Mapping) and set(x) == {"v"} else x
+            if isinstance(v, Tensor) and (v is not x or v.shape[1:] != energy.event_shape):
                 v = checked_data(energy.rbm, v)
                 used = self.begins_at_data or self.hidden == "sample"
                 if not used:

@@ -11,9 +11,9 @@ from torch import Tensor
 from ebmppl.energies.base import Energy
 from ebmppl.kernels.base import require, whole
 from ebmppl.losses.base import BoundLoss, Loss, at_dtype_of
-from ebmppl.losses.gap import EnergyGap, Hidden, require_hidden, require_kernel
+from ebmppl.losses.gap import EnergyGap, Hidden, require_hidden, require_kernel, require_start
 from ebmppl.losses.negative import KernelFactory
-from ebmppl.losses.noise import as_noise, energies_inside, step_seed
+from ebmppl.losses.noise import as_noise, energies_inside, require_cover, step_seed
 from ebmppl.sampling.initial import Start, Uniform
 from ebmppl.sampling.noise import seed_of
 
@@ -54,7 +54,7 @@ class MLE(Loss):
 
     Raises:
         ValueError: for more than one way, or counts out of range; when bound, for an energy without closed form if
-            nothing else is given, or for samples without a guide.
+            nothing else is given, or for samples without a guide; called, for one that doesn't cover the data.
 
     Example:
         >>> import torch
@@ -86,6 +86,7 @@ class MLE(Loss):
         if kernel is not None:
             require_kernel(kernel)
         require_hidden(hidden)
+        require_start(start)
         self.log_z, self.kernel, self.seed, self.hidden = log_z, kernel, seed, hidden
         self.num_chains, self.warmup = whole("num_chains", num_chains, 1), whole("warmup", warmup, 0)
         self.draws, self.start = whole("draws", draws, 1), start or Uniform()
@@ -162,7 +163,8 @@ class MLEByWeights(BoundLoss):
         self._weights: Tensor | None = None
 
     def terms(self, x: Tensor) -> dict[str, Tensor]:
-        """The mean energy, and the estimate of log Z."""
+        """The mean energy, and the estimate of log Z, which would lack what the proposal doesn't cover."""
+        require_cover(self.proposal.log_prob(x), "the data")
         y = at_dtype_of(self.energy, self.proposal.draw(self.num_samples, step_seed(int(self.seed), int(self.step))))
         log_weights = -energies_inside(self.energy, y) - self.proposal.log_prob(y)
         self._weights = log_weights.detach()

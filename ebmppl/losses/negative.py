@@ -10,8 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ebmppl.energies.base import Energy, dtype_and_device
+from ebmppl.energies.checks import check_gradient
 from ebmppl.energies.discrete import discrete, levels_of
+from ebmppl.energies.supports import is_discrete
 from ebmppl.kernels.base import Kernel, Told, require
+from ebmppl.losses.base import UNCONSTRAINED, require_finite
+from ebmppl.losses.scores import gradient_seen
 from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.draws import Draws
 from ebmppl.sampling.initial import Start, starting_points
@@ -49,6 +53,8 @@ class ModelChains(nn.Module):
         for name, value in self._make()._asdict().items():
             self.register_buffer(f"tuning_{name}", value)
         self._chains: dict[Any, Chains] = {}
+        target = self.kernel.target  # where all is real, gradients lead chains
+        self._graded = any(is_discrete(target.site_support(name)) for name in target.sites)  # or were seen
         self._next: int | None = None  # ticks after the last move
         self._left: list[
             tuple[Tensor, float]
@@ -79,9 +85,15 @@ class ModelChains(nn.Module):
         return self._kind(*(getattr(self, f"tuning_{name}") for name in self._kind._fields))
 
     def inward(self, x: Tensor) -> Tensor:
-        """Points of the energy ``(rows, *event)`` in the kernel's coordinates."""
+        """Points of the energy ``(rows, *event)`` in the kernel's coordinates.
+
+        Raises:
+            ValueError: for points at the edge of a support, which have none.
+        """
         target, energy = self.kernel.target, self.kernel.energy
         z = x if target is energy else target.unconstrain(energy.unpack(x))
+        if z is not x:
+            require_finite(UNCONSTRAINED, z)
         as_is = self._integers is None or not getattr(self.kernel, "integers", True)
         return z if as_is else z.to(self._integers)
 
@@ -105,8 +117,12 @@ class ModelChains(nn.Module):
             draws: of each.
             go_on: whether chains do, from where they end. If not, a kernel may leave out what only its next tick needs, and
                 with it a last look whether chains can go on from there (Langevin: that the gradient is finite).
+
+        Raises:
+            ValueError: for an energy over real points without gradient, or in steps: chains would walk at random.
         """
         with evaluating(self.kernel.target):  # once for all that follows
+            self._require_gradient(held[0])
             chains = self._at(held)
             end = None if go_on else self._told(chains, draws, self.kernel.held_after)
             if end is not None:
@@ -164,6 +180,8 @@ class ModelChains(nn.Module):
         """
         target, seed = self.kernel.target, mixed(int(self.seed), number)
         x = starting_points(target, start, chains, seed).points
+        with evaluating(target):
+            self._require_gradient(x)
         of_run, kept = Chains(self.kernel, x, seed), Draws(chains, fields=("position", "acceptance_rate"))
         if warmup:
             of_run.warm_up(warmup, Draws(chains, fields=("acceptance_rate",)), lambda: None, draws)
@@ -180,6 +198,13 @@ class ModelChains(nn.Module):
     def acceptance(self) -> float:
         """Of the last move or run, the mean acceptance rate; NaN before any."""
         return float(torch.stack([rate.mean() for rate in self._rates]).mean()) if self._rates else float("nan")
+
+    def _require_gradient(self, x: Tensor) -> None:
+        """Once it is seen there is no more to look at."""
+        if not self._graded:
+            target = self.kernel.target
+            check_gradient(target, x, finite=False)
+            self._graded = not target.has_values or gradient_seen(target, x, lambda e, at: e.value_and_grad(at)[1])
 
     def _at(self, held: Held) -> Chains:
         key = (held[0].shape, held[0].dtype, held[0].device)

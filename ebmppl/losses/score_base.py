@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 from ebmppl.energies.base import Energy
-from ebmppl.losses.base import BoundLoss, Data, Loss, at_dtype_of, checked_data, require_finite, require_numbers, shaped
+from ebmppl.losses.base import (
+    UNCONSTRAINED,
+    BoundLoss,
+    Data,
+    Loss,
+    at_dtype_of,
+    checked_data,
+    require_finite,
+    require_numbers,
+    shaped,
+)
 from ebmppl.losses.scores import (
     Scored,
     ScoreNetwork,
@@ -72,7 +82,7 @@ class BoundScoreLoss(SeededLoss):
             return x
         with torch.no_grad():
             z = cast(Energy, self.target).unconstrain(energy.unpack(x))
-        require_finite("unconstrained x", z)
+        require_finite(UNCONSTRAINED, z)
         return z
 
     def terms(self, x: Tensor) -> dict[str, Tensor]:

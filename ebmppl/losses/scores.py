@@ -116,12 +116,13 @@ def gradient(model: Scored, x: Tensor, *, graph: bool = False) -> Tensor:
     return found
 
 
-def gradient_seen(energy: Energy, x: Tensor) -> bool:
+def gradient_seen(energy: Energy, x: Tensor, of: Callable[[Energy, Tensor], Tensor] = gradient) -> bool:
     """Whether a loss's first calls have told that an energy has a gradient; not yet while it is constant, as at weights of 0.
 
     Args:
-        energy: what is matched.
+        energy: what is matched, or moves chains.
         x: the points ``(rows, *event)``; only where all gradients there are 0, points between them are looked at, too.
+        of: gradients ``(rows, *event)`` of an energy at points.
 
     Raises:
         ValueError: where it changes from point to point, yet its gradient is 0: it changes in steps.
@@ -129,7 +130,7 @@ def gradient_seen(energy: Energy, x: Tensor) -> bool:
 
     def graded(at: Tensor) -> bool:
         with torch.enable_grad():
-            return bool((gradient(energy, at.detach().requires_grad_()) != 0).any())
+            return bool((of(energy, at.detach().requires_grad_()) != 0).any())
 
     if graded(x):
         return True
@@ -137,8 +138,9 @@ def gradient_seen(energy: Energy, x: Tensor) -> bool:
     if any(graded(at) for at in others):  # data at minima
         return True
     with torch.no_grad():
-        values = torch.stack([energy(at) for at in (x, *others)])
-    if bool((values != values[0, 0]).any()):
+        values = torch.cat([energy(at) for at in (x, *others)])
+    values = values[values.isfinite()]  # walls around a plateau are no steps
+    if bool((values != values[:1]).any()):
         raise ValueError(f"expected an energy {NO_GRADIENT}")
     return False
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 import pyro
 from pyro import poutine
 from pyro.nn import PyroModule
-from torch import nn
+from torch import Tensor, nn
 
 from ebmppl.errors import SamplingWarning
 
 _names: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # in the store, one for each module
 _owners: WeakValueDictionary[str, PyroModule] = WeakValueDictionary()  # of names that ``PyroModule`` gives
 _numbers = itertools.count()
+_looked: WeakSet[nn.Module] = WeakSet()  # losses of which it was seen what they depend on
 
 
 def registered(loss: nn.Module, parts: Mapping[str, nn.Module]) -> None:
@@ -76,3 +77,39 @@ def require_own_names(parameters: list[tuple[PyroModule, str]]) -> None:
                 "pyro.clear_param_store() the name is free"
             )
         _owners[full] = module
+
+
+def warn_of_untrained(bound: nn.Module, loss: Tensor, others: Iterable[Tensor]) -> None:
+    """At the first loss of a module, warn of parameters that it depends on but that nobody trains.
+
+    Such as those of a module that the function of ``as_energy`` only mentions.
+
+    Args:
+        bound: whose parameters are trained.
+        loss: its first.
+        others: what is trained as well.
+    """
+    if bound in _looked:
+        return
+    _looked.add(bound)
+    own = {id(value) for value in (*bound.parameters(), *others)}
+    found: dict[int, tuple[int, ...]] = {}
+    nodes: list[Any] = [loss.grad_fn]
+    seen = {None}
+    while nodes:
+        node = nodes.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)  # of a node that adds to a leaf's gradient
+        if isinstance(leaf, nn.Parameter) and leaf.requires_grad and id(leaf) not in own:
+            found[id(leaf)] = tuple(leaf.shape)
+        nodes += [after for after, _ in node.next_functions]
+    if found:
+        warnings.warn(
+            f"the loss depends on {len(found)} parameters that are not those of energy or loss, so they are not trained, of "
+            f"shapes {list(found.values())[:5]}: modules that a function mentions are not seen; pass the module itself to "
+            "as_energy, or one that holds them",
+            SamplingWarning,
+            stacklevel=4,
+        )

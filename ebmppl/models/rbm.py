@@ -54,6 +54,8 @@ class RBM(Energy):
         own = vars(cls)
         if "linear" not in own and _TERMS & own.keys():
             cls.linear, cls.layered = None, own.get("layered", "visible_fields" in own)
+            if "log_visible" not in own:
+                cls.log_visible = RBM.log_visible  # type: ignore[method-assign]
 
     def __init__(
         self,
@@ -96,7 +98,7 @@ class RBM(Energy):
 
     def log_visible(self, h: Tensor) -> Tensor:
         """Log of the sum (integral) over v of exp(-E(v, h) - c'h), ``(*batch)`` in nats."""
-        raise NotImplementedError(f"{type(self).__name__} must implement log_visible(h)")
+        raise NotImplementedError(f"{type(self).__name__} has terms of its own and must implement log_visible(h)")
 
     def data_bias(self, data: Tensor, pseudocount: float) -> Tensor:
         """The visible biases of independent units with the statistics of data ``(points, V)``."""
@@ -122,7 +124,8 @@ class RBM(Energy):
 
     def joint_energy(self, v: Tensor, h: Tensor) -> Tensor:
         """E(v, h) ``(*batch)`` in nats of ``(*batch, V)`` and ``(*batch, H)``."""
-        return self.visible_energy(v) - (self.hidden_logits(v) * h.to(self.W.dtype)).sum(-1)
+        flatten_batch(h, torch.Size([self.num_hidden]))
+        return -(self.hidden_logits(v) * h.to(self.W.dtype)).sum(-1) + self.visible_energy(v)
 
     def hidden_logits(self, v: Tensor) -> Tensor:
         """Log-odds ``(*batch, H)`` of h = 1 given v: c + x(v)'W."""
@@ -154,7 +157,7 @@ class RBM(Energy):
     @property
     def log_z(self) -> Tensor | None:
         """Log partition function in nats where the layers don't interact (W = 0), else None."""
-        if bool(self.W.any()) or not self.layered:
+        if bool(self.W.any()) or not self.layered or type(self).log_visible is RBM.log_visible:
             return None
         return self.log_visible(torch.zeros_like(self.c)) + log1p_exp(self.c).sum()
 

@@ -11,7 +11,7 @@ from torch.distributions import constraints
 from torch.nn.functional import softplus
 
 from ebmppl.energies.algebra import GeometricPath, Tempered
-from ebmppl.energies.base import Energy, register
+from ebmppl.energies.base import Energy, flatten_batch, register
 from ebmppl.energies.discrete import Conditionals, Layers, RealLayers
 from ebmppl.energies.supports import is_discrete
 
@@ -52,6 +52,7 @@ class RBMJoint(Energy):
 
     def forward(self, x: Tensor) -> Tensor:
         """Energies ``(*batch)`` in nats of packed layers ``(*batch, V + H)``."""
+        flatten_batch(x, self.event_shape)
         v, h = x.split([self.rbm.num_visible, self.rbm.num_hidden], -1)
         return self.rbm.joint_energy(v, h)
 
@@ -91,14 +92,20 @@ class HiddenEnergy(Energy):
 
     Args:
         rbm: a ``BernoulliRBM``, ``SoftmaxRBM`` or ``GaussianRBM``.
+
+    Raises:
+        NotImplementedError: for a subclass with terms of its own whose ``log_visible`` is another class's.
     """
 
     def __init__(self, rbm: RBM) -> None:
         super().__init__((rbm.num_hidden,), constraints.boolean)
+        with torch.no_grad():
+            rbm.log_visible(rbm.c)  # whether it is known
         self.rbm = rbm
 
     def forward(self, h: Tensor) -> Tensor:
         """Energies ``(*batch)`` in nats of ``(*batch, H)``."""
+        flatten_batch(h, self.event_shape)
         return -(h.to(self.rbm.W.dtype) @ self.rbm.c) - self.rbm.log_visible(h)
 
     def identity(self) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ from ebmppl.sampling.at_hand import EVER, AtHand
 from ebmppl.sampling.capture import Captured
 from ebmppl.sampling.engines import Engine, Refused, compile_traced, get, put, together
 from ebmppl.sampling.noise import NoiseSource
-from ebmppl.sampling.places import Places
+from ebmppl.sampling.places import Places, whole
 from ebmppl.sampling.program import Carried, Log, Program, Traced, copy, first_log, flatten, unflatten
 from ebmppl.sampling.replay import NotReplayable, Replay
 from ebmppl.sampling.scopes import threads, using_threads
@@ -87,7 +87,7 @@ class Compiled:
         share: Share | None = None,
     ) -> None:
         self._least_nodes, self._share = least_nodes, share
-        self.places: Places | None = None  # its chains are in order
+        self.places: Places | None = None  # of the chains that tick, where they are not all
         self._at_hand = AtHand(noise) if share is None else share.at_hand
         self.program = program_at_hand(kernel, adaptation, self._at_hand)
         self.first = self.program.first(state, tuning, averaging)
@@ -213,8 +213,27 @@ class Compiled:
                 own.copy_(new)
         mine.adapting.fill_(adapting)
 
+    def narrow(self, active: Tensor | None) -> None:
+        """Let only the ``active`` chains tick (all when None): the others stay where they are."""
+        self.places = None if active is None else whole(active)
+
+    @property
+    def width(self) -> int:
+        """Chains of which ticks are computed."""
+        return len(self.first.state[0])
+
     def run(self, tick: int, ticks: int) -> dict[str, Tensor]:
         """So many ticks, the first of the run's number ``tick``; what they gave by name, ``(ticks, chains, ...)``."""
+        if self.places is None:
+            return self._run(tick, ticks)
+        still = self.places.used.logical_not().nonzero().squeeze(1)
+        before = [leaf.index_select(0, still) for leaf in self.leaves[: len(self.first.state)]]
+        log = self._run(tick, ticks)
+        for leaf, rows in zip(self.leaves, before, strict=False):
+            leaf.index_copy_(0, still, rows)
+        return log
+
+    def _run(self, tick: int, ticks: int) -> dict[str, Tensor]:
         made = 0
         with torch.no_grad():
             while made < ticks:

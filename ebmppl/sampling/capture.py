@@ -23,12 +23,13 @@ class Captured:
 
     def __init__(self, compiled: Flat, inputs: Sequence[Tensor], feedback: Sequence[int]) -> None:
         self.inputs = [tensor.clone() if i in set(feedback) else tensor for i, tensor in enumerate(inputs)]
+        moving = [self.inputs[i] for i in feedback]  # of the others some may be expanded, which nothing can write to
 
         def tick() -> None:
             outputs = compiled(list(self.inputs))
-            torch._foreach_copy_([self.inputs[i] for i in feedback], list(outputs))
+            torch._foreach_copy_(moving, list(outputs))
 
-        kept = [tensor.clone() for tensor in self.inputs]  # capturing needs a warm-up, which computes
+        kept = [tensor.clone() for tensor in moving]  # capturing needs a warm-up, which computes
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -41,7 +42,7 @@ class Captured:
                 for _ in range(ticks):
                     tick()
             self._graphs[ticks] = graph
-        torch._foreach_copy_(list(self.inputs), kept)
+        torch._foreach_copy_(moving, kept)
 
     def __call__(self, times: int) -> None:
         """So many calls."""

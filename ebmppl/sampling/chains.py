@@ -20,7 +20,7 @@ from ebmppl.sampling.noise import NoiseSource
 from ebmppl.sampling.parts import Parts
 from ebmppl.sampling.schedule import ENOUGH, FEW, require_some_good, stan_windows, ticks_to_next_look
 from ebmppl.sampling.scopes import PASSES, evaluating, threads, ticking, using_threads
-from ebmppl.sampling.stragglers import begin_anew, caught_up, narrow, ticked
+from ebmppl.sampling.stragglers import Block, begin_anew, next_block, ticked
 from ebmppl.sampling.unbroken import require_unbroken, unbroken
 
 _TICKS, _COMPILED_TICKS = 64, 256  # most between two looks at whether a window ended or all chains have their draws
@@ -59,21 +59,23 @@ class Chains:
         self._planned = 0  # draws so far
         self.broken = False  # see ``unbroken``
 
-    def _tick(self, *, adapt: bool, log: bool = False, active: Tensor | None = None) -> Any:
-        """Advance everything by one eager tick (only the ``active`` chains where given) and return the info."""
+    def _tick(self, *, adapt: bool, log: bool = False, active: Tensor | None = None, own: int | None = None) -> Any:
+        """One eager tick, of the ``active`` chains where given: the run's next, or their ``own``. Returns the info."""
         now, used = self.now, self.now.tuning
+        block = Block(now.tick, 1) if own is None else Block(own, 1, active)
         if adapt and now.adaptation is not None and self.adaptation is not None:
             used = self.adaptation.own_steps(now.adaptation.averaging, used)
-        state, info = self.kernel.tick(now.state, used, self.noise.row(now.tick))
+        state, info = self.kernel.tick(now.state, used, self.noise.row(block.first))
         if active is not None:
             info = info._replace(done=info.done & active)
             state = choose(active, state, now.state)
-        own, tuning = now.adaptation, now.tuning
-        if adapt and own is not None and self.adaptation is not None:
-            averaging, tuning = self.adaptation.update(own.averaging, tuning, info)
-            own = own._replace(averaging=averaging)
+        adapted, tuning = now.adaptation, now.tuning
+        if adapt and adapted is not None and self.adaptation is not None:
+            averaging, tuning = self.adaptation.update(adapted.averaging, tuning, info)
+            adapted = adapted._replace(averaging=averaging)
         entry = (now.log, self.kernel.position(state), info) if log else None
-        self.now = now._replace(tick=now.tick + 1, state=state, tuning=tuning, adaptation=own, log=entry)
+        now = ticked(now, block, self.num_chains)
+        self.now = now._replace(state=state, tuning=tuning, adaptation=adapted, log=entry)
         return info
 
     def prepare(self, draws: int, *, values: bool = True) -> bool:
@@ -117,13 +119,13 @@ class Chains:
         for length, metric in stan_windows(steps, self.num_chains):
             begun, tick = self._counts(), self.now.tick
 
-            def ticks(counts: Counts, length: int = length, begun: Counts = begun, tick: int = tick) -> int:
-                drawn = int((counts.finished - begun.finished).clamp_max(SHARES * length).sum())
+            def block(length: int = length, begun: Counts = begun, tick: int = tick) -> Block:
+                drawn = int((self._counts().finished - begun.finished).clamp_max(SHARES * length).sum())
                 left = length * self.num_chains - drawn
                 most = ticks_to_next_look(left, drawn, self.now.tick - tick, self.num_chains, self.kernel.synchronous)
-                return min(most, self._most_ticks())
+                return Block(self.now.tick, min(most, self._most_ticks()))
 
-            self._run(draws, ticks, report, adapt=True)
+            self._run(draws, block, report, adapt=True)
             require_some_good(begun, self._counts(), ENOUGH, self.now.tuning)
             self.end_window(metric=metric)
         if FEW <= steps < ENOUGH:
@@ -132,49 +134,48 @@ class Chains:
 
     @ticking
     def collect(self, num_samples: int, draws: Draws, report: Report, kept: int = 0) -> None:
-        """Tick until every chain has its draws, ``kept`` of them by now; one that has them goes on until all have theirs."""
+        """Tick every chain until it has its draws, ``kept`` of them by now."""
         require_unbroken(self)
         require(self.record, "chains that record their ticks", "record=False")
         if self.now.counts is None:
             self.now = self.now._replace(counts=draws.counts(self.device))
-        per_draw = self.kernel.ticks_per_draw if self.kernel.in_step else 1  # at most one draw a tick
-
-        def ticks(counts: Counts) -> int:
-            narrow(self, counts.finished < num_samples * draws.thinning)
-            left = per_draw * (num_samples * draws.thinning - int(counts.finished.min())) - self.now.tick % per_draw
-            return min(self._most_ticks(), left)
-
-        if self.prepare(num_samples * draws.thinning - int(self._counts().finished.min())):
+        wanted = num_samples * draws.thinning
+        if self.prepare(wanted - int(self._counts().finished.min())):
             begin_anew(self, draws, kept)
         draws.reserve(num_samples)
-        with caught_up(self, draws, report):
-            self._run(draws, ticks, report, adapt=False)
-
-    def _run(self, draws: Draws, ticks: Callable[[Counts], int], report: Report, *, adapt: bool) -> None:
         try:
-            while (n := ticks(self._counts())) > 0:
+            self._run(draws, lambda: next_block(self, wanted, self._most_ticks()), report, adapt=False)
+        finally:
+            if self.compiled is not None:
+                with unbroken(self):
+                    self.compiled.narrow(None)
+
+    def _run(self, draws: Draws, next_block: Callable[[], Block], report: Report, *, adapt: bool) -> None:
+        try:
+            while (block := next_block()).ticks > 0:
                 if self.compiled is not None:
                     with unbroken(self):
-                        self._take_in(draws, self._run_compiled(self.compiled, n, adapt=adapt), adapt=adapt)
+                        self._take_in(draws, self._run_compiled(self.compiled, block, adapt=adapt), adapt=adapt)
                 else:
-                    for _ in range(n):
-                        self._tick(adapt=adapt, log=True)
+                    for i in range(block.ticks):
+                        self._tick(adapt=adapt, log=True, active=block.chains, own=block.first + i)
                     self._harvest(draws, adapt=adapt)
                 report()
         except BaseException:
             self._harvest(draws, adapt=adapt)
             raise
 
-    def _run_compiled(self, compiled: Compiled | Parts, n: int, *, adapt: bool, first: int | None = None) -> Log:
-        """So many ticks, from the next one on, or of chains that are behind the ``first``; the next ones overwrite the log."""
+    def _run_compiled(self, compiled: Compiled | Parts, block: Block, *, adapt: bool) -> Log:
+        """A block of ticks; the next ones overwrite the log."""
         now = self.now
-        begin, own = now.tick if first is None else first, now.adaptation
+        own = now.adaptation
         compiled.load(now.state, now.tuning, None if own is None else own.averaging, adapting=adapt and own is not None)
+        compiled.narrow(block.chains)
         with using_threads(compiled.engine.threads):
-            log = compiled.run(begin, n)
+            log = compiled.run(block.first, block.ticks)
         state, tuning, averaging, *_ = compiled.carried
         own = None if own is None else own._replace(averaging=averaging)
-        self.now = ticked(now, compiled.places, begin, n)._replace(state=state, tuning=tuning, adaptation=own)
+        self.now = ticked(now, block, compiled.width)._replace(state=state, tuning=tuning, adaptation=own)
         return log
 
     def _counts(self) -> Counts:
@@ -222,7 +223,7 @@ class Chains:
                     self.now = advance_together(self.kernel, self.noise, self.now, count, rates)
                 else:
                     with unbroken(self):
-                        self._run_compiled(self.compiled, count, adapt=False)
+                        self._run_compiled(self.compiled, Block(self.now.tick, count), adapt=False)
             return
         if ticks is None and unseen and rates is None and self.kernel.independent:
             self.now = advance_apart(self.kernel, self.noise, self.now, n)
@@ -270,7 +271,7 @@ class Chains:
         now, tuning = self.now, self.now.tuning
         if self.adaptation is not None and now.adaptation is not None:
             tuning = self.adaptation.finish(now.adaptation, tuning)
-        self.now = Now(now.tick, self.kernel.restart(now.state), tuning, None, None, None)
+        self.now = Now(now.tick, self.kernel.restart(now.state), tuning, None, None, None, computed=now.computed)
 
     def _normal(self) -> Tensor:
         if self._search is None:

@@ -54,6 +54,7 @@ def save_run(mcmc: MCMC, path: str | Path) -> None:
             "results": {name: getattr(mcmc, name) for name in _RESULTS},
             "tick": now.tick,
             "own": now.own,
+            "computed": now.computed,
             "position": chains.position(),
             "state": now.state._asdict(),
             "tuning": now.tuning._asdict(),
@@ -92,6 +93,7 @@ def load_run(cls: type[MCMC], path: str | Path, kernel: Kernel) -> MCMC:
         counts=Counts(**saved["counts"]),
         log=None,
         own=saved.get("own"),
+        computed=saved.get("computed", saved["tick"] * mcmc.num_chains),
     )
     return mcmc
 

@@ -29,10 +29,7 @@ class Now(NamedTuple):
     counts: Counts | None
     log: tuple[Any, Tensor, Any] | None  # ticks that wait for their harvest: (older, position, info)
     own: Tensor | None = None  # (chains,) ticks that each chain has made, where some have left out the last ones
-
-    def ticks(self, chains: int) -> int:
-        """Of so many chains, all together."""
-        return self.tick * chains if self.own is None else int(self.own.sum())
+    computed: int = 0  # ticks of all chains together, with those of chains that nobody looked at
 
 
 Ticks = Sequence[Tensor] | Tensor  # values ``(chains, ...)`` of some ticks, one by one or stacked

@@ -36,7 +36,8 @@ def generate(
         backend: "auto", "eager", "inductor" or "cudagraph".
 
     Returns:
-        Draws ``(n, *event)`` at the dtype and device of the score's parameters (else torch's defaults).
+        Draws ``(n, *event)`` at the dtype and device of the score's parameters (else torch's defaults); at float32 where
+            these are of half precision, for which this is called under ``torch.autocast``.
 
     Raises:
         ValueError: for a kernel whose draws depend on one another or that doesn't begin at T, where draws of the prior are,

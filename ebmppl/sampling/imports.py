@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
@@ -13,15 +12,17 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
+from ebmppl.kernels.tracer import import_tracer
+
 
 def import_inductor() -> None:
     """Import Inductor (and with it Dynamo), where that has not been done; what is left out comes when it is looked at."""
     if "torch._inductor.compile_fx" in sys.modules:
         return
-    with warnings.catch_warnings(), suppress(Exception), _late_module("networkx"), _late_templates():
-        warnings.simplefilter("ignore")  # of torch about itself
-        # who needs it will import it as it is
-        importlib.import_module("torch._inductor.compile_fx")
+    with suppress(Exception), _late_module("networkx"):  # who needs it will import it as it is, or tell why it can't be
+        import_tracer()
+        with _late_templates():
+            importlib.import_module("torch._inductor.compile_fx")
 
 
 class _LateModule(ModuleType):

@@ -17,6 +17,7 @@ from ebmppl.errors import EnergyError
 from ebmppl.kernels.base import NoiseSpec, require
 from ebmppl.kernels.score import ScoreTarget
 from ebmppl.sampling.noise import NoiseSource
+from ebmppl.score.dtypes import state_dtype
 
 logger = logging.getLogger(__name__)
 RETRIES = 100
@@ -96,14 +97,15 @@ class FromData(NamedTuple):
 
 
 class FromPrior(NamedTuple):
-    """Draws of a score model's prior N(0, prior_std^2 I), at the dtype and device of its parameters and buffers."""
+    """Draws of a score model's prior N(0, prior_std^2 I), at the device and dtype (at least float32) of its parameters."""
 
     def sampler(self, target: Energy, chains: int, seed: int) -> Callable[[int], Tensor]:
         """See ``Start``."""
         require(isinstance(target, ScoreTarget), "a score model, which has a prior", type(target).__name__)
         assert isinstance(target, ScoreTarget)
         std, specs = target.prior_std, {"point": NoiseSpec("normal", tuple(target.event_shape))}
-        source = NoiseSource(specs, chains, seed, *dtype_and_device(target), "initial")
+        dtype, device = dtype_and_device(target)
+        source = NoiseSource(specs, chains, seed, state_dtype(dtype), device, "initial")
         return lambda attempt: std * source.row(attempt)["point"]
 
 

@@ -191,8 +191,8 @@ class MCMC:
 
     @property
     def gradients(self) -> int:
-        """Energy (or network) calls of all chains in all ticks so far."""
-        return self.now.ticks(self.num_chains) * self.kernel.calls_per_tick
+        """Energy (or network) calls of all chains in all ticks so far, with those beside the last chains that nobody needed."""
+        return self.now.computed * self.kernel.calls_per_tick
 
     def get_samples(self, num_samples: int | None = None, group_by_chain: bool = False) -> dict[str, Tensor]:  # noqa: FBT001, FBT002
         """Draws in the user's space by site, ``(chains * draws, *site)``, or ``(chains, draws, *site)`` by chain.

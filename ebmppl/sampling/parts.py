@@ -16,7 +16,7 @@ from ebmppl.sampling.at_hand import AtHand
 from ebmppl.sampling.backends import Compiled, Share, program_at_hand
 from ebmppl.sampling.native import Driver, Team
 from ebmppl.sampling.noise import NoiseSource
-from ebmppl.sampling.places import Places, pack
+from ebmppl.sampling.places import Places, pack, whole
 from ebmppl.sampling.pool import Pool, Unsuited, copy_all
 from ebmppl.sampling.program import Carried, first_log
 from ebmppl.sampling.replay import Replay
@@ -151,15 +151,17 @@ class Parts:
 
     # Which chains tick.
 
-    def pack(self, active: Tensor) -> Places:
-        """Places of some chains."""
-        return pack(active, self._size)
-
-    def narrow(self, active: Tensor) -> None:
-        """Let the ``active`` chains tick in fewer parts, where they fit in some."""
-        places = self.pack(active)
-        if len(places.chains) < (self.noise.chains if self.places is None else len(self.places.chains)):
-            self.arrange(places)
+    def narrow(self, active: Tensor | None) -> None:
+        """Let only the ``active`` chains tick (all when None): in fewer parts where they fit in some, else where they are."""
+        if active is None:
+            self.arrange(None)
+            return
+        now = whole(active) if self.places is None else self.places
+        packed, used = pack(active, self._size), now.used & active[now.chains]
+        if len(packed.chains) < len(now.chains) or int(used.sum()) < int(active.sum()):
+            self.arrange(packed)
+        else:
+            self.places = now._replace(used=used)
 
     def arrange(self, places: Places | None) -> None:
         """Let only these chains tick, in these places; all in order when None."""
@@ -190,9 +192,14 @@ class Parts:
                 leaf.index_copy_(0, chains[used], torch.cat(values)[used])
 
     @property
+    def width(self) -> int:
+        """Chains of which ticks are computed."""
+        return self.noise.chains if self.places is None else len(self.places.chains)
+
+    @property
     def _count(self) -> int:
         """Parts that tick."""
-        return len(self.parts) if self.places is None else len(self.places.chains) // self._size
+        return self.width // self._size
 
     # Running.
 

@@ -33,3 +33,8 @@ def pack(active: Tensor, size: int) -> Places:
     found = torch.arange(size).repeat(int(each.max()))
     used = torch.isin(torch.arange(len(found)), place)
     return Places(found.index_copy(0, place, chains[order]), used)
+
+
+def whole(active: Tensor) -> Places:
+    """All chains in order, of which some tick."""
+    return Places(torch.arange(len(active), device=active.device), active)

@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ebmppl.kernels.adaptation import Adaptation
 from ebmppl.kernels.base import Kernel
+from ebmppl.kernels.tracer import import_tracer
 from ebmppl.sampling.at_hand import EVER
 from ebmppl.sampling.compiler import Flat
 from ebmppl.sampling.decompositions import decompositions
@@ -184,6 +185,7 @@ def make_graph(
         inputs: of it.
         changed: known once it ran: of which inputs its outputs take the place.
     """
+    import_tracer()
     from torch._guards import TracingContext, tracing
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 

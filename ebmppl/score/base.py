@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +104,16 @@ class SDE(nn.Module):
 
 
 class LinearSDE(SDE):
-    """Abstract SDE with drift f(t) x and Gaussian marginals, so that each solver's steps are known in closed form."""
+    """Abstract SDE with drift f(t) x and Gaussian marginals, so that each solver's steps are known in closed form.
+
+    Raises:
+        ValueError: when a subclass is defined with a drift or diffusion of its own beside marginals of its parent's.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in ("drift", "drift_coefficient", "diffusion"):
+            require_beside(cls, name, ("marginal", "log_mean"), unknown=SDE)
 
     def drift_coefficient(self, t: Tensor) -> Tensor:
         """F(t) of the drift f(t) x, of the shape of t."""
@@ -146,6 +156,26 @@ class LinearSDE(SDE):
         return bisect(self.ratio, ratio, self.t_max)
 
 
+def require_beside(cls: type, name: str, forms: Sequence[str], unknown: type) -> None:
+    """Raise ``ValueError`` where a class defines a rate, and inherits all closed forms that come of it.
+
+    Args:
+        cls: the class.
+        name: of the rate.
+        forms: names of the closed forms, one of which is to be defined no earlier.
+        unknown: the class in which they are not there yet.
+    """
+    defined = {own: next((k for k in cls.__mro__ if own in vars(k)), unknown) for own in (name, *forms)}
+    inherited = [form for form in forms if defined[form] is not unknown]
+    place = cls.__mro__.index
+    if inherited and all(place(defined[name]) < place(defined[form]) for form in inherited):
+        form, parent = inherited[-1], defined[inherited[-1]].__name__
+        raise ValueError(
+            f"expected {' or '.join(forms)} defined beside {name} in {cls.__name__}, as they tell of the same diffusion, got "
+            f"{parent}'s ({form} = {parent}.{form} where it is right)"
+        )
+
+
 def bisect(increasing: Callable[[Tensor], Tensor], wanted: Tensor, t_max: float) -> Tensor:
     """The times in [0, t_max] at which a function of the time takes these values, to the last bit."""
     low, high = torch.zeros_like(wanted), torch.full_like(wanted, t_max)
@@ -161,7 +191,7 @@ class GenericSDE(SDE):
 
     Args:
         drift: f(x, t), from ``(batch, *event)`` and ``(batch,)`` to ``(batch, *event)``.
-        diffusion: g(t), from ``(batch,)`` to ``(batch,)``; or a callable that returns one number for all times.
+        diffusion: g(t), from ``(batch,)`` to ``(batch,)``; or a callable that returns one number for all times, a tensor or not.
         prior_std: standard deviation of the prior at t_max, > 0.
         t_max: the last time, > 0.
         marginal: from t to mean coefficient and standard deviation of x(t) given x(0), where known.
@@ -199,7 +229,11 @@ class GenericSDE(SDE):
         """The user's g(t)."""
         self.require_times(t)
         found = self.fn[1](t)
-        return self._of_shape("a diffusion", torch.full_like(t, found) if isinstance(found, (int, float)) else found, t)
+        if isinstance(found, (int, float)):
+            found = torch.full_like(t, found)
+        elif isinstance(found, Tensor) and not found.dim():
+            found = found.expand_as(t)
+        return self._of_shape("a diffusion", found, t)
 
     def marginal(self, t: Tensor) -> Marginal:
         """The user's, where given."""

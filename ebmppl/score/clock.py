@@ -50,6 +50,11 @@ class Clock:
         if isinstance(sde, PreservingSDE) and type(sde).time_at is not PreservingSDE.time_at and _inverts(sde):
             self._sde = sde
 
+    @property
+    def is_time(self) -> bool:
+        """Whether it shows the time."""
+        return self._sde is None
+
     def of(self, t: Tensor) -> Tensor:
         """Readings ``(rows,)`` at times ``(rows,)``."""
         t = t.double()

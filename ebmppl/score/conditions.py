@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ebmppl.arguments import require
+from ebmppl.score.dtypes import state_dtype
 
 Score = Callable[[Tensor, Tensor], Tensor]
 
@@ -21,7 +22,8 @@ class Conditional(nn.Module):
     chains. Inside a plain function it is not found: there it takes batches of as many points as there are rows.
 
     Args:
-        score: what is called inside; values given come to the dtype and device of its first floating tensor.
+        score: what is called inside; values given come to the device of its first floating tensor, and to its dtype (from
+            half precision to float32).
 
     Raises:
         ValueError: for what isn't callable.
@@ -44,7 +46,8 @@ class Conditional(nn.Module):
         """Keep what is given as a buffer, ``(rows, ...)`` where it is by row."""
         value = value.detach().clone()
         if self._like is not None:
-            value = value.to(self._like.device, self._like.dtype if value.is_floating_point() else value.dtype)
+            dtype = state_dtype(self._like.dtype) if value.is_floating_point() else value.dtype
+            value = value.to(self._like.device, dtype)
         self.register_buffer(name, value)
         if by_row:
             self.by_row = (*self.by_row, name)

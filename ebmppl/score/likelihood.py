@@ -17,6 +17,7 @@ from ebmppl.errors import SamplingWarning
 from ebmppl.score.agreement import require_process
 from ebmppl.score.base import SDE
 from ebmppl.score.conditions import check_conditions, num_conditions
+from ebmppl.score.dtypes import of_its_dtype, require_state
 from ebmppl.score.failures import failures
 from ebmppl.score.ode import Solution, solve
 from ebmppl.score.parameterisations import same_shape
@@ -35,7 +36,7 @@ class LogLikelihood(NamedTuple):
 
     Attributes:
         value: log p(x), ``(batch,)`` in nats; NaN where the flow could not be solved.
-        std_error: of the value, from the probes ``(batch,)``; 0 for an exact divergence, NaN for one probe.
+        std_error: of the value, from the probes ``(batch,)``; 0 for an exact divergence, NaN for one probe, or a failed point.
         end: where the flow carries the points, ``(batch, *event)`` at T.
         divergence: the integral of the flow's divergence from t_min to T, ``(batch,)`` in nats.
         failed_at: the time where the flow could not be solved, ``(batch,)``; 0 where it was.
@@ -90,7 +91,7 @@ def log_likelihood(
     Args:
         score: ``(x, t) -> score``, ``(batch, *event)`` from such points and times ``(batch,)``, differentiable in x.
         sde: the forward SDE.
-        x: points ``(batch, *event)``.
+        x: points ``(batch, *event)``, float32 or float64.
         rtol: relative tolerance of each step, > 0.
         atol: absolute tolerance, > 0, in units of x and in nats.
         t_min: where the flow begins, in (0, T).
@@ -119,7 +120,7 @@ def log_likelihood(
         x, signs = x.detach(), _signs(probes, x.reshape(len(x), -1), seed, same=same_probes)
         end, integrals, found = _flow(score, sde, x, (rtol, atol), t_min, signs, backend)
     divergence, prior = integrals.mean(1), _prior(log_prior or sde.prior(x.shape[1:], like=x).log_prob, end)
-    value, error = prior + divergence.masked_fill(found.failed_at != 0, math.nan), _standard_error(integrals, probes)
+    value, error = prior + divergence.masked_fill(found.failed_at != 0, math.nan), _error(integrals, probes, found)
     return LogLikelihood(value, error, end, divergence, found.failed_at, found.rows, found.unmet)
 
 
@@ -130,10 +131,12 @@ def _prior(log_prior: Callable[[Tensor], Tensor], end: Tensor) -> Tensor:
     return found
 
 
-def _standard_error(estimates: Tensor, probes: int | None) -> Tensor:
-    if probes is None:
-        return torch.zeros_like(estimates[:, 0])
-    return estimates.std(1) / math.sqrt(probes) if probes > 1 else torch.full_like(estimates[:, 0], math.nan)
+def _error(estimates: Tensor, probes: int | None, found: Solution) -> Tensor:
+    """The standard error of their mean; NaN of a point that failed."""
+    if probes == 1:
+        return torch.full_like(estimates[:, 0], math.nan)
+    error = torch.zeros_like(estimates[:, 0]) if probes is None else estimates.std(1) / math.sqrt(probes)
+    return error.masked_fill(found.failed_at != 0, math.nan)
 
 
 def _check(
@@ -151,10 +154,11 @@ def _check(
     require(callable(score), "a score (x, t) -> tensor", type(score).__name__)
     require(isinstance(sde, SDE), "an SDE", type(sde).__name__)
     assert isinstance(sde, SDE)
-    good = isinstance(x, Tensor) and x.dim() >= 1 and len(x) > 0 and x.is_floating_point()
+    good = isinstance(x, Tensor) and x.dim() >= 1 and x.numel() > 0 and x.is_floating_point()
     require(
         good, "floating point points (batch, *event)", tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
     )
+    require_state(x)
     require_process(score, sde, x.shape[1:])
     for name, tolerance in zip(("rtol", "atol"), tolerances, strict=True):
         positive(name, tolerance)
@@ -189,8 +193,8 @@ def _flow(
     """
     some = x if num_conditions(score) is not None else x[:_LOOKED]
     begun = x.new_full((len(some),), t_min)
-    check_conditions(score, some, begun)
     with of_its_dtype(x):
+        check_conditions(score, some, begun)
         same_shape(require_gradient(lambda at: score(at, begun), some, "a score"), some)
     compiled = backend == "inductor" or (backend == "auto" and x.device.type == "cpu" and len(x) >= _WORTH_COMPILING)
     most = max(1, min(_ROWS if compiled else len(x), _NUMBERS // x[0].numel()))
@@ -210,17 +214,6 @@ def _flow(
     if told is not None:
         warnings.warn(f"{told}. They are NaN, and their ends where the flow was then", SamplingWarning, stacklevel=3)
     return y[:, : flow.dimension].reshape(x.shape), y[:, flow.dimension :], Solution(y, failed_at, unmet, rows)
-
-
-@contextmanager
-def of_its_dtype(x: Tensor) -> Iterator[None]:
-    """Say so, where a score's first call fails for points of another dtype than its parameters."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not any(word in str(error) for word in ("same dtype", "scalar type", "Input type")):
-            raise
-        raise ValueError(f"expected points of the dtype of the score's parameters, got {x.dtype}: {error}") from error
 
 
 @contextmanager

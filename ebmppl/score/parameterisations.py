@@ -41,8 +41,8 @@ class Parameterisation(nn.Module):
         self.network, self.sde = network, sde
 
     def output(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """What is trained, ``(batch, *event)``: the network's output."""
-        return same_shape(self.called(x, t, labels), x)
+        """What is trained, ``(batch, *event)``: the network's output, at the dtype of x (under autocast it comes in half)."""
+        return same_shape(self.called(x, t, labels), x).to(x.dtype)
 
     def called(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         """The network at its own inputs, with labels where there are some."""
@@ -177,7 +177,7 @@ class EDM(Parameterisation):
     def output(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """F(c_in y, c_noise)."""
         mean, ratio, root = self._ratio(t)
-        return same_shape(self.called(x / over(mean * root, x), 0.25 * ratio.log(), labels), x)
+        return same_shape(self.called(x / over(mean * root, x), 0.25 * ratio.log(), labels), x).to(x.dtype)
 
     def target(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """(x - c_skip y) / c_out = (r x / s - s noise) / root."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ebmppl.arguments import positive, real, require
-from ebmppl.score.base import LinearSDE, Marginal, bisect
+from ebmppl.score.base import LinearSDE, Marginal, bisect, require_beside
 
 
 class VE(LinearSDE):
@@ -105,7 +106,16 @@ class KarrasVE(LinearSDE):
 
 
 class PreservingSDE(LinearSDE):
-    """Abstract: drift -beta(t) x / 2, so that a(t) = exp(-(integral of beta) / 2) and x(t) keeps the data's scale."""
+    """Abstract: drift -beta(t) x / 2, so that a(t) = exp(-(integral of beta) / 2) and x(t) keeps the data's scale.
+
+    Raises:
+        ValueError: when a subclass is defined with a ``beta`` of its own beside its parent's ``log_mean``, or the other way.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        require_beside(cls, "beta", ("log_mean",), unknown=PreservingSDE)
+        require_beside(cls, "log_mean", ("beta",), unknown=PreservingSDE)
 
     def beta(self, t: Tensor) -> Tensor:
         """The noise rate, of the shape of t."""

@@ -88,7 +88,7 @@ class RollBack:
         """Go back."""
         kept = run.roll_back()
         run.scale_learning_rate(self.learning_rate)
-        run.keep()  # so that the next time it is smaller yet
+        run.keep(kept)  # so that the next time it is smaller yet
         rate = float(run.optimizer.param_groups[0]["lr"])
         return f"back to the state after {kept} steps, with a learning rate of {rate:.3g}"
 

@@ -72,7 +72,8 @@ class Monitor:
     ) -> None:
         self.actions = [Warn()] if actions is None else list(actions)
         for action in self.actions:
-            require(callable(action), "actions as functions of a run and its health, such as RollBack()", repr(action))
+            made = callable(action) and not isinstance(action, type)
+            require(made, "actions as functions of a run and its health, such as RollBack()", repr(action))
         self.every = whole("every", every, 1)
         least = {"r_hat": 1.0, "ess": 0.0, "frozen": 0.0, "gap": 0.0, "acceptance": 0.0, "age": 0.0}
         given = {"r_hat": r_hat, "ess": ess, "frozen": frozen, "gap": gap, "acceptance": acceptance, "age": age}

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from ebmppl.errors import EnergyError, NonFiniteLoss
 from ebmppl.kernels.base import positive, require
 from ebmppl.losses.base import BoundLoss
+from ebmppl.losses.store import warn_of_untrained
 from ebmppl.sampling.scopes import evaluating
 from ebmppl.training.batches import Batches
 from ebmppl.training.ema import EMA
@@ -170,16 +171,17 @@ class Run:
         try:
             return None if self.monitor is None else self.monitor.look(self)
         except EnergyError as error:
-            what = NonFiniteLoss(
-                f"no chains after {self.step} steps: {error}", self.step, terms, self.snapshot()["bound"]
-            )
-            raise self._went_back(what) from error
+            what = f"no chains after {self.step} steps: {error}"
+            raise self._went_back(NonFiniteLoss(what, self.step, terms, self.snapshot()["bound"])) from error
 
     def _validation(self) -> float | None:
-        """Where it is due; a schedule that waits for it is told."""
+        """Where it is due; a schedule that waits for it is told. One that is not finite is a loss that is not."""
         if self.held_out is None or self.step % self.settings.validate_every:
             return None
-        value = self.validate()
+        try:
+            value = self.validate()
+        except NonFiniteLoss as error:
+            raise self._went_back(error, "held-out data: ") from None
         if isinstance(self.schedule, ReduceLROnPlateau):
             self.schedule.step(value)
         return value
@@ -187,6 +189,7 @@ class Run:
     def _gradients(self, loss: Tensor) -> float:
         """Set the gradients, clipped if asked for; their norm before that."""
         require(loss.requires_grad, "a loss that depends on the parameters", "one that does not")
+        warn_of_untrained(self.bound, loss, (p for group in self.optimizer.param_groups for p in group["params"]))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -200,10 +203,10 @@ class Run:
             clip_grads_with_norm_(parameters, self.settings.clip, total)
         return norm
 
-    def _went_back(self, error: NonFiniteLoss) -> NonFiniteLoss:
+    def _went_back(self, error: NonFiniteLoss, of: str = "") -> NonFiniteLoss:
         kept = self.roll_back()
         message = (
-            f"{error}; weights, optimiser and chains are back as they were after {kept} of {self.step} steps, the last "
+            f"{of}{error}; weights, optimiser and chains are back as they were after {kept} of {self.step} steps, the last "
             "good state: try a smaller learning rate, clip=..., or more draws of the chains"
         )
         return NonFiniteLoss(message, self.step, error.terms, error.state)
@@ -259,23 +262,22 @@ class Run:
         self.candidate = None
         return int(state["step"])
 
-    def keep(self) -> None:
-        """Take the state as it is for the last good one."""
-        self.kept, self.candidate = self.snapshot(), None
+    def keep(self, step: int | None = None) -> None:
+        """Take the state as it is for the last good one; ``step``: after how many steps it was, if not now."""
+        self.kept, self.candidate = self.snapshot() | ({} if step is None else {"step": step}), None
 
     def scale_learning_rate(self, factor: float) -> None:
         """Multiply the learning rates, those to come of the schedule, too, by a factor > 0."""
         factor = positive("factor", factor)
         for group in self.optimizer.param_groups:
-            for name in ("lr", "initial_lr", "max_lr", "min_lr"):
-                if name in group:
-                    group[name] = group[name] * factor
+            for name in {"lr", "initial_lr", "max_lr", "min_lr"} & group.keys():
+                group[name] = group[name] * factor
         schedules = [] if self.schedule is None else [self.schedule]
         while schedules:
             schedule = schedules.pop()
             schedules += getattr(schedule, "_schedulers", [])
-            if hasattr(schedule, "base_lrs"):
-                schedule.base_lrs = [rate * factor for rate in schedule.base_lrs]
+            for name in {"base_lrs", "max_lrs"} & vars(schedule).keys():
+                setattr(schedule, name, [rate * factor for rate in getattr(schedule, name)])
 
     # On disk.
 

@@ -1,6 +1,6 @@
 """NUTS and Langevin of many chains on a GPU, next to NumPyro's and torchebm's.
 
-    python -m tests.benchmarks.on_gpu [--chains 64 4096 65536] [--sides ours numpyro langevin] [--device cuda]
+    python -m tests.benchmarks.on_gpu [--chains 64 4096 65536] [--sides ours numpyro langevin] [--backend auto]
 
 NUTS of posterior (a) of nuts.py at its defaults, float32: effective draws a second (the smallest bulk ESS of all
 coordinates, from the call to draws on the host), first run and second run of a process; the second one is warm. Up to
@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,14 +40,16 @@ def told(side: str, chains: int, seconds: float, draws: np.ndarray, note: str) -
     import arviz as az
 
     some = draws[:COUNTED]
-    ess = float(az.ess(az.convert_to_dataset(some.astype(np.float64)))["x"].min()) * len(draws) / len(some)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "More chains", UserWarning)
+        ess = float(az.ess(az.convert_to_dataset(some.astype(np.float64)))["x"].min()) * len(draws) / len(some)
     print(
         f"{side}, {chains} chains, {draws.shape[1]} draws, {note}: {seconds:.1f} s, {ess / seconds:.0f} ESS/s",
         flush=True,
     )
 
 
-def ours(chains: int, device: str) -> None:
+def ours(chains: int, device: str, backend: str) -> None:
     import torch
 
     import ebmppl as eb
@@ -56,7 +59,7 @@ def ours(chains: int, device: str) -> None:
         x = 4 * torch.rand(chains, 25, generator=torch.Generator().manual_seed(seed)).to(device) - 2
         began = time.perf_counter()
         kernel = eb.NUTS(eb.as_energy(function, (25,), batched=True))
-        mcmc = eb.MCMC(kernel, size.draws, size.warmup, x, chains, seed=seed, disable_progbar=True)
+        mcmc = eb.MCMC(kernel, size.draws, size.warmup, x, chains, seed=seed, backend=backend, disable_progbar=True)
         mcmc.run()
         (draws,) = (v.cpu() for v in mcmc.get_samples(group_by_chain=True).values())
         seconds = time.perf_counter() - began
@@ -104,10 +107,11 @@ def main() -> None:
     parser.add_argument("--chains", type=int, nargs="+", default=[64, 4096, 65536])
     parser.add_argument("--sides", nargs="+", default=["langevin", "ours", "numpyro"])
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--backend", default="auto", help="of our NUTS")
     options = parser.parse_args()
     if len(options.sides) == 1 and len(options.chains) == 1:
         (side,), (chains,) = options.sides, options.chains
-        {"ours": lambda: ours(chains, options.device), "numpyro": lambda: theirs(chains)}.get(
+        {"ours": lambda: ours(chains, options.device, options.backend), "numpyro": lambda: theirs(chains)}.get(
             side, lambda: langevin(options.device)
         )()
         return
@@ -115,7 +119,9 @@ def main() -> None:
     for side in options.sides:
         for chains in options.chains if side != "langevin" else [1]:
             command = [sys.executable, "-m", "tests.benchmarks.on_gpu", "--sides", side, "--chains", str(chains)]
-            subprocess.run([*command, "--device", options.device], env=environment, check=False)
+            subprocess.run(
+                [*command, "--device", options.device, "--backend", options.backend], env=environment, check=False
+            )
 
 
 if __name__ == "__main__":

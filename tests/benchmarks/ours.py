@@ -25,12 +25,11 @@ class Watch:
 
     def __call__(self, kernel: Any, params: Any, stage: str, i: int) -> None:
         assert self.mcmc is not None
-        now, chains = self.mcmc.now, self.mcmc.num_chains
-        tick = now.tick
+        now = self.mcmc.now
         if stage == "Warmup":
-            self.warm = now.ticks(chains)
+            self.warm = now.computed
         elif now.own is None:  # all chains tick
-            self.looks.append((tick, time.perf_counter()))
+            self.looks.append((now.tick, time.perf_counter()))
 
     def tick(self) -> float:
         """Microseconds of a tick of all chains from the first look of the sampling phase, when all is compiled."""

@@ -1,0 +1,22 @@
+"""Torch's tracer, imported where it is first needed; where that fails, the first failure is told ever after."""
+
+from __future__ import annotations
+
+import importlib
+
+_failure: list[str] = []  # the first: what was imported halfway fails the next time for another reason
+
+
+def import_tracer() -> None:
+    """Import Inductor's package, and with it Dynamo, as ``make_fx`` would.
+
+    Raises:
+        ImportError: with the first reason in this process, such as a ``TORCHINDUCTOR_CACHE_DIR`` that can't be made.
+    """
+    if not _failure:
+        try:
+            importlib.import_module("torch._inductor")
+            return
+        except Exception as error:  # it makes folders and registers much
+            _failure.append(f"{type(error).__name__}: {error}")
+    raise ImportError(f"torch._inductor can't be imported: {_failure[0]}")
