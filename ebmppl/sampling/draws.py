@@ -173,7 +173,8 @@ def finished(log: Mapping[str, Ticks]) -> tuple[Tensor, Tensor]:
     hopeless = stacked(log["diverging"]) & (stacked(log["acceptance_rate"]) < HOPELESS)
     good, x = stacked(log["done"]) & ~hopeless, stacked(log["position"])
     chain, tick = good.mT.nonzero(as_tuple=True)
-    return x.flatten(0, 1).flatten(1).index_select(0, tick * x.shape[1] + chain), good.sum(0)
+    points = x.reshape(x.shape[0] * x.shape[1], -1)
+    return points.index_select(0, tick * x.shape[1] + chain), good.sum(0)
 
 
 def unlink(node: tuple[Any, Tensor, Any] | None) -> dict[str, Ticks]:
