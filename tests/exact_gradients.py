@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,6 +86,23 @@ def p_value(found: Tensor, exact: Tensor) -> float:
         return 0.0
     t = (off / error)[~fixed]
     return min(1.0, float(2 * stats.t.sf(float(t.max()), n - 1) * len(t)))
+
+
+def require_root_rate(errors: Mapping[int, Tensor]) -> None:
+    """That estimates of independent data land on the truth, and that their errors shrink as n^(-1/2), each at ``FALSE_ALARM``.
+
+    Args:
+        errors: by number of data, of which there are two, estimates minus the truth ``(sets, parameters)``.
+    """
+    (n, few), (more, many) = sorted(errors.items())
+    assert p_value(many, torch.zeros_like(many[0])) > FALSE_ALARM  # a bias of order 1/n is far below its error
+    scale = (n * few.square() + more * many.square()).mean(0).sqrt()  # so that all coordinates count alike
+    logs = [(found / scale).norm(dim=1).log() for found in (few, many)]
+    by_rate = [
+        stats.ttest_ind(logs[0], logs[1] + rate * math.log(more / n), equal_var=False).pvalue for rate in (0.0, 0.5)
+    ]
+    assert by_rate[1] > FALSE_ALARM
+    assert by_rate[0] < FALSE_ALARM  # so many sets tell what doesn't shrink
 
 
 class Reference(NamedTuple):

@@ -21,6 +21,7 @@ LAYERS = [
 ]
 # convenience that reaches up, from inside a function only: file -> the packages it may import
 UPWARD = {
+    "score/contract.py": {"energies"},  # when two batches' answers are the same
     "energies/score_energy.py": {"score"},  # how a conditional score looks at what it is given
     "kernels/base.py": {"sampling"},  # Pyro's interface, written once in the base
     "kernels/under_pyro.py": {"sampling"},  # and the chains behind it

@@ -631,6 +631,27 @@ def test_a_users_sde_takes_the_steps_of_ours() -> None:
         equal(noise.draw(theirs, x), noise.draw(ours, x))
 
 
+def variance_of_draws(kernel: SteppedKernel, data: float, start: float) -> float:
+    """Of the draws from N(0, data) under ``KarrasVE``, whose steps are linear, from N(0, start): exact."""
+    steps, variance = kernel._steps, start
+    for t, point, by_score, noise in zip(steps.time, steps.point, steps.score, steps.noise, strict=True):
+        slope = float(point - by_score / (data + t**2))
+        variance = slope**2 * variance + float(noise) ** 2
+    return variance
+
+
+@pytest.mark.parametrize("method", ["euler_maruyama", "ancestral"])
+def test_noise_levels_for_times_are_stepped_through_as_such(method: str) -> None:
+    """Of 100 even steps the last alone is at the data's scale: variances were 16 times and a ninth of the data's."""
+    data, sde = 0.3**2, KarrasVE(80.0)
+    score = lambda x, t: -x / (data + t**2).unsqueeze(1)
+    found = {
+        name: variance_of_draws(eb.ReverseSDE(score, sde, (1,), 100, method, **options), data, 80.0**2) / data
+        for name, options in {"ours": {}, "even": {"times": eb.score.uniform_times}}.items()
+    }
+    assert abs(found["ours"] - 1) < 0.15 < 0.8 < abs(found["even"] - 1)
+
+
 def test_a_users_sde_may_count_the_times_that_it_is_given() -> None:
     counted = eb.score.GenericSDE(lambda x, t: -x, lambda t: t.new_full((len(t),), 1.4), 1.0, 3.0)
     plain = eb.score.GenericSDE(lambda x, t: -x, lambda t: 1.4, 1.0, 3.0)
@@ -709,6 +730,23 @@ def test_a_score_that_is_nan_is_told_with_time_and_chains(
     assert bool((failed[:, 0] & ~failed[:, 1]).any())  # a chain's next draw begins anew
 
 
+@pytest.mark.parametrize("method", ["euler_maruyama", "heun"])
+@pytest.mark.parametrize(("lowest", "highest", "told"), [(0.5, 0.65, "0\\.6004"), (0.0, 0.15, "0\\.1009")])
+def test_a_drift_that_is_nan_is_told_of_its_own_step(
+    method: str, lowest: float, highest: float, told: str, device: torch.device
+) -> None:
+    """Of the last step, too, after which no score is asked for."""
+    score, drift = Broken(2.0, 3.0).to(device), Broken(lowest, highest).to(device)
+    kernel = eb.ReverseSDE(score, GenericSDE(drift, torch.ones_like, 1.0), (2,), 10, method)
+    with pytest.warns(SamplingWarning, match=rf"draws failed: .* not finite at t (=|from) {told}"):
+        x = eb.generate(kernel, 50, seed=0)
+    assert 0 < int(x.isnan().any(1).sum()) < 50
+    mcmc = eb.MCMC(kernel, 2, 0, num_chains=50, seed=0, disable_progbar=True)
+    mcmc.run()
+    draws = mcmc.get_samples(group_by_chain=True)["x"]
+    assert torch.equal(draws.isnan().any(2), mcmc.stats()["diverging"])
+
+
 def test_adaptive_steps_that_cannot_go_on_keep_the_state(device: torch.device) -> None:
     kernel = eb.AdaptiveFlow(Broken(0.0, 0.5).to(device), VP(), (2,))
     with pytest.warns(SamplingWarning, match=r"draws failed: .* not finite at t (=|from) 0\.5"):
@@ -729,6 +767,30 @@ def test_a_tolerance_under_rounding_is_told(device: torch.device) -> None:
 # Bad input.
 
 SCORE = lambda x, t: -x
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (lambda x, t: x - x.mean(0), "the score mixes the rows of a batch"),
+        (lambda x, t: -x[:1].expand_as(x), "the score mixes the rows of a batch"),
+        (lambda x, t: -x[-1:].expand_as(x), "the score mixes the rows of a batch"),
+        (lambda x, t: x.neg_(), "a score that leaves its points and times as they are, got one that writes over them"),
+        (lambda x, t: -x * t.mul_(0.999).view(-1, 1), "points and times as they are, got one that writes over them"),
+        (lambda x, t: torch.randn_like(x), "the same score for the same points, got another at a second call"),
+    ],
+)
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda s: eb.generate(eb.ReverseSDE(s, VP(), (2,), 5), 5, seed=0),
+        lambda s: eb.generate(eb.AdaptiveFlow(s, VP(), (2,)), 5, seed=0),
+        lambda s: eb.log_likelihood(s, VP(), normal(5, 2)),
+    ],
+)
+def test_scores_that_are_no_function_of_one_point(use: Callable[[Any], object], score: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        use(score)
 
 
 @pytest.mark.parametrize(

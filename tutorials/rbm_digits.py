@@ -75,9 +75,7 @@ def train(data: Tensor, held_out: Tensor, hidden: int, epochs: int) -> tuple[eb.
                 curve.append([record.epoch + 1.0, log_likelihood(rbm, data), log_likelihood(rbm, held_out)])
             if record.epoch % 10 == 9 or record.epoch == 0:
                 print(f"{record.epoch + 1:6d} {curve[-1][1]:9.2f} {curve[-1][2]:9.2f}")
-    with torch.no_grad():
-        for name, parameter in run.bound.named_parameters():
-            parameter.copy_(run.ema.average[name])  # the average is what is kept
+    run.ema.put()  # the average is what is kept
     return rbm, curve
 
 

@@ -73,9 +73,7 @@ def train(title: str, data: Tensor, steps: int, falling: int, monitor: Monitor) 
         ended = str(error)
         print(f"  {ended}")
     assert run.ema is not None
-    with torch.no_grad():
-        for name, parameter in run.bound.named_parameters():
-            parameter.copy_(run.ema.average[name])
+    run.ema.put()  # the average is what is kept
     checks = [record.health for record in records if record.health is not None]
     return Trained(title, records, checks, energy, run.bound.points.clone(), ended)
 

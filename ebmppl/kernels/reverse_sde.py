@@ -11,7 +11,8 @@ from ebmppl.kernels.base import positive, require, whole
 from ebmppl.kernels.score import Score, ScoreTarget, SteppedKernel, Steps, steps
 from ebmppl.kernels.solvers import Rows, corrected, denoised, euler, grid, heun, resampled
 from ebmppl.score.base import SDE
-from ebmppl.score.schedules import uniform_times
+from ebmppl.score.schedules import karras_times, uniform_times
+from ebmppl.score.sde import KarrasVE
 
 METHODS = ("euler_maruyama", "heun", "ancestral", "predictor_corrector")
 
@@ -44,7 +45,8 @@ class ReverseSDE(SteppedKernel):
         num_steps: from T to t_min, >= 1.
         method: as above.
         t_min: the last time, in (0, T).
-        times: the grid, a function of SDE, num_steps and t_min; see ``ebmppl.score``.
+        times: the grid, a function of SDE, num_steps and t_min; see ``ebmppl.score``. When None ``uniform_times``, but of
+            ``KarrasVE`` ``karras_times``: its time is the noise level, and few even steps would be at the data's scale.
         last_noise: add the last step's noise; without it, as usual, a draw is that step's mean.
         denoise: one more network call for the mean of x(0) given x(t_min) (Tweedie).
         snr: r > 0, of the corrector.
@@ -73,7 +75,7 @@ class ReverseSDE(SteppedKernel):
         method: str = "euler_maruyama",
         *,
         t_min: float = 1e-3,
-        times: Callable[[SDE, int, float], Tensor] = uniform_times,
+        times: Callable[[SDE, int, float], Tensor] | None = None,
         last_noise: bool = False,
         denoise: bool = False,
         snr: float = 0.16,
@@ -87,7 +89,8 @@ class ReverseSDE(SteppedKernel):
         self.snr, self.corrector_steps = positive("snr", snr), whole("corrector_steps", corrector_steps, 1)
         self.resample, self.jump = whole("resample", resample, 1), whole("jump", jump, 1)
         require(resample == 1 or method == "ancestral", 'the method "ancestral" to resample', repr(method))
-        at = grid(sde, times, self.num_steps, t_min)
+        best = karras_times if isinstance(sde, KarrasVE) else uniform_times
+        at = grid(sde, times or best, self.num_steps, t_min)
         super().__init__(ScoreTarget(score, event_shape, sde.prior_std, sde), self._rows(sde, at))
 
     def _rows(self, sde: SDE, at: list[float]) -> Steps:

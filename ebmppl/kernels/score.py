@@ -11,16 +11,13 @@ import torch
 from torch import Tensor
 
 from ebmppl.energies.base import Energy
-from ebmppl.energies.function import same_energy
 from ebmppl.errors import EnergyError
 from ebmppl.kernels.accept import not_finite, select, some
 from ebmppl.kernels.base import Kernel, Noise, NoiseSpec, positive, require
 from ebmppl.kernels.score_info import ScoreInfo
 from ebmppl.score.agreement import require_process
 from ebmppl.score.base import SDE
-from ebmppl.score.conditions import check_conditions, choosing_rows
-from ebmppl.score.dtypes import of_its_dtype, require_state
-from ebmppl.score.parameterisations import same_shape
+from ebmppl.score.contract import look
 
 Score = Callable[[Tensor, Tensor], Tensor]
 
@@ -50,24 +47,8 @@ class ScoreTarget(Energy):
         raise EnergyError("expected an energy, got a score model: its density is known by log_likelihood alone")
 
     def check(self, x: Tensor, t: Tensor) -> Tensor:
-        """The score; ``ValueError`` where it has another shape or dtype than its points, or mixes rows of a batch.
-
-        A score with something given for each chain takes as many chains. Points are float32 or float64: of half precision they
-        would not keep small steps. A network of half precision runs under ``torch.autocast`` around the run.
-        """
-        require_state(x)
-        with of_its_dtype(x):
-            check_conditions(self.fn, x, t)
-            score = same_shape(self.fn(x, t), x)
-        if score.dtype != x.dtype or score.device != x.device:
-            raise ValueError(f"expected a score {x.dtype} on {x.device}, got {score.dtype} on {score.device}")
-        with choosing_rows(self.fn, 1):
-            alone = self.fn(x[:1], t[:1])
-        if not same_energy(alone, score[:1], of_batches=True):
-            raise ValueError(
-                "the score mixes the rows of a batch: that of chain 0 alone differs from the one beside others"
-            )
-        return score
+        """The score, see ``contract.look``."""
+        return look(self.fn, x, t)
 
 
 class ScoreKernel(Kernel):
@@ -250,11 +231,11 @@ class SteppedKernel(ScoreKernel):
             row = rows[step].unbind(0)
             time = row[0].expand(len(x))
             score = self.target.fn(x, time)
-            if not math.isfinite(float(score.sum())):  # in some chain
-                bad = not_finite(score.reshape(len(x), -1).sum(1))
+            x, history = self._moved(x, time, score, row, history, numbers)
+            if not math.isfinite(float(x.sum())):  # in some chain
+                bad = not_finite(x.reshape(len(x), -1).sum(1))
                 failed_at = torch.where((failed_at == 0) & bad, time, failed_at)
                 rate = (failed_at == 0).to(x.dtype)
-            x, history = self._moved(x, time, score, row, history, numbers)
             step += 1
             rates.append(rate)
             if step == self._ticks:
@@ -270,8 +251,8 @@ class SteppedKernel(ScoreKernel):
         row = tuning.table.index_select(0, state.step[:1]).squeeze(0).unbind(0)
         time = row[0].expand(len(x))
         score = target.fn(x, time)
-        bad = not_finite(score.reshape(len(x), -1).sum(1))
         new, history = self._moved(x, time, score, row, state.history, noise)
+        bad = not_finite(new.reshape(len(x), -1).sum(1))  # of the score, or of a user's drift
         n_steps = state.step + 1
         done = n_steps == self._ticks
         first = (state.failed_at == 0) & bad

@@ -11,6 +11,7 @@ from torch.distributions import Distribution
 
 from ebmppl.energies.base import Energy
 from ebmppl.energies.supports import is_discrete
+from ebmppl.energies.unconstrained import unconstrained
 from ebmppl.kernels.base import positive, require, whole
 from ebmppl.losses.base import BoundLoss, Loss, shaped
 from ebmppl.losses.noise import (
@@ -60,8 +61,8 @@ class ContrastiveNCE(Loss):
 
     Raises:
         ValueError: for an unknown form, counts or a scale out of range, or a ``conditional`` of the ranking form; bound,
-            for a guide of other shapes, or a discrete energy without a ``conditional``; called, for noise that doesn't
-            cover the data.
+            for a guide of other shapes, or without a ``conditional`` a discrete energy, or one over a simplex or other
+            support of no volume; called, for noise that doesn't cover the data.
 
     Example:
         >>> import ebmppl as eb
@@ -148,6 +149,11 @@ class BoundConditional(_Contrast):
         if self.conditional is None and unordered:
             raise ValueError(
                 f"expected a conditional for an energy with the discrete sites {unordered}: normal noise is for real ones"
+            )
+        if self.conditional is None and unconstrained(energy).event_shape.numel() < energy.event_shape.numel():
+            raise ValueError(
+                f"expected a conditional for an energy over {energy.support}, of fewer dimensions than its points have "
+                "coordinates: normal noise never stays there"
             )
 
     def terms(self, x: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:

@@ -26,9 +26,9 @@ class NCE(Loss):
 
     of data x and nu times as many points of noise y. At the minimum c estimates log Z, and the energy is normalised
     without an integral. The guide is the noise p_n: a torch or Pyro distribution over one point, an energy with ``log_z``
-    and ``sample``, or a Pyro program whose sample sites are the energy's. It is held, not trained. It must be positive
-    where the data are, and works best when it is near them. Noise outside the energy's support counts with model density
-    0.
+    and ``sample``, or a Pyro program or automatic guide whose sample sites are the energy's. It is held, not trained. It
+    must be positive where the data are, and works best when it is near them. Noise outside the energy's support counts
+    with model density 0.
 
     References:
         Gutmann and Hyvarinen 2012, "Noise-contrastive estimation of unnormalized statistical models, with applications

@@ -1,16 +1,18 @@
-"""The noise of noise-contrastive losses: a distribution, a Pyro program, or an energy with known log Z and exact draws."""
+"""The noise of noise-contrastive losses: a distribution, a Pyro program or guide, or an energy with log Z and exact draws."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from ebmppl.energies.base import Energy
 from ebmppl.energies.discrete import discrete
 from ebmppl.energies.supports import elementwise, is_discrete
+from ebmppl.losses.noise_auto import AutoNoise
 from ebmppl.losses.noise_base import (
     Noise,
     energies_inside,
@@ -50,8 +52,8 @@ def as_noise(guide: object, energy: Energy) -> Noise:
     """The noise of an energy's loss.
 
     Args:
-        guide: a torch or Pyro distribution over one point; an energy with ``log_z`` and ``sample``; or a Pyro program
-            whose sample sites are the energy's sites.
+        guide: a torch or Pyro distribution over one point; an energy with ``log_z`` and ``sample``; or a Pyro program or
+            automatic guide (``AutoNormal``, ``AutoMultivariateNormal``, ...) whose sample sites are the energy's sites.
         energy: that is trained.
 
     Raises:
@@ -61,6 +63,8 @@ def as_noise(guide: object, energy: Energy) -> Noise:
         return DistributionNoise(guide, energy)
     if isinstance(guide, Energy):
         return EnergyNoise(guide, energy)
+    if isinstance(guide, AutoGuide):
+        return AutoNoise(guide, energy)
     if callable(guide):
         return ProgramNoise(guide, energy)
     raise ValueError(

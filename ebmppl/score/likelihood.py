@@ -16,11 +16,11 @@ from ebmppl.arguments import form, positive, require, whole
 from ebmppl.errors import SamplingWarning
 from ebmppl.score.agreement import require_process
 from ebmppl.score.base import SDE
-from ebmppl.score.conditions import check_conditions, num_conditions
-from ebmppl.score.dtypes import of_its_dtype, require_state
+from ebmppl.score.conditions import num_conditions
+from ebmppl.score.contract import look
+from ebmppl.score.dtypes import require_state
 from ebmppl.score.failures import failures
 from ebmppl.score.ode import Solution, solve
-from ebmppl.score.parameterisations import same_shape
 from ebmppl.score.pullback import require_gradient
 from ebmppl.score.velocity import Flow
 
@@ -105,7 +105,7 @@ def log_likelihood(
         Values with their errors; no gradient flows through them.
 
     Raises:
-        ValueError: for arguments outside these ranges, a score of another shape or dtype, or one that has another ``sde``.
+        ValueError: for arguments outside these ranges, a score of another shape, dtype or ``sde``, or one that mixes rows.
 
     Warns:
         SamplingWarning: where the flow could not be solved to the tolerance, or a score was not finite: which points, when.
@@ -193,9 +193,8 @@ def _flow(
     """
     some = x if num_conditions(score) is not None else x[:_LOOKED]
     begun = x.new_full((len(some),), t_min)
-    with of_its_dtype(x):
-        check_conditions(score, some, begun)
-        same_shape(require_gradient(lambda at: score(at, begun), some, "a score"), some)
+    look(score, some, begun)
+    require_gradient(lambda at: score(at, begun), some, "a score")
     compiled = backend == "inductor" or (backend == "auto" and x.device.type == "cpu" and len(x) >= _WORTH_COMPILING)
     most = max(1, min(_ROWS if compiled else len(x), _NUMBERS // x[0].numel()))
     size = -(-len(x) // -(-len(x) // most))

@@ -65,7 +65,8 @@ class VE(LinearSDE):
 class KarrasVE(LinearSDE):
     r"""Variance exploding with the noise level for a time: :math:`\sigma(t) = t`, so :math:`dx = \sqrt{2t}\,dw`.
 
-    A score model of it is called with noise levels, as NCSN's and EDM's are, and as ``AnnealedLangevin`` calls it.
+    A score model of it is called with noise levels, as NCSN's and EDM's are, and as ``AnnealedLangevin`` calls it. Of evenly
+    spread times nearly all are large noise: train it with ``EDMWeighting`` or ``NoiseLevels``.
 
     References:
         Karras, Aittala, Aila and Laine 2022, "Elucidating the design space of diffusion-based generative models", section 3.

@@ -1,0 +1,58 @@
+"""What a score must keep, looked at once before a run: an error says what was wanted and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ebmppl.arguments import require
+from ebmppl.score.conditions import check_conditions, chosen_rows
+from ebmppl.score.dtypes import of_its_dtype, require_state
+from ebmppl.score.parameterisations import same_shape
+
+Score = Callable[[Tensor, Tensor], Tensor]
+
+
+def look(score: Score, x: Tensor, t: Tensor) -> Tensor:
+    """The score ``(rows, *event)`` at points of that shape and times ``(rows,)``.
+
+    A score with something given for each row takes as many rows. Points are float32 or float64: of half precision they would not
+    keep small steps. A network of half precision runs under ``torch.autocast`` around the run.
+
+    Raises:
+        ValueError: for a score of another shape, dtype or device than its points, one that writes over these, that is random or
+            that mixes the rows of a batch, and for conditions that don't fit.
+    """
+    require_state(x)
+    with of_its_dtype(x):
+        check_conditions(score, x, t)
+        found = same_shape(_untouched(score, x, t), x)
+    if found.dtype != x.dtype or found.device != x.device:
+        raise ValueError(f"expected a score {x.dtype} on {x.device}, got {found.dtype} on {found.device}")
+    _require_rows_apart(score, x, t, found)
+    return found
+
+
+def _untouched(score: Score, x: Tensor, t: Tensor) -> Tensor:
+    given = x.clone(), t.clone()
+    found = score(*given)
+    same = all(bool(((now == before) | (before != before)).all()) for now, before in zip(given, (x, t), strict=True))
+    require(same, "a score that leaves its points and times as they are", "one that writes over them")
+    return found
+
+
+def _require_rows_apart(score: Score, x: Tensor, t: Tensor, found: Tensor) -> None:
+    from ebmppl.energies.function import same_energy
+
+    row = len(x) // 2  # not the first or last one, which a score of one row for all would show
+    with chosen_rows(score, torch.tensor([row])):
+        alone = score(x[row : row + 1].clone(), t[row : row + 1].clone())
+    if same_energy(alone, found[row : row + 1], of_batches=True):
+        return
+    again = same_energy(score(x.clone(), t.clone()), found)
+    require(again, "the same score for the same points", "another at a second call: is something random inside?")
+    raise ValueError(
+        f"the score mixes the rows of a batch: that of chain {row} alone differs from the one beside others"
+    )
