@@ -76,11 +76,10 @@ def worst_difference(found: Tensor, wanted: Tensor) -> float:
     return float(((found - wanted).abs() / wanted.abs().clamp_min(1))[finite].amax()) if bool(finite.any()) else 0.0
 
 
-def compare_state_by_state(kernel: Kernel, x: Tensor) -> float:
-    """Worst difference of a compiled tick from the eager one of the same state, over ``TICKS`` ticks, in every field."""
+def ticks_state_by_state(kernel: Kernel, x: Tensor) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """In every field a compiled tick and the eager one of the same state, ``TICKS`` times, from where the eager one led."""
     chains, compiled = compile_chains(kernel, x)
-    program, worst = compiled.program, 0.0
-    carried = compiled.first
+    program, carried = compiled.program, compiled.first
     with torch.no_grad(), using_threads(1):
         for tick in range(TICKS):
             state, tuning, averaging, adapting, _ = carried
@@ -92,10 +91,29 @@ def compare_state_by_state(kernel: Kernel, x: Tensor) -> float:
                 before.rows[row].fill_(tick % size)
             carried, info = program.tick(before, compiled.chunks)
             wanted = flatten(carried)[: -len(carried.rows)]
-            worst = max(worst, *(worst_difference(a, b) for a, b in zip(after, wanted, strict=False)))
-            worst = max(worst, worst_difference(log["position"][0], kernel.position(carried.state)))
-            worst = max(worst, *(worst_difference(log[n][0], v) for n, v in info._asdict().items()))
-    return worst
+            logged = [(log["position"][0], kernel.position(carried.state))]
+            logged += [(log[name][0], value) for name, value in info._asdict().items()]
+            yield [*zip(after, wanted, strict=False), *logged]
+
+
+def compare_state_by_state(kernel: Kernel, x: Tensor) -> float:
+    """Worst difference of a compiled tick from the eager one of the same state, over ``TICKS`` ticks, in every field."""
+    return max(worst_difference(a, b) for pairs in ticks_state_by_state(kernel, x) for a, b in pairs)
+
+
+def count_unlike(kernel: Kernel, x: Tensor, tolerance: float) -> int:
+    """Chains, over all ticks, that differ by more in some field; of a tick in which none does, what they share must not."""
+    count = 0
+    for pairs in ticks_state_by_state(kernel, x):
+        unlike, shared = torch.zeros(len(x), dtype=torch.bool), False
+        for found, wanted in pairs:
+            same = torch.isclose(found, wanted, rtol=tolerance, atol=tolerance, equal_nan=True)
+            if found.dim() and len(found) == len(x):
+                unlike |= ~same.reshape(len(x), -1).all(1)
+            else:
+                shared |= not bool(same.all())
+        count += int(unlike.sum()) or (len(x) if shared else 0)
+    return count
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -108,8 +126,21 @@ def test_compiled_ticks_equal_eager_ones_state_by_state(name: str) -> None:
     assert compare_state_by_state(KERNELS[name].factory(BANANA), x) < 1e-10
 
 
-def test_the_comparison_sees_a_wrong_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One number of one chain off by 1e-6 is found."""
+@pytest.mark.long
+@pytest.mark.parametrize("name", KERNELS)
+def test_in_float32_too_but_for_decisions_that_rounding_turns(name: str) -> None:
+    """As above. Hamiltonians of up to 1e3, sums of some ten numbers, are rounded by up to 1e-3 (8 x 6e-8 x 1e3 is 5e-4).
+
+    A decision falls the other way where its uniform number is as near as that to the rate of acceptance: mostly some 1e-6,
+    in 14,000 chains and ticks 0.1 times at most; then four times has a probability of 4e-6.
+    """
+    x = 1.5 * torch.randn(STATES, 3, generator=torch.Generator().manual_seed(1))
+    assert count_unlike(KERNELS[name].factory(BANANA), x, 1e-3) <= 3
+
+
+@pytest.mark.parametrize("off", [1e-6, 1e-2])
+def test_the_comparison_sees_a_wrong_compiler(off: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One number of one chain off by 1e-6 is found; by 0.01 in every tick at the tolerance of float32."""
     x = torch.randn(STATES, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     kernel = KERNELS["langevin"].factory(BANANA)
     monkeypatch.setattr(backends, "_LARGE", 0)  # the function itself is called, so that it can be replaced
@@ -118,12 +149,15 @@ def test_the_comparison_sees_a_wrong_compiler(monkeypatch: pytest.MonkeyPatch) -
 
     def wrong(tensors: list[Tensor]) -> list[Tensor]:
         outputs = list(run(tensors))
-        outputs[0][7, 1] += 1e-6
+        outputs[0][7, 1] += off
         return outputs
 
     engine = compiled.engine._replace(run=wrong)
     monkeypatch.setattr(Compiled, "_engine", lambda self: (engine, compiled.traced))
-    assert compare_state_by_state(kernel, x) > 1e-7
+    if off < 1e-3:
+        assert compare_state_by_state(kernel, x) > 1e-7
+    else:
+        assert count_unlike(kernel, x, 1e-3) == TICKS
 
 
 # The same draws
