@@ -495,6 +495,10 @@ MASK = torch.tensor([True, False])
     [
         (lambda: ClassConditional("s", 1), "a network .* got str"),
         (lambda: ClassConditional(SCORE, 1.5), "a label as an integer or a tensor, got 1.5"),
+        (lambda: ClassConditional(SCORE, LABELS[:0]), "at least one label where there is one for each chain, got none"),
+        (lambda: InPainting(SCORE, VP(), (2,), MASK.expand(0, 2), torch.ones(2)), "at least one mask"),
+        (lambda: LinearGuidance(SCORE, VP(), MATRIX[:0], Y[:0], 0.1), r"a matrix \(measurements, dimension\), got"),
+        (lambda: LinearGuidance(SCORE, VP(), MATRIX, Y * math.nan, 0.1), "finite measurements"),
         (lambda: ClassifierGuidance("s", SCORE, 1), r"a score \(x, t\) -> tensor, got str"),
         (lambda: ClassifierGuidance(SCORE, "c", 1), "a classifier .* got str"),
         (lambda: ClassifierGuidance(SCORE, SCORE, torch.ones(3)), "labels as int64, .* got torch.float"),

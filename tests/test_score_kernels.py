@@ -730,6 +730,23 @@ def test_a_score_that_is_nan_is_told_with_time_and_chains(
     assert bool((failed[:, 0] & ~failed[:, 1]).any())  # a chain's next draw begins anew
 
 
+@pytest.mark.parametrize("method", ["euler_maruyama", "heun"])
+@pytest.mark.parametrize(("lowest", "highest", "told"), [(0.5, 0.65, "0\\.6004"), (0.0, 0.15, "0\\.1009")])
+def test_a_drift_that_is_nan_is_told_of_its_own_step(
+    method: str, lowest: float, highest: float, told: str, device: torch.device
+) -> None:
+    """Of the last step, too, after which no score is asked for."""
+    score, drift = Broken(2.0, 3.0).to(device), Broken(lowest, highest).to(device)
+    kernel = eb.ReverseSDE(score, GenericSDE(drift, torch.ones_like, 1.0), (2,), 10, method)
+    with pytest.warns(SamplingWarning, match=rf"draws failed: .* not finite at t (=|from) {told}"):
+        x = eb.generate(kernel, 50, seed=0)
+    assert 0 < int(x.isnan().any(1).sum()) < 50
+    mcmc = eb.MCMC(kernel, 2, 0, num_chains=50, seed=0, disable_progbar=True)
+    mcmc.run()
+    draws = mcmc.get_samples(group_by_chain=True)["x"]
+    assert torch.equal(draws.isnan().any(2), mcmc.stats()["diverging"])
+
+
 def test_adaptive_steps_that_cannot_go_on_keep_the_state(device: torch.device) -> None:
     kernel = eb.AdaptiveFlow(Broken(0.0, 0.5).to(device), VP(), (2,))
     with pytest.warns(SamplingWarning, match=r"draws failed: .* not finite at t (=|from) 0\.5"):

@@ -126,6 +126,10 @@ class Levels(NamedTuple):
     counts: Tensor
     dtype: torch.dtype
 
+    def to(self, device: torch.device) -> Levels:
+        """On a device."""
+        return self._replace(table=self.table.to(device), counts=self.counts.to(device))
+
     @property
     def most(self) -> int:
         """The largest number of levels."""

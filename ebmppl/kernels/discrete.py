@@ -28,6 +28,10 @@ class DiscreteKernel(Kernel):
         self._levels = levels_of(self.target)
         self.num_coordinates = self.target.event_shape.numel()
 
+    def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
+        """Have the levels where the chains are: a tick that copied them would wait for a GPU."""
+        self._levels = self._levels.to(x.device)
+
     @property
     def integers(self) -> bool:
         """Whether states hold points as integers, so that it is best to begin with such."""

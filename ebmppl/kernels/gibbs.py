@@ -110,8 +110,13 @@ class Gibbs(DiscreteKernel):
 
     def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
         """Look which couplings are alike: parameters change in training."""
+        super().prepare(x, values=values, many=many)
         if isinstance(self._sweep, PairSweep):
             self._sweep.look()
+        if isinstance(self._sweep, TwoLayers):
+            self._sweep.move(x.device)
+        if isinstance(self._conditionals, ByEnergies):
+            self._conditionals.levels = self._levels
 
     def holds(self) -> bool:
         """Whether couplings that were alike still are."""
@@ -200,7 +205,7 @@ class BlockSweep:
         conditionals = self.kernel._conditionals
         table = self.kernel._levels.table.to(device=x.device, dtype=x.dtype)
         for block, members in enumerate(conditionals.blocks):
-            members = members.to(x.device)  # those by energies know no device
+            members = members.to(x.device)  # those of parts may know no device
             u = uniform.index_select(1, members)
             logits = conditionals.logits(block, x)
             values = table.index_select(0, members)
@@ -227,7 +232,7 @@ class ByEnergies:
     @property
     def blocks(self) -> Sequence[Tensor]:
         """Every coordinate alone."""
-        return list(torch.arange(len(self.levels.table)).split(1))
+        return list(torch.arange(len(self.levels.table), device=self.levels.table.device).split(1))
 
     def logits(self, block: int, x: Tensor) -> Tensor:
         """Minus the energies with the coordinate at each of its levels."""

@@ -43,6 +43,11 @@ class TwoLayers:
         self._of_hidden, self._of_visible = labels(number), labels(len(levels.table), number)
         self._bits = levels.most == 2 and bool((levels.table == torch.arange(2)).all())
 
+    def move(self, device: torch.device) -> None:
+        """Have what sweeps look up on the chains' device: a sweep that copied it would wait for a GPU."""
+        self.levels = self.levels.to(device)
+        self._of_hidden, self._of_visible = self._of_hidden.to(device), self._of_visible.to(device)
+
     def noise(self) -> dict[str, NoiseSpec]:
         """Two keys."""
         return {"keys": KEYS}

@@ -234,11 +234,11 @@ class SteppedKernel(ScoreKernel):
             row = rows[step].unbind(0)
             time = row[0].expand(len(x))
             score = self.target.fn(x, time)
-            if not math.isfinite(float(score.sum())):  # in some chain
-                bad = not_finite(score.reshape(len(x), -1).sum(1))
+            x, history = self._moved(x, time, score, row, history, numbers)
+            if not math.isfinite(float(x.sum())):  # in some chain
+                bad = not_finite(x.reshape(len(x), -1).sum(1))
                 failed_at = torch.where((failed_at == 0) & bad, time, failed_at)
                 rate = (failed_at == 0).to(x.dtype)
-            x, history = self._moved(x, time, score, row, history, numbers)
             step += 1
             rates.append(rate)
             if step == self._ticks:
@@ -254,8 +254,8 @@ class SteppedKernel(ScoreKernel):
         row = tuning.table.index_select(0, state.step[:1]).squeeze(0).unbind(0)
         time = row[0].expand(len(x))
         score = target.fn(x, time)
-        bad = not_finite(score.reshape(len(x), -1).sum(1))
         new, history = self._moved(x, time, score, row, state.history, noise)
+        bad = not_finite(new.reshape(len(x), -1).sum(1))  # of the score, or of a user's drift
         n_steps = state.step + 1
         done = n_steps == self._ticks
         first = (state.failed_at == 0) & bad

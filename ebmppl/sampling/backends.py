@@ -103,7 +103,10 @@ class Compiled:
         self._rest = [*self.chunks, *self.log.buffers, *self.traced.constants]
         self._calls: Replay | Captured | None = None
         if capture:
-            self._calls = Captured(self.engine.run, [*leaves, *self._rest], self.traced.changed)
+            try:
+                self._calls = Captured(self.engine.run, [*leaves, *self._rest], self.traced.changed)
+            except RuntimeError as error:  # something in it waits for the host
+                raise Refused(f"no CUDA graph of it: {str(error).strip().partition(chr(10))[0]}") from error
         elif state[0].device.type == "cpu" and sum(leaf.numel() for leaf in leaves) <= _LARGE:
             with torch.no_grad(), using_threads(self.engine.threads):
                 self._calls = self._replay()

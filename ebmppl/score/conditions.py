@@ -50,6 +50,7 @@ class Conditional(nn.Module):
             value = value.to(self._like.device, dtype)
         self.register_buffer(name, value)
         if by_row:
+            require(len(value) > 0, f"at least one {name} where there is one for each chain", "none")
             self.by_row = (*self.by_row, name)
             num_conditions(self)
 

@@ -181,12 +181,13 @@ class LinearGuidance(Measured):
         scale: float | Tensor = 1.0,
     ) -> None:
         super().__init__(score, sde, noise_std, method, data_std, scale)
-        fits = isinstance(matrix, Tensor) and matrix.dim() == 2 and matrix.is_floating_point()
+        fits = isinstance(matrix, Tensor) and matrix.dim() == 2 and matrix.is_floating_point() and len(matrix) > 0
         require(fits, "a matrix (measurements, dimension)", form(matrix))
         require(bool(matrix.isfinite().all()), "a finite matrix", "one that isn't")
         fits = isinstance(measurement, Tensor) and measurement.dim() in (1, 2) and measurement.is_floating_point()
         fits = fits and measurement.shape[-1] == len(matrix)
         require(fits, f"measurements ({len(matrix)},) or (chains, {len(matrix)})", form(measurement))
+        require(bool(measurement.isfinite().all()), "finite measurements", "others")
         squares, vectors = torch.linalg.eigh((matrix @ matrix.mT).double())
         independent = bool(squares[0] > 1e-12 * squares[-1])
         require(independent or self.noise_std > 0, "independent rows of the matrix where noise_std is 0", "others")

@@ -32,6 +32,7 @@ import ebmppl as eb
 from ebmppl.kernels import GradientKernel
 from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.scopes import using_threads
+from ebmppl.sampling.stragglers import Block
 from tests.benchmarks.timing import Spread, Work, alternate, machine, ratio, save, table
 
 SIZES = ((64, 8), (256, 32), (1024, 128))
@@ -85,7 +86,7 @@ def ticks(name: str, energy: eb.Energy, x: Tensor, backend: str) -> Work:
             while left > 0:
                 block = min(left, chains._most_ticks())
                 if compiled is not None:
-                    chains._run_compiled(compiled, block, adapt=False)
+                    chains._run_compiled(compiled, Block(chains.now.tick, block), adapt=False)
                 else:
                     for _ in range(block):
                         chains._tick(adapt=False)

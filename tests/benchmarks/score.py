@@ -39,6 +39,7 @@ from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.compiler import compile_graph
 from ebmppl.sampling.program import _lift
 from ebmppl.sampling.scopes import using_threads
+from ebmppl.sampling.stragglers import Block
 from ebmppl.score import VP, NoisePrediction, TimeMLP
 from tests.benchmarks.discrete import Turn, alternate
 from tests.benchmarks.timing import Spread, Work, machine, ratio, save, table
@@ -95,7 +96,7 @@ def ticks(kernel: SteppedKernel, x: Tensor, backend: str) -> Work:
             while left > 0:
                 block = min(left, chains._most_ticks())
                 if chains.compiled is not None:
-                    chains._run_compiled(chains.compiled, block, adapt=False)
+                    chains._run_compiled(chains.compiled, Block(chains.now.tick, block), adapt=False)
                 else:  # as ``generate`` does
                     chains.now = advance_together(chains.kernel, chains.noise, chains.now, block, None)
                 left -= block
