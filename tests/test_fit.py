@@ -314,11 +314,17 @@ def test_settings_out_of_range_are_refused() -> None:
         ({"steps": 1, "clip": 0.0}, "clip > 0"),
         ({"steps": 1, "ema": 1.0}, r"decay in \[0, 1\)"),
         ({"steps": 1, "schedule": torch.optim.lr_scheduler.ReduceLROnPlateau}, "held-out data"),
+        ({"steps": 1, "schedule": "cosine"}, "schedule as a factory .* got one of str"),
+        ({"steps": 1, "schedule": lambda optimizer: 3}, "schedule as a factory .* got one of int"),
+        ({"steps": 1, "monitor": RaiseK()}, "a Monitor, such as .* got RaiseK"),
     ]:
         with pytest.raises(ValueError, match=told):
             quiet(pcd(), rbm(), BITS, **settings)
     with pytest.raises(ValueError, match="a loss, such as"):
         quiet(pcd()(rbm()), rbm(), BITS, steps=1)
+    others = quiet(pcd(), rbm(), BITS, steps=1, optimizer=lambda given: torch.optim.Adam(rbm().parameters()))
+    with pytest.raises(ValueError, match="parameters that the loss depends on, got one of others"):
+        others.run()
 
 
 def test_without_parameters_fit_refuses_and_a_bound_loss_evaluates() -> None:

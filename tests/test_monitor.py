@@ -255,6 +255,14 @@ def test_k_is_raised_up_to_its_end() -> None:
     assert [h.step for h in found if first <= h.step <= second] == [first, first + 30]
 
 
+def test_a_monitor_that_is_used_again_knows_nothing_of_the_last_run() -> None:
+    monitor = Monitor([RaiseK()], every=25)
+    for _ in range(2):
+        run = quiet(langevin(1e-9, recent=25), mlp(), REALS, monitor, steps=25)
+        assert monitor.last is None
+        assert checks(run)[-1].done == ("k is 2 now, was 1",)
+
+
 def test_chains_begin_again() -> None:
     run = quiet(langevin(1e-9, recent=30), mlp(), REALS, Monitor([Reinitialise()], every=30), steps=30)
     before = run.bound.points.clone()

@@ -21,8 +21,8 @@ def import_inductor() -> None:
     if "torch._inductor.compile_fx" in sys.modules:
         return
     # who needs it will import it as it is, or tell why it can't be
-    with suppress(Exception), _late_module("networkx"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch's of itself
+    with warnings.catch_warnings(), suppress(Exception), _late_module("networkx"):
+        warnings.simplefilter("ignore")  # of torch about itself, which would be errors where warnings are
         import_tracer()
         with _late_templates():
             importlib.import_module("torch._inductor.compile_fx")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ebmppl.kernels.base import positive, require, whole
 from ebmppl.losses.base import Loss
@@ -115,6 +115,7 @@ class Fit(Run):
             "none: there is nothing to train",
         )
         if monitor is not None:
+            require(isinstance(monitor, Monitor), "a Monitor, such as Monitor([Warn()])", type(monitor).__name__)
             monitor.require_fit(bound)
         batches = as_batches(energy, data, batch_size, epochs, order)
         held_out = None if validation is None else as_batches(energy, validation, batch_size)
@@ -126,11 +127,19 @@ class Fit(Run):
             "an optimizer of torch.optim that steps without a closure",
             type(made).__name__,
         )
-        planned = None if schedule is None else schedule(made)
+        planned = _scheduled(schedule, made)
         waits = isinstance(planned, ReduceLROnPlateau)
         require(not waits or held_out is not None, "held-out data for ReduceLROnPlateau: validation=...", "none")
         average = None if ema is None else EMA(bound, ema)
         super().__init__(bound, batches, held_out, made, planned, average, monitor, settings)
+
+
+def _scheduled(schedule: ScheduleFactory | None, optimizer: Optimizer) -> LRScheduler | None:
+    made = schedule(optimizer) if callable(schedule) else schedule
+    wanted = "schedule as a factory of one of an optimiser, such as partial(StepLR, step_size=100)"
+    given = schedule is None or (callable(schedule) and isinstance(made, LRScheduler))
+    require(given, wanted, f"one of {type(made).__name__}")
+    return made
 
 
 fit = Fit

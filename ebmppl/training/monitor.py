@@ -81,6 +81,10 @@ class Monitor:
             require(value is None or value >= least[name], f"{name} >= {least[name]}", value)
         self.limits = {name: value for name, value in given.items() if value is not None}
         self.statistics = dict(statistics or {})
+        self._begin()
+
+    def _begin(self) -> None:
+        """Nothing is known: of a run that begins."""
         self.last: Health | None = None
         self._again = 0  # step from which checks are made: what an action changed must show first
         self._since = 0  # step after which there is something to read
@@ -91,12 +95,13 @@ class Monitor:
         self._asked: Tensor | None = None  # whether it was to move
 
     def require_fit(self, bound: Any) -> None:
-        """Before the first step.
+        """Before the first step of a run; what is known of another one is forgotten.
 
         Raises:
             ValueError: for an action that a loss has nothing for, such as ``RaiseK`` where there is no k; for a loss that
                 keeps energies of too few steps for R-hat and ESS.
         """
+        self._begin()
         for action in self.actions:
             if hasattr(action, "require_fit"):
                 action.require_fit(bound)

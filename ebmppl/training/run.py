@@ -193,9 +193,9 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        require(bool(parameters), "an optimizer of parameters that the loss depends on", "one of others")
         total = get_total_norm([p.grad for p in parameters])
-        norm = float(total)
-        if not math.isfinite(norm):
+        if not math.isfinite(norm := float(total)):
             terms = {name: float(value) for name, value in self.bound.values.items()}
             what = f"the gradient is not finite at step {self.step}: its norm is {norm}"
             raise NonFiniteLoss(what, self.step, terms, copied(self.bound.state_dict()))
