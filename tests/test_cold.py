@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -109,6 +110,36 @@ def test_a_library_is_built_once_and_only_whole(counted: list[str], tmp_path: Pa
     assert list((tmp_path / "other").iterdir()) == []
     with pytest.raises(FileNotFoundError, match="no compiler 'no-such-compiler'"):
         build(SOURCE, "no-such-compiler", tmp_path)
+
+
+X86 = "processor\t: 0\nmodel name\t: A\nflags\t\t: fpu avx2\n\nprocessor\t: 1\nmodel name\t: A\nflags\t\t: fpu avx2\n"
+ARM = "processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n"
+
+
+def test_libraries_of_unlike_processors_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = [
+        X86,
+        X86.replace("A", "B"),
+        X86.replace("avx2", "avx512f"),
+        ARM,
+        ARM.replace("asimd", "asimd sve"),
+        ARM.replace("0xd0c", "0xd40"),
+    ]
+    found = []
+    for text in [*known, None]:
+
+        def read(self: Path, text: str | None = text) -> str:
+            if text is None:
+                raise FileNotFoundError(self)
+            return text
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_text", read)
+            found.append(gcc._processor())
+    assert found[0] == found[1]  # of another name and the same kind
+    assert len(set(found)) == len(found) - 1
+    assert found[-1] == platform.machine() != ""
+    assert all(text.startswith(platform.machine()) for text in found)
 
 
 def test_what_was_begun_is_what_is_loaded(counted: list[str]) -> None:

@@ -6,10 +6,11 @@ import os
 import re
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import ebmppl as eb
 from ebmppl.energies import Energy, Gaussian, as_energy
 from ebmppl.errors import SamplingError, SamplingWarning
 from ebmppl.kernels import Kernel
-from ebmppl.sampling import backends, choice, compiler, engines, imports, native, noise, pool
+from ebmppl.sampling import backends, choice, compiler, engines, hashed, imports, native, noise, pool
 from ebmppl.sampling import chains as chains_module
 from ebmppl.sampling.backends import Compiled
 from ebmppl.sampling.chains import Chains
@@ -386,6 +387,9 @@ def compiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         return compile_graph(graph, inputs)
 
     monkeypatch.setattr(engines, "compile_graph", count)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        imports.import_inductor()  # which warns of itself
     begin_anew(monkeypatch)
     return counted
 
@@ -639,6 +643,39 @@ def test_without_a_compiler_one_line_says_so(compiles: list[int]) -> None:
         mcmc = expect_eager(as_energy(lambda x: x.square().sum(-1), (3,)), "the compiler failed")
     assert "\n" not in mcmc.backend_reason
     assert not engines._engines
+
+
+BROKEN = {  # C++ compilers that do not give what they should, and what is told of them
+    "fails": ("exit 1", "No working C\\+\\+ compiler found in .*broken"),
+    "writes what can't be loaded": (
+        """for word in "$@"; do case "$word" in --version|-v|-dump*) exec g++ "$@";; esac; done
+while [ $# -gt 0 ]; do if [ "$1" = -o ]; then echo no library > "$2"; fi; shift; done""",
+        r"\.so: (file too short|invalid ELF header)",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_with_a_broken_compiler_one_line_says_so(
+    how: str, compiles: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of the ticks, and of the random numbers, which GCC alone compiles; with empty disk caches."""
+    script, told = BROKEN[how]
+    broken = tmp_path / "broken"
+    broken.write_text(f"#!/bin/sh\n{script}\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(hashed, "_library", cache(hashed._library.__wrapped__))
+    monkeypatch.setattr(compiler, "_ahead", {})
+    energy = as_energy(lambda x: x.square().sum(-1) / 3, (3,))
+    with config.patch({"cpp.cxx": (None, str(broken)), "force_disable_caches": True}):
+        with pytest.warns(SamplingWarning) as warned:
+            mcmc = run(energy)
+    (warning,) = warned
+    assert re.search(f"ticks run eagerly, slower: the compiler failed: .*{told}", str(warning.message))
+    assert "\n" not in mcmc.backend_reason
+    assert mcmc.backend == "eager"
+    assert torch.equal(mcmc.get_samples()["x"], run(energy, backend="eager").get_samples()["x"])
 
 
 def test_a_wrong_compiler_is_not_trusted(compiles: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

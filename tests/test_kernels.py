@@ -19,14 +19,7 @@ from ebmppl.energies import Energy, Gaussian
 from ebmppl.errors import SamplingError
 from ebmppl.kernels import HMC, MALA, NUTS, Kernel, Langevin
 from ebmppl.kernels.accept import metropolis, select
-from ebmppl.kernels.adaptation import (
-    Tuning,
-    Welford,
-    factorise,
-    find_step_size,
-    regularised,
-    welford_update,
-)
+from ebmppl.kernels.adaptation import Tuning, factorise, find_step_size
 from ebmppl.kernels.dual_averaging import dual_averaging, dual_averaging_update
 from ebmppl.kernels.integrators import Phase, kinetic, leapfrog
 from ebmppl.kernels.pooling import BLOCK, pooled_sum
@@ -465,71 +458,7 @@ def test_step_size_reaches_the_target_acceptance(name: str) -> None:
     assert float(f64(*explored).mean()) == pytest.approx(wanted, abs=0.02)  # H-bar is its average with weights near 1
 
 
-# The mass matrix.
-
-
-def finished(chains: int, ticks: int, dimension: int, *, offset: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Points ``(ticks, chains, dimension)`` and who finished a draw in which tick."""
-    x = (
-        offset
-        + torch.randn(ticks, chains, dimension, generator=gen(9), dtype=torch.float64) @ DENSE[:dimension, :dimension]
-    )
-    return x, torch.rand(ticks, chains, generator=gen(10)) < 0.4
-
-
-def welford(x: Tensor, done: Tensor, *, full: bool, start: Tensor | None = None) -> Welford:
-    d = x.shape[-1]
-    mean = x[0].mean(0) if start is None else start
-    state = Welford.empty(mean, x.new_zeros(d, d) if full else x.new_zeros(d))
-    for points, mask in zip(x, done, strict=True):
-        if bool(mask.any()):
-            state = welford_update(state, points[mask])
-    return state
-
-
-@pytest.mark.parametrize("full", [False, True])
-@pytest.mark.parametrize("chains", [1, 5, 64, 150])
-def test_welford_equals_the_moments_of_all_finished_draws(chains: int, full: bool) -> None:
-    x, done = finished(chains, 60, 3)
-    state = welford(x, done, full=full)
-    draws = x[done]
-    assert float(state.total) == len(draws)
-    wanted = torch.cov(draws.T) if full else draws.var(0)
-    # float64 sums of up to 4,000 terms of size 1
-    assert torch.allclose(state.origin + state.mean, draws.mean(0), rtol=0, atol=1e-12)
-    assert torch.allclose(state.scatter / (state.total - 1), wanted, rtol=0, atol=1e-12)
-    # it doesn't matter where it began to look
-    far = welford(x, done, full=full, start=f64(100.0, -100.0, 5.0))
-    assert torch.allclose(far.scatter / (far.total - 1), wanted, rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize("full", [False, True])
-@pytest.mark.parametrize("chains", [1, 64])
-def test_welford_in_float32_far_from_zero(chains: int, full: bool) -> None:
-    """Offset a million, spread one: the textbook sum of squares would lose everything."""
-    x, done = finished(chains, 2000 // chains + 20, 3, offset=1e6)
-    single = x.float()
-    state = welford(single, done, full=full)
-    draws = single[done].double()
-    wanted = torch.cov(draws.T) if full else draws.var(0)
-    # differences from the origin are exact (numbers of one binade); float32 sums of 2,000 terms of size 1
-    assert torch.allclose((state.scatter / (state.total - 1)).double(), wanted, rtol=1e-4, atol=1e-4)
-    naive = (single[done].square().sum(0) - single[done].sum(0).square() / len(draws)) / (len(draws) - 1)
-    assert float((naive.double() - draws.var(0)).abs().max()) > 1  # the test would see it
-
-
-def test_regularised_is_stans() -> None:
-    """Shrinks towards 1e-3 with the weight of five draws (stan/mcmc/var_adaptation.hpp)."""
-    for full in (False, True):
-        x, done = finished(5, 60, 3)
-        state = welford(x, done, full=full)
-        n, draws = int(done.sum()), x[done]
-        raw = torch.cov(draws.T) if full else draws.var(0)
-        unit = torch.eye(3).double() if full else torch.ones(3).double()
-        assert torch.allclose(regularised(state), n / (n + 5) * raw + 1e-3 * 5 / (n + 5) * unit, rtol=1e-12)
-        factor = factorise(regularised(state))
-        product = factor @ factor.T if full else factor.square()
-        assert torch.allclose(product, regularised(state), rtol=1e-12)
+# The mass matrix (its moments: test_welford.py).
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (3, 3)])
@@ -739,7 +668,8 @@ def test_whole_runs_have_the_right_moments(sampler: str, target: str) -> None:
 
 
 def test_whole_runs_would_show_a_wrong_target() -> None:
-    case, n = TARGETS["gaussian"], 96
+    """Variances a tenth too small: about 9 standard errors, where 96 chains had 4.7 and passed or failed by the seed."""
+    case, n = TARGETS["gaussian"], 384
     mcmc = eb.MCMC(HMC(1.1 * case.energy), 120, 400, num_chains=n, seed=18, disable_progbar=True)
     mcmc.run()
     means = moments("gaussian", mcmc.get_samples(group_by_chain=True)["x"]).mean(1)

@@ -102,8 +102,9 @@ def test_points_that_diverging_chains_only_repeat_are_not_the_metrics() -> None:
     done = torch.tensor([[True, True], [True, False], [True, True]])
     diverging = torch.tensor([[True, False], [True, True], [False, True]])
     rate = torch.tensor([[1e-3, 1e-3], [0.0, 0.0], [0.3, 0.5]])  # the last one diverges in another block of its sites
-    drawn = finished({"position": x, "done": done, "diverging": diverging, "acceptance_rate": rate})
-    assert drawn.squeeze(1).tolist() == [1.0, 4.0, 5.0]
+    drawn, counts = finished({"position": x, "done": done, "diverging": diverging, "acceptance_rate": rate})
+    assert drawn.squeeze(1).tolist() == [4.0, 1.0, 5.0]  # chain by chain
+    assert counts.tolist() == [1, 2]
 
 
 def test_a_window_without_draws_leaves_the_metric_as_it_was() -> None:

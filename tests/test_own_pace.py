@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import ebmppl as eb
+from ebmppl.errors import SamplingWarning
 from ebmppl.sampling import chains as chains_module
+from ebmppl.sampling.native import Team
 from tests.test_parts import of_all_chains, ticks_of
 
 
@@ -20,11 +24,24 @@ def two_wells(x: Tensor) -> Tensor:
     return torch.where(x[:, 0] > 5000, far, 0.5 * x.square().sum(-1))
 
 
-def run(chains: int, backend: str, draws: int, **options: Any) -> eb.MCMC:
+class Raised(nn.Module):
+    """By an offset, which changes the energy and no draw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return two_wells(x) + self.offset
+
+
+def run(
+    chains: int, backend: str, draws: int, energy: Callable[[Tensor], Tensor] = two_wells, **options: Any
+) -> eb.MCMC:
     """One chain is in the wide well; its trees are of 127 and 255 leapfrog steps, the others' of 1 or 3."""
     start = torch.randn(chains, 2, generator=torch.Generator().manual_seed(1))
     start[chains // 2, 0] += 1e4
-    kernel = eb.NUTS(eb.as_energy(two_wells, (2,), batched=True), 1.4, adapt_step_size=False, adapt_mass_matrix=False)
+    kernel = eb.NUTS(eb.as_energy(energy, (2,), batched=True), 1.4, adapt_step_size=False, adapt_mass_matrix=False)
     mcmc = eb.MCMC(kernel, draws, 0, start, chains, seed=3, backend=backend, disable_progbar=True, **options)
     mcmc.run()
     assert mcmc.backend == backend
@@ -73,3 +90,53 @@ def test_draws_beyond_those_asked_for_are_few(
         # a quarter more; of the last block, as many ticks as draws lacked
         assert rows(other) <= 1.25 * draws + draws
     assert torch.equal(ticks_of(mcmc), ticks_of(loaded))
+
+
+def test_gradients_are_those_computed_with_another_energy_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ticks that chains left out before the change are never made."""
+    computed, call = [], Team.__call__
+
+    def see(self: Team, first: int, pool: int | None, times: int, threads: int, count: int | None = None) -> None:
+        computed.append(times * 32 * (2 if count is None else count))
+        call(self, first, pool, times, threads, count)
+
+    monkeypatch.setattr(Team, "__call__", see)
+    energy = Raised()
+    mcmc = run(64, "inductor", 3, energy)
+    assert mcmc.gradients == sum(computed) < 64 * mcmc.now.tick
+    energy.offset.data.fill_(20.0)
+    with pytest.warns(SamplingWarning, match="another one than at the last draw"):
+        mcmc.run(num_samples=2)
+    assert mcmc.gradients == sum(computed) < 64 * mcmc.now.tick
+
+
+@pytest.mark.parametrize(("chains", "backend"), [(6, "eager"), (64, "inductor")])
+def test_ctrl_c_while_chains_catch_up_and_while_one_ticks_alone(
+    chains: int, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a block: eager ticks stop at once, compiled ones when the block is made; the run goes on bit for bit."""
+    whole = run(chains, backend, 4).get_samples(group_by_chain=True)["x"]
+    mcmc, stuck, calls = run(chains, backend, 2), chains // 2, [0]
+    before = mcmc.now.tick
+    places: list[Callable[[], bool]] = [lambda: int(ticks_of(mcmc)[stuck]) > before + 100, lambda: calls[0] == 2]
+    where, name = (eb.NUTS, "tick") if backend == "eager" else (Team, "__call__")
+    real = getattr(where, name)
+
+    def press(*args: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if places and places[-1]():
+            places.pop()
+            signal.raise_signal(signal.SIGINT)
+        return real(*args, **options)
+
+    monkeypatch.setattr(where, name, press)
+    for left in (1, 0):
+        with pytest.warns(SamplingWarning, match=r"interrupted: kept [23] of 4 draws"):
+            mcmc.run(num_samples=4 - mcmc.kept)
+        assert len(places) == left
+        own = ticks_of(mcmc)
+        assert int(own[torch.arange(chains) != stuck].max()) < before <= int(own[stuck])
+        assert (int(own[stuck]) > before) == (left == 0)
+        assert torch.equal(mcmc.get_samples(group_by_chain=True)["x"], whole[:, : mcmc.kept])
+    mcmc.run(num_samples=4 - mcmc.kept)
+    assert torch.equal(mcmc.get_samples(group_by_chain=True)["x"], whole)

@@ -1,4 +1,4 @@
-"""Warm-up, pooled over all chains: the step size by dual averaging, and a Welford estimate of the mass matrix."""
+"""Warm-up, pooled over all chains: the step size by dual averaging, and the mass matrix of all chains' draws."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from ebmppl.errors import SamplingError, SamplingWarning
 from ebmppl.kernels.accept import DIVERGENCE, some
 from ebmppl.kernels.dual_averaging import LEAP, DualAveraging, dual_averaging, dual_averaging_update, limited
 from ebmppl.kernels.integrators import Phase, ValueAndGrad, kinetic, leapfrog
-from ebmppl.kernels.pooling import BLOCK, pooled_sum
+from ebmppl.kernels.pooling import pooled_sum
+from ebmppl.kernels.welford import Welford, regularised, welford_update
 
 _WIDE = 1e8  # standard deviation in the unconstrained space that no density in sensible units has
 _GROWTH = 30  # of the standard deviation from one window to the next, once there is one
@@ -64,8 +65,8 @@ class Adaptation(Protocol):
         """Before each tick: the tuning with step sizes ``(chains,)``, where some chains may need smaller ones."""
         return tuning
 
-    def observe(self, draws: Any, x: Tensor) -> Any:
-        """Some ticks at a time: take in the points ``(draws, dimension)`` that were drawn in them."""
+    def observe(self, draws: Any, x: Tensor, counts: Tensor) -> Any:
+        """Some ticks at a time: take in their draws ``(draws, dimension)``, chain by chain, so many of each ``(chains,)``."""
 
     def begin(self, own: Any, tuning: Any, state: Any, normal: Callable[[], Tensor]) -> tuple[Any, Any]:
         """Before the first tick and after each window: find a step size for the present metric."""
@@ -75,46 +76,6 @@ class Adaptation(Protocol):
 
     def finish(self, own: Any, tuning: Any) -> Any:
         """The tuning that is frozen for sampling."""
-
-
-class Welford(NamedTuple):
-    """Running count, mean and sum of squared deviations of the finished draws (Chan, Golub and LeVeque 1979)."""
-
-    total: Tensor  # scalar, number of draws
-    origin: Tensor  # (dimension,), where the chains began: float32 keeps few digits far from zero
-    mean: Tensor  # (dimension,), from the origin
-    scatter: Tensor  # (dimension,) or (dimension, dimension)
-    metrics: Tensor  # scalar, how many windows before have set one
-
-    @classmethod
-    def empty(cls, origin: Tensor, scatter: Tensor) -> Welford:
-        """Nothing seen yet; ``scatter`` gives the shape."""
-        zero = origin.new_zeros(())
-        return cls(zero, origin, torch.zeros_like(origin), torch.zeros_like(scatter), zero.clone())
-
-
-def welford_update(w: Welford, x: Tensor) -> Welford:
-    """Merge points ``(draws, dimension)``, at least one."""
-    new = len(x)
-    delta = (x - w.origin) - w.mean  # against the running mean, so that large offsets don't cancel
-    shift = pooled_sum(delta) / new
-    count = w.total + new
-    spread = new * w.total / count
-    if w.scatter.dim() == 1:
-        inside = pooled_sum(delta.square()) - new * shift.square()
-        scatter = w.scatter + inside + spread * shift.square()
-    else:
-        outer = shift.unsqueeze(-1) * shift
-        scatter = w.scatter + sum(a.mT @ a for a in delta.split(BLOCK)) + (spread - new) * outer
-    return w._replace(total=count, mean=w.mean + shift * (new / count), scatter=scatter)
-
-
-def regularised(w: Welford) -> Tensor:
-    """Stan's shrunk estimate of the (co)variance: towards 1e-3 with the weight of 5 draws."""
-    n = w.total
-    estimate = w.scatter / (n - 1).clamp_min(1.0)
-    unit = torch.ones_like(w.mean) if estimate.dim() == 1 else torch.eye(len(w.mean)).to(estimate)
-    return n / (n + 5) * estimate + 1e-3 * (5 / (n + 5)) * unit
 
 
 def secant_variances(x: Tensor, grad: Tensor) -> Tensor:
@@ -198,8 +159,9 @@ class HamiltonianAdaptation:
 
     def init(self, tuning: Tuning, state: Any) -> AdaptationState:
         """Nothing seen yet."""
-        welford = Welford.empty(state.position.mean(0), tuning.inverse_mass)
-        return AdaptationState(dual_averaging(tuning.step_size, len(state.energy)), welford)
+        chains = len(state.energy)
+        welford = Welford.empty(state.position.mean(0), chains, full=tuning.inverse_mass.dim() == 2)
+        return AdaptationState(dual_averaging(tuning.step_size, chains), welford)
 
     def update(self, averaging: DualAveraging, tuning: Tuning, info: Any) -> tuple[DualAveraging, Tuning]:
         """Dual averaging; limits where the draws tell what steps they took."""
@@ -215,9 +177,9 @@ class HamiltonianAdaptation:
         """The common step size, or a chain's limit."""
         return tuning._replace(step_size=torch.minimum(tuning.step_size, averaging.limit)) if self.step_size else tuning
 
-    def observe(self, draws: Welford, x: Tensor) -> Welford:
+    def observe(self, draws: Welford, x: Tensor, counts: Tensor) -> Welford:
         """Moments for the metric."""
-        return welford_update(draws, x) if self.mass and len(x) else draws
+        return welford_update(draws, x, counts) if self.mass and len(x) else draws
 
     def begin(
         self, own: AdaptationState, tuning: Tuning, state: Any, normal: Callable[[], Tensor]
@@ -234,8 +196,8 @@ class HamiltonianAdaptation:
     def end_window(self, own: AdaptationState, tuning: Tuning, *, metric: bool) -> tuple[AdaptationState, Tuning]:
         """Metric from the window's draws."""
         draws: Welford = own.draws
-        empty = Welford.empty(draws.origin + draws.mean, tuning.inverse_mass)
-        if self.mass and metric and bool(draws.total > 0):
+        empty = draws.emptied()
+        if self.mass and metric and bool((draws.total > 0).any()):
             inverse_mass = regularised(draws)
             _warn_of_scale(inverse_mass, tuning.inverse_mass, first=not bool(draws.metrics))
             if self.blocks is not None:

@@ -175,10 +175,10 @@ class BlocksAdaptation(Adaptation):
             averaging, tuning = _with(averaging, i, inside), _with(tuning, i, new)
         return averaging, tuning
 
-    def observe(self, draws: Any, x: Tensor) -> Any:
+    def observe(self, draws: Any, x: Tensor, counts: Tensor) -> Any:
         """Each its own coordinates."""
         return tuple(
-            d if a is None else a.observe(d, energy.own(x))
+            d if a is None else a.observe(d, energy.own(x), counts)
             for a, d, energy in zip(self.inner, draws, self.energies, strict=True)
         )
 

@@ -212,9 +212,9 @@ class TemperingAdaptation(Adaptation):
             tuning = tuning._replace(**new._asdict())
         return averaging._replace(**sums), tuning
 
-    def observe(self, draws: Any, x: Tensor) -> Any:
+    def observe(self, draws: Any, x: Tensor, counts: Tensor) -> Any:
         """Draws at beta = 1."""
-        return draws if self.inner is None else self.inner.observe(draws, x)
+        return draws if self.inner is None else self.inner.observe(draws, x, counts)
 
     def begin(self, own: AdaptationState, tuning: Any, state: Any, normal: Callable[[], Tensor]) -> tuple[Any, Any]:
         """The inner kernel's search for a step size."""

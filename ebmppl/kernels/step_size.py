@@ -42,7 +42,7 @@ class StepSizeAdaptation(Adaptation):
         )
         return averaging, tuning._replace(step_size=step_size.clamp_max(self.most))
 
-    def observe(self, draws: NoDraws, x: Tensor) -> NoDraws:
+    def observe(self, draws: NoDraws, x: Tensor, counts: Tensor) -> NoDraws:
         """Nothing."""
         return draws
 

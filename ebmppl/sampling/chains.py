@@ -198,7 +198,7 @@ class Chains:
     def _observe(self, log: Mapping[str, Ticks]) -> None:
         own: AdaptationState | None = self.now.adaptation
         if own is not None and self.adaptation is not None:
-            own = own._replace(draws=self.adaptation.observe(own.draws, finished(log)))
+            own = own._replace(draws=self.adaptation.observe(own.draws, *finished(log)))
             self.now = self.now._replace(adaptation=own)
 
     @ticking

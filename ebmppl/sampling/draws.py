@@ -165,12 +165,16 @@ def stacked(values: Ticks) -> Tensor:
     return values if isinstance(values, Tensor) else torch.stack(list(values))
 
 
-def finished(log: Mapping[str, Ticks]) -> Tensor:
-    """The points ``(draws, dimension)`` that chains drew in some ticks; not those that diverging chains only repeat."""
+def finished(log: Mapping[str, Ticks]) -> tuple[Tensor, Tensor]:
+    """The points ``(draws, dimension)`` of some ticks, chain by chain, and how many each chain drew ``(chains,)``.
+
+    Not those that diverging chains only repeat.
+    """
     hopeless = stacked(log["diverging"]) & (stacked(log["acceptance_rate"]) < HOPELESS)
-    at = (stacked(log["done"]) & ~hopeless).flatten().nonzero().squeeze(1)
-    x = stacked(log["position"])
-    return x.reshape(x.shape[0] * x.shape[1], -1).index_select(0, at)
+    good, x = stacked(log["done"]) & ~hopeless, stacked(log["position"])
+    chain, tick = good.mT.nonzero(as_tuple=True)
+    points = x.reshape(x.shape[0] * x.shape[1], -1)
+    return points.index_select(0, tick * x.shape[1] + chain), good.sum(0)
 
 
 def unlink(node: tuple[Any, Tensor, Any] | None) -> dict[str, Ticks]:

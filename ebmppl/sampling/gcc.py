@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -17,6 +18,9 @@ from pathlib import Path
 _FLAGS = """
 -std=c++20 -march=native -fPIC -fopenmp -fno-tree-loop-vectorize -ffp-contract=off -fmath-errno -pipe -w -shared
 """.split()
+
+# lines of /proc/cpuinfo by which processors differ: x86's, ARM's (whose cores may be unlike), RISC-V's
+_TELLING = "flags", "Features", "CPU implementer", "CPU variant", "CPU part", "isa"
 
 
 def build(source: str, compiler: str, folder: Path, optimize: str = "-O2") -> Path:
@@ -50,9 +54,9 @@ def build(source: str, compiler: str, folder: Path, optimize: str = "-O2") -> Pa
 
 
 def _processor() -> str:
-    """What "native" stands for."""
+    """What "native" stands for; one cache may be several machines' own."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return ""
-    return next((line for line in lines if line.startswith("flags")), "")
+        lines = []
+    return "\n".join([platform.machine(), *sorted({line for line in lines if line.startswith(_TELLING)})])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
@@ -19,7 +20,9 @@ def import_inductor() -> None:
     """Import Inductor (and with it Dynamo), where that has not been done; what is left out comes when it is looked at."""
     if "torch._inductor.compile_fx" in sys.modules:
         return
-    with suppress(Exception), _late_module("networkx"):  # who needs it will import it as it is, or tell why it can't be
+    # who needs it will import it as it is, or tell why it can't be
+    with warnings.catch_warnings(), suppress(Exception), _late_module("networkx"):
+        warnings.simplefilter("ignore")  # of torch about itself, which would be errors where warnings are
         import_tracer()
         with _late_templates():
             importlib.import_module("torch._inductor.compile_fx")

@@ -59,7 +59,7 @@ def ticked(now: Now, block: Block, width: int) -> Now:
 
 
 def begin_anew(chains: Chains, draws: Draws, kept: int) -> None:
-    """With another energy: of the old one are the ``kept`` draws alone.
+    """With another energy: of the old one are the ``kept`` draws alone, and no tick that was left out is made.
 
     Warns:
         SamplingWarning: where there are draws of the old one.
@@ -67,6 +67,6 @@ def begin_anew(chains: Chains, draws: Draws, kept: int) -> None:
     counts = chains.now.counts
     if counts is None or not bool(counts.finished.any()):
         return
-    chains.now = chains.now._replace(counts=draws.cut(counts, kept), log=None)
+    chains.now = chains.now._replace(counts=draws.cut(counts, kept), log=None, own=None)
     told = "the energy is another one than at the last draw (new parameters or data): draws to come are of it"
     warnings.warn(told, SamplingWarning, stacklevel=4)

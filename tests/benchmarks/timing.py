@@ -111,7 +111,7 @@ def _processor() -> str:
     pairs = (line.split(":", 1) for line in lines if ":" in line)
     fields = {key.strip(): value.strip() for key, value in pairs}
     numbers = f" (family {fields['cpu family']}, model {fields['model']})" if "cpu family" in fields else ""
-    name = fields.get("model name", platform.processor() or "unknown")
+    name = fields.get("model name") or platform.processor() or platform.machine()  # ARM's has no name there
     return f"{name}{numbers}, {torch.backends.cpu.get_cpu_capability()}"
 
 
