@@ -300,3 +300,44 @@ def test_draws_of_the_prior_are_not_taken_for_points_of_another_time(kernel: eb.
     with pytest.raises(ValueError, match=r"begins at T = 1, where draws of the prior are .*, got one that begins at "):
         eb.generate(kernel, 3, seed=0)
     assert eb.transport(kernel, torch.zeros(3, 2), seed=0).shape == (3, 2)
+
+
+class Own(eb.score.SDE):
+    """With a drift and a diffusion that are given."""
+
+    def __init__(self, drift: Any, diffusion: Any) -> None:
+        super().__init__()
+        self.given = drift, diffusion
+
+    def drift(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.given[0](x, t)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        return self.given[1](t)
+
+
+@pytest.mark.parametrize(
+    ("drift", "diffusion", "event", "message"),
+    [
+        (lambda x, t: -t * x, torch.ones_like, (1,), r"Own.drift\(x, t\) of shape \(3, 1\), got .*\(3, 3\)"),
+        (
+            lambda x, t: -t * x,
+            torch.ones_like,
+            (3,),
+            r"Own.drift\(x, t\) with a time for each row, .* got one that mixes",
+        ),
+        (lambda x, t: -x, lambda t: 1.4, (3,), r"Own.diffusion\(t\) of shape \(3,\), got float"),
+        (lambda x, t: -x, lambda t: t.new_ones(len(t), 1), (3,), r"diffusion\(t\) of shape \(3,\), got .*\(3, 1\)"),
+    ],
+)
+def test_rates_of_another_shape(drift: Any, diffusion: Any, event: tuple[int, ...], message: str) -> None:
+    """Some gave draws of another shape, or rows that were each at the times of others."""
+    sde, score = Own(drift, diffusion), lambda x, t: -x
+    uses = (
+        lambda: eb.generate(eb.ReverseSDE(score, sde, event, 5), 3, seed=0),
+        lambda: eb.generate(eb.AdaptiveFlow(score, sde, event), 3, seed=0),
+        lambda: eb.log_likelihood(score, sde, torch.zeros(3, *event)),
+    )
+    for use in uses:
+        with pytest.raises(ValueError, match=message):
+            use()

@@ -17,7 +17,7 @@ from ebmppl.kernels.base import Kernel, Noise, NoiseSpec, positive, require
 from ebmppl.kernels.score_info import ScoreInfo
 from ebmppl.score.agreement import require_process
 from ebmppl.score.base import SDE
-from ebmppl.score.contract import look
+from ebmppl.score.contract import look, look_at_rates
 
 Score = Callable[[Tensor, Tensor], Tensor]
 
@@ -47,8 +47,11 @@ class ScoreTarget(Energy):
         raise EnergyError("expected an energy, got a score model: its density is known by log_likelihood alone")
 
     def check(self, x: Tensor, t: Tensor) -> Tensor:
-        """The score, see ``contract.look``."""
-        return look(self.fn, x, t)
+        """The score, after a look at it and the SDE, see ``contract``."""
+        found = look(self.fn, x, t)
+        if self.sde is not None:
+            look_at_rates(self.sde, x)
+        return found
 
 
 class ScoreKernel(Kernel):

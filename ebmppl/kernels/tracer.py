@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 
 _failure: list[str] = []  # the first: what was imported halfway fails the next time for another reason
 
@@ -15,7 +16,9 @@ def import_tracer() -> None:
     """
     if not _failure:
         try:
-            importlib.import_module("torch._inductor")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # torch's of itself, which may be errors here
+                importlib.import_module("torch._inductor")
             return
         except Exception as error:  # it makes folders and registers much
             _failure.append(f"{type(error).__name__}: {error}")

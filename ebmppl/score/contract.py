@@ -1,4 +1,4 @@
-"""What a score must keep, looked at once before a run: an error says what was wanted and what came."""
+"""What a score and an SDE must keep, looked at once before a run: an error says what was wanted and what came."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ebmppl.arguments import require
+from ebmppl.arguments import form, require
+from ebmppl.score.base import SDE
 from ebmppl.score.conditions import check_conditions, chosen_rows
 from ebmppl.score.dtypes import of_its_dtype, require_state
 from ebmppl.score.parameterisations import same_shape
@@ -33,6 +34,22 @@ def look(score: Score, x: Tensor, t: Tensor) -> Tensor:
         raise ValueError(f"expected a score {x.dtype} on {x.device}, got {found.dtype} on {found.device}")
     _require_rows_apart(score, x, t, found)
     return found
+
+
+def look_at_rates(sde: SDE, x: Tensor) -> None:
+    """Raise ``ValueError`` for a drift of another shape than points ``(rows, *event)``, or a diffusion than times ``(rows,)``.
+
+    And for a drift that takes the times for coordinates, as ``t * x`` does where there are as many of both.
+    """
+    times = sde.t_max * torch.linspace(0.5, 1.0, len(x), dtype=x.dtype, device=x.device)
+    points, name = x + 1.0, type(sde).__name__
+    drift, diffusion = sde.drift(points.clone(), times), sde.diffusion(times)
+    for what, found, like in (("drift(x, t)", drift, x), ("diffusion(t)", diffusion, times)):
+        good = isinstance(found, Tensor) and found.shape == like.shape
+        require(good, f"{name}.{what} of shape {tuple(like.shape)}", form(found))
+    alone = sde.drift(points[:1].clone(), times[:1])
+    close = torch.allclose(alone, drift[:1], rtol=1e-3, atol=1e-6, equal_nan=True)
+    require(close, f"{name}.drift(x, t) with a time for each row, t.view(-1, 1, ...)", "one that mixes rows")
 
 
 def _untouched(score: Score, x: Tensor, t: Tensor) -> Tensor:
