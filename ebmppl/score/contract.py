@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ebmppl.arguments import form, require
-from ebmppl.score.base import SDE
+from ebmppl.score.base import SDE, LinearSDE
 from ebmppl.score.conditions import check_conditions, chosen_rows
 from ebmppl.score.dtypes import of_its_dtype, require_state
 from ebmppl.score.parameterisations import same_shape
@@ -39,8 +39,11 @@ def look(score: Score, x: Tensor, t: Tensor) -> Tensor:
 def look_at_rates(sde: SDE, x: Tensor) -> None:
     """Raise ``ValueError`` for a drift of another shape than points ``(rows, *event)``, or a diffusion than times ``(rows,)``.
 
-    And for a drift that takes the times for coordinates, as ``t * x`` does where there are as many of both.
+    And for a drift that takes the times for coordinates, as ``t * x`` does where there are as many of both. That of a linear SDE is
+    made for each row by the base class.
     """
+    if isinstance(sde, LinearSDE):
+        return
     times = sde.t_max * torch.linspace(0.5, 1.0, len(x), dtype=x.dtype, device=x.device)
     points, name = x + 1.0, type(sde).__name__
     drift, diffusion = sde.drift(points.clone(), times), sde.diffusion(times)
