@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pyro.infer import MCMC as PyroMCMC
 from torch import Tensor
 
 import ebmppl as eb
@@ -299,6 +300,10 @@ def test_bad_input(name: str, argument: str) -> None:
 def test_draws_of_the_prior_are_not_taken_for_points_of_another_time(kernel: eb.kernels.Kernel) -> None:
     with pytest.raises(ValueError, match=r"begins at T = 1, where draws of the prior are .*, got one that begins at "):
         eb.generate(kernel, 3, seed=0)
+    with pytest.raises(ValueError, match="begins at T = 1"):
+        eb.MCMC(kernel, 1, 0, num_chains=3)
+    with pytest.raises(ValueError, match="begins at T = 1"):
+        PyroMCMC(kernel, num_samples=1, warmup_steps=0, disable_progbar=True).run()
     assert eb.transport(kernel, torch.zeros(3, 2), seed=0).shape == (3, 2)
 
 

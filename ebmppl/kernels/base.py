@@ -220,7 +220,7 @@ class Kernel(MCMCKernel):
             from ebmppl.sampling.initial import as_start, starting_points
 
             seed = int(torch.randint(2**31, ()))  # Pyro's users seed the global generator
-            start = as_start(self.target, None, 1)
+            start = as_start(self, None, 1)
             self._initial_params = self.target.unpack(starting_points(self.target, start, 1, seed).points[0])
         return self._initial_params
 

@@ -17,7 +17,6 @@ from ebmppl.sampling.noise import fresh_seed
 from ebmppl.score.conditions import choosing_rows, num_conditions
 from ebmppl.score.failures import failures
 
-_ROUNDING = 1e-3  # of times
 _NUMBERS = 1 << 20  # of the points of a batch; a network makes some hundred times as many
 
 
@@ -49,7 +48,6 @@ def generate(
     got = repr(kernel) if isinstance(kernel, Kernel) else type(kernel).__name__
     require(isinstance(kernel, Kernel) and kernel.independent, "a kernel that gives independent draws", got)
     require_backend(backend)
-    _require_prior(kernel)
     n, event = whole("n", n, 1), kernel.target.event_shape
     rows = num_conditions(kernel.target.fn)
     require(rows is None or rows == n, f"n = {rows}, a draw for each row that the score is given", n)
@@ -57,21 +55,11 @@ def generate(
     rounds = -(-n // most)
     chains = -(-n // rounds)
     seed = fresh_seed() if seed is None else whole("seed", seed, 0)
-    start = starting_points(kernel.target, as_start(kernel.target, None, chains), chains, seed).points
+    start = starting_points(kernel.target, as_start(kernel, None, chains), chains, seed).points
     if rows is None or rounds == 1:
         return _draw(Chains(kernel, start, seed, backend, record=False), rounds, n)
     with choosing_rows(kernel.target.fn, chains) as choose:
         return _draw(Chains(kernel, start, seed, backend, record=False), rounds, n, choose)
-
-
-def _require_prior(kernel: Kernel) -> None:
-    sde, begins = getattr(kernel.target, "sde", None), getattr(kernel, "first_time", None)
-    if sde is not None and begins is not None:
-        at_end = begins > (1 - _ROUNDING) * sde.t_max
-        told = (
-            f"a kernel that begins at T = {sde.t_max:g}, where draws of the prior are (transport() takes other points)"
-        )
-        require(at_end, told, f"one that begins at {begins:g}")
 
 
 def transport(kernel: Kernel, x: Tensor, *, seed: int | None = None, backend: str = "auto") -> Tensor:

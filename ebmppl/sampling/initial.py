@@ -14,13 +14,14 @@ from ebmppl.energies.checks import check_energy
 from ebmppl.energies.discrete import Levels, discrete, levels_of
 from ebmppl.energies.supports import is_discrete, require_inside
 from ebmppl.errors import EnergyError
-from ebmppl.kernels.base import NoiseSpec, require
+from ebmppl.kernels.base import Kernel, NoiseSpec, require
 from ebmppl.kernels.score import ScoreTarget
 from ebmppl.sampling.noise import NoiseSource
 from ebmppl.score.dtypes import state_dtype
 
 logger = logging.getLogger(__name__)
 RETRIES = 100
+_ROUNDING = 1e-3  # of times
 
 
 class Started(NamedTuple):
@@ -216,20 +217,32 @@ def _report(attempts: Tensor) -> None:
         )  # fmt: skip
 
 
-def as_start(target: Energy, given: Tensor | Mapping[str, Tensor] | Start | None, chains: int) -> Tensor | Start:
+def as_start(kernel: Kernel, given: Tensor | Mapping[str, Tensor] | Start | None, chains: int) -> Tensor | Start:
     """A user's ``initial_params``: points, checked and copied, or a way to draw them.
 
     Raises:
-        ValueError: for anything else, and as ``given_points``.
+        ValueError: for anything else, as ``given_points``, and for no points of a score kernel that begins elsewhere than
+            at the prior.
     """
+    target = kernel.target
+    if given is None and isinstance(target, ScoreTarget):
+        _require_end(target, getattr(kernel, "first_time", None))
+        return FromPrior()
     if given is None:
-        return FromPrior() if isinstance(target, ScoreTarget) else Uniform()
+        return Uniform()
     if isinstance(given, (Tensor, Mapping)):
         return given_points(target, given, chains)
     if not hasattr(given, "sampler"):
         wanted = "a tensor, a dict of tensors by site, Uniform(...) or FromData(...)"
         raise ValueError(f"expected initial_params as {wanted}, got {type(given).__name__}")
     return given
+
+
+def _require_end(target: ScoreTarget, begins: float | None) -> None:
+    if target.sde is not None and begins is not None:
+        end = target.sde.t_max
+        told = f"a kernel that begins at T = {end:g}, where draws of the prior are (transport() takes other points)"
+        require(begins > (1 - _ROUNDING) * end, told, f"one that begins at {begins:g}")
 
 
 def given_points(target: Energy, params: Tensor | Mapping[str, Tensor], chains: int) -> Tensor:

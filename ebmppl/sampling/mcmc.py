@@ -89,7 +89,7 @@ class MCMC:
         self.seed = fresh_seed() if seed is None else whole("seed", seed, 0)
         self._wanted_backend = self.backend = backend
         self.backend_reason = "nothing has run yet"
-        self.start = as_start(kernel.target, initial_params, self.num_chains)
+        self.start = as_start(kernel, initial_params, self.num_chains)
         self.initial_attempts = torch.zeros(self.num_chains, dtype=torch.int64)  # points that each chain drew
         self.chains: Chains | None = None
         self.draws, self.warmup_draws = Draws(self.num_chains), Draws(self.num_chains)

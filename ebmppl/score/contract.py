@@ -39,8 +39,8 @@ def look(score: Score, x: Tensor, t: Tensor) -> Tensor:
 def look_at_rates(sde: SDE, x: Tensor) -> None:
     """Raise ``ValueError`` for a drift of another shape than points ``(rows, *event)``, or a diffusion than times ``(rows,)``.
 
-    And for a drift that takes the times for coordinates, as ``t * x`` does where there are as many of both. That of a linear SDE is
-    made for each row by the base class.
+    And for a drift that takes the times for coordinates, as ``t * x`` does where there are as many of both. That of a linear SDE
+    is made for each row by the base class.
     """
     if isinstance(sde, LinearSDE):
         return
