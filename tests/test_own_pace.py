@@ -63,7 +63,7 @@ def long(*values: object) -> Any:
         (6, "eager", 1),
         long(6, "eager", 3),
         long(64, "eager", 1),
-        (6, "inductor", 3),
+        long(6, "inductor", 3),
         (64, "inductor", 1),
         long(64, "inductor", 3),
     ],
@@ -110,7 +110,7 @@ def test_gradients_are_those_computed_with_another_energy_too(monkeypatch: pytes
     assert mcmc.gradients == sum(computed) < 64 * mcmc.now.tick
 
 
-@pytest.mark.parametrize(("chains", "backend"), [(6, "eager"), (64, "inductor")])
+@pytest.mark.parametrize(("chains", "backend"), [long(6, "eager"), (64, "inductor")])
 def test_ctrl_c_while_chains_catch_up_and_while_one_ticks_alone(
     chains: int, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
