@@ -53,7 +53,7 @@ def welford_update(w: Welford, x: Tensor, counts: Tensor) -> Welford:
     return w._replace(
         total=after.squeeze(1),
         mean=w.mean + shift * (new / after.clamp_min(1.0)),
-        scatter=w.scatter + _by_chain(delta.square(), counts) + spread * shift.square(),
+        scatter=w.scatter + _by_chain(delta.square(), counts) + spread * shift * shift,  # 0 times infinity is NaN
         products=products,
     )
 
@@ -68,32 +68,24 @@ def estimate(w: Welford) -> Tensor:
 
     A few chains far out in a tail make a coordinate's variance hundreds of times what it is for all others, and the
     next window's trajectories as many times too long. A chain is left out of a coordinate where its mean square about
-    the median of the chains' means is over 100 times the median chain's. A dense matrix keeps its correlations, all
-    chains', and gets these variances.
+    the median of the chains' means is over 100 times the median chain's. A dense matrix has these variances, and the
+    correlations within all chains and between the others; none in a coordinate along which those left out moved more
+    than all others: a few chains far out in several coordinates would make them all but one, the matrix all but singular.
     """
     number = w.total.unsqueeze(1)
     known = w.total > 0
     square = w.scatter / number + (w.mean - _median(w.mean, known)).square()
     usual = _median(square, known)
     share = number.masked_fill((square > _FAR * usual) & (usual > 0), 0.0)
-    kept = _pooled(w, share)
+    away = torch.where(share > 0, w.mean - pooled_sum(share * w.mean) / pooled_sum(share), 0.0)
+    scatter = torch.where(share > 0, w.scatter, 0.0)
+    kept = pooled_sum(scatter + share * away.square()) / (pooled_sum(share) - 1).clamp_min(1.0)
     if w.products is None:
         return kept
-    everyone = number.expand_as(w.mean)
-    away = w.mean - _mean(w, everyone)
-    covariance = (w.products + (number * away).mT @ away) / (w.total.sum() - 1).clamp_min(1.0)
-    ratio = (kept / _pooled(w, everyone)).nan_to_num(nan=1.0).sqrt()
-    return covariance * ratio * ratio.unsqueeze(1)
-
-
-def _mean(w: Welford, share: Tensor) -> Tensor:
-    return pooled_sum(share * w.mean) / pooled_sum(share)
-
-
-def _pooled(w: Welford, share: Tensor) -> Tensor:
-    """Variances ``(dimension,)`` of so many draws of each chain, all of its or none."""
-    scatter = torch.where(share > 0, w.scatter, 0.0) + share * (w.mean - _mean(w, share)).square()
-    return pooled_sum(scatter) / (pooled_sum(share) - 1).clamp_min(1.0)
+    products = w.products + (share * away).mT @ away
+    scale = (kept / products.diagonal()).nan_to_num(nan=1.0).sqrt()
+    unsure = pooled_sum(w.scatter - scatter) > pooled_sum(scatter)
+    return torch.where(unsure | unsure.unsqueeze(1), kept.diag(), products * scale * scale.unsqueeze(1))
 
 
 def _median(values: Tensor, known: Tensor) -> Tensor:
