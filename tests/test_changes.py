@@ -16,6 +16,7 @@ from torch.distributions import ExpTransform
 import ebmppl as eb
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels import Kernel
+from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.draws import Draws
 
 KERNELS: dict[str, Callable[..., Kernel]] = {"MALA": eb.MALA, "HMC": partial(eb.HMC, num_steps=6), "NUTS": eb.NUTS}
@@ -84,6 +85,23 @@ def test_a_continued_run_notices_another_energy_and_goes_on_with_it(name: str, d
     assert torch.allclose(
         mcmc.stats()["lp"][:, -100:], -0.5 * x.square().sum(-1) - 20.0, atol=1e-4
     )  # float32 at 20 to 40
+
+
+def test_hotter_replicas_stay_where_they_are_under_another_energy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They began anew at the chains' own points, and brought nothing from elsewhere until they had spread again."""
+    bowl = Bowl()
+    kernel = eb.ParallelTempering(eb.MALA(eb.as_energy(bowl, (2,), batched=True)), 4)
+    mcmc = run(kernel, 20, 100)
+    before = kernel.replicas(mcmc.now.state).clone()
+    assert not bool((before[:, 0] == before[:, -1]).any())
+    with torch.no_grad():
+        bowl.offset.fill_(20.0)
+    monkeypatch.setattr(Chains, "_run", lambda *args, **options: None)
+    with pytest.warns(SamplingWarning, match="the energy is another one than at the last draw"):
+        mcmc.run(num_samples=1)
+    assert torch.equal(kernel.replicas(mcmc.now.state), before)
+    wanted = 0.5 * before.square().sum(-1) + 20.0
+    assert torch.allclose(mcmc.now.state.replica_energy, wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,24 @@ def test_gradients_are_those_computed_with_another_energy_too(monkeypatch: pytes
     assert mcmc.gradients == sum(computed) < 64 * mcmc.now.tick
 
 
+def test_ctrl_c_while_getting_ready_for_another_energy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling for it takes seconds. What chains had drawn ahead of the old one is not taken for draws of the new one."""
+    energy = Raised()
+    mcmc = run(6, "eager", 4, energy)
+    assert int(mcmc.now.counts.finished.max()) > 4
+    energy.offset.data.fill_(20.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(chains_module.Chains, "prepare", lambda *args, **options: signal.raise_signal(signal.SIGINT))
+        with pytest.warns(SamplingWarning) as told:
+            mcmc.run(num_samples=2)
+    assert ["another one than" in str(w.message) for w in told] == [True, False]
+    assert mcmc.kept == int(mcmc.now.counts.finished.max()) == 4
+    assert torch.allclose(mcmc.now.state.energy, energy(mcmc.now.state.position))
+    mcmc.run(num_samples=2)
+    x = mcmc.get_samples(group_by_chain=True)["x"][:, 4:]
+    assert torch.allclose(-mcmc.stats()["lp"][:, 4:].flatten(), energy(x.flatten(0, 1)))
+
+
 @pytest.mark.parametrize(("chains", "backend"), [long(6, "eager"), (64, "inductor")])
 def test_ctrl_c_while_chains_catch_up_and_while_one_ticks_alone(
     chains: int, backend: str, monkeypatch: pytest.MonkeyPatch

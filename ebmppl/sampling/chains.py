@@ -78,20 +78,15 @@ class Chains:
         self.now = now._replace(state=state, tuning=tuning, adaptation=adapted, log=entry)
         return info
 
-    def prepare(self, draws: int, *, values: bool = True) -> bool:
-        """Get the kernel ready for so many draws more, if they are worth it; whether the energy is another one now."""
+    def prepare(self, draws: int, *, values: bool = True) -> None:
+        """Get the kernel ready for so many draws more, if they are worth it."""
         self._planned += draws
-        other = values and self.kernel.outdated(self.now.state)
-        if other:
-            self.kernel.prepare(self.position(), values=True, many=False)  # what was traced of the old one
-            self.now = self.now._replace(state=self.kernel.init(self.position()))
-        holds = self.compiled is not None and self.compiled.holds and not other
+        holds = self.compiled is not None and self.compiled.holds
         if not holds and self.choice.backend != "eager":
             self._choose_backend()
         if self.compiled is None:
             x = self.position() if self.kernel.looks_at_points else self.now.state[0]  # points may have to be made
             self.kernel.prepare(x, values=values, many=self._planned >= self.kernel.target.traced_from)
-        return other
 
     def _choose_backend(self) -> None:
         """Compile where that was asked for or pays, and try what was compiled."""
@@ -140,8 +135,8 @@ class Chains:
         if self.now.counts is None:
             self.now = self.now._replace(counts=draws.counts(self.device))
         wanted = num_samples * draws.thinning
-        if self.prepare(wanted - int(self._counts().finished.min())):
-            begin_anew(self, draws, kept)
+        begin_anew(self, draws, kept)
+        self.prepare(wanted - int(self._counts().finished.min()))
         draws.reserve(num_samples)
         try:
             self._run(draws, lambda: next_block(self, wanted, self._most_ticks()), report, adapt=False)

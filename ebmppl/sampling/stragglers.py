@@ -59,14 +59,21 @@ def ticked(now: Now, block: Block, width: int) -> Now:
 
 
 def begin_anew(chains: Chains, draws: Draws, kept: int) -> None:
-    """With another energy: of the old one are the ``kept`` draws alone, and no tick that was left out is made.
+    """Where the energy is another one than at the last draws: be at the same points under the one that is.
+
+    Of the old one are the ``kept`` draws alone, and no tick that was left out is made. State and counts change together:
+    an interrupt while compiling for the new one can't leave surplus draws of the old one to be taken for the new one's.
 
     Warns:
         SamplingWarning: where there are draws of the old one.
     """
-    counts = chains.now.counts
-    if counts is None or not bool(counts.finished.any()):
+    now, kernel, counts = chains.now, chains.kernel, chains.now.counts
+    assert counts is not None  # set when a phase begins
+    if not kernel.outdated(now.state):
         return
-    chains.now = chains.now._replace(counts=draws.cut(counts, kept), log=None, own=None)
-    told = "the energy is another one than at the last draw (new parameters or data): draws to come are of it"
-    warnings.warn(told, SamplingWarning, stacklevel=4)
+    kernel.prepare(chains.position(), values=True, many=False)  # what was traced of the old one
+    chains.compiled = None  # to be tried anew
+    chains.now = now._replace(state=kernel.renew(now.state), counts=draws.cut(counts, kept), log=None, own=None)
+    if bool(counts.finished.any()):
+        told = "the energy is another one than at the last draw (new parameters or data): draws to come are of it"
+        warnings.warn(told, SamplingWarning, stacklevel=4)
