@@ -79,25 +79,19 @@ def test_regularised_is_stans(full: bool) -> None:
 
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("chains", [4, 9, 64])
-def test_chains_on_their_way_have_no_part_in_the_coordinates_where_they_are(chains: int, full: bool) -> None:
+def test_chains_on_their_way_have_no_part_in_the_variances_where_they_are(chains: int, full: bool) -> None:
     """One in four comes in along the first coordinate, and one of all has drawn nothing."""
     x, done = drawn(chains, 60)
     done[:, 1] = False
     late = torch.arange(chains) % 4 == 0 if chains != 4 else torch.arange(4) == 3
     x[..., 0] -= torch.where(late, torch.linspace(120.0, 40.0, 60).unsqueeze(1), 0.0)
-    found = estimate(taken_in(x, done, full=full))
     wanted = moments(x[done], full=full)
-    variances = wanted.diagonal() if full else wanted
-    kept = variances.clone()
-    kept[0] = x[done & ~late][:, 0].var()
-    assert 50 * float(kept[0]) < float(variances[0])
-    if full:
-        scale = (kept / variances).sqrt()  # and all chains' correlations
-        wanted = wanted * scale * scale.unsqueeze(1)
-        assert float(torch.linalg.eigvalsh(found).min()) > 0
-    else:
-        wanted = kept
-    assert torch.allclose(found, wanted, rtol=1e-11)  # float64 sums of 1,500 terms, squares up to 15,000
+    if not full:  # a matrix is everyone's: other variances do not fit its correlations
+        kept = x[done & ~late][:, 0].var()
+        assert 50 * float(kept) < float(wanted[0])
+        wanted[0] = kept
+    # float64 sums of 1,500 terms, squares up to 15,000
+    assert torch.allclose(estimate(taken_in(x, done, full=full)), wanted, rtol=1e-11)
 
 
 def test_nothing_is_taken_from_a_normal_variance() -> None:

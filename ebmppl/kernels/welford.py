@@ -64,26 +64,21 @@ def _by_chain(values: Tensor, counts: Tensor) -> Tensor:
 
 
 def estimate(w: Welford) -> Tensor:
-    """The (co)variance of all draws but those of chains that are still on their way, coordinate by coordinate.
+    """The covariance of all draws; of a diagonal the variances without chains that are still on their way, by coordinate.
 
     A few chains far out in a tail make a coordinate's variance hundreds of times what it is for all others, and the
     next window's trajectories as many times too long. A chain is left out of a coordinate where its mean square about
-    the median of the chains' means is over 100 times the median chain's. A dense matrix keeps its correlations, all
-    chains', and gets these variances.
+    the median of the chains' means is over 100 times the median chain's. Not of a matrix: other variances do not fit the
+    correlations that such chains make, and a regression's HMC mixed a hundred times as slowly by the two together.
     """
     number = w.total.unsqueeze(1)
+    if w.products is not None:
+        away = w.mean - _mean(w, number)
+        return (w.products + (number * away).mT @ away) / (w.total.sum() - 1).clamp_min(1.0)
     known = w.total > 0
     square = w.scatter / number + (w.mean - _median(w.mean, known)).square()
     usual = _median(square, known)
-    share = number.masked_fill((square > _FAR * usual) & (usual > 0), 0.0)
-    kept = _pooled(w, share)
-    if w.products is None:
-        return kept
-    everyone = number.expand_as(w.mean)
-    away = w.mean - _mean(w, everyone)
-    covariance = (w.products + (number * away).mT @ away) / (w.total.sum() - 1).clamp_min(1.0)
-    ratio = (kept / _pooled(w, everyone)).nan_to_num(nan=1.0).sqrt()
-    return covariance * ratio * ratio.unsqueeze(1)
+    return _pooled(w, number.masked_fill((square > _FAR * usual) & (usual > 0), 0.0))
 
 
 def _mean(w: Welford, share: Tensor) -> Tensor:
