@@ -79,53 +79,28 @@ def test_regularised_is_stans(full: bool) -> None:
 
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize("chains", [4, 9, 64])
-def test_chains_on_their_way_have_no_part_in_the_coordinates_where_they_are(chains: int, full: bool) -> None:
+def test_chains_on_their_way_have_no_part_in_the_variances_where_they_are(chains: int, full: bool) -> None:
     """One in four comes in along the first coordinate, and one of all has drawn nothing."""
     x, done = drawn(chains, 60)
     done[:, 1] = False
     late = torch.arange(chains) % 4 == 0 if chains != 4 else torch.arange(4) == 3
     x[..., 0] -= torch.where(late, torch.linspace(120.0, 40.0, 60).unsqueeze(1), 0.0)
-    found = estimate(taken_in(x, done, full=full))
     wanted = moments(x[done], full=full)
-    variances = wanted.diagonal() if full else wanted
-    kept = variances.clone()
-    kept[0] = x[done & ~late][:, 0].var()
-    assert 50 * float(kept[0]) < float(variances[0])
-    if full:
-        wanted[0] = wanted[:, 0] = 0.0  # they moved along it far more than all others
-        wanted[0, 0] = kept[0]
-    else:
-        wanted = kept
-    assert torch.allclose(found, wanted, rtol=1e-11)  # float64 sums of 1,500 terms, squares up to 15,000
-
-
-@pytest.mark.parametrize("moving", [False, True])
-def test_chains_far_out_in_all_coordinates_leave_a_dense_metric_of_full_rank(moving: bool) -> None:
-    """In float32, at 10,000 deviations and in 100 coordinates: with their part in the correlations no factor is found."""
-    x = torch.randn(64, 30, 100, generator=gen(5))
-    x[..., 1] = 0.8 * x[..., 0] + 0.6 * x[..., 1]
-    x[:2] += 10_000 * (torch.linspace(2.0, 1.0, 30).unsqueeze(1) if moving else 1.0)
-    state = Welford.empty(x.mean((0, 1)), 64, full=True)
-    found = regularised(welford_update(state, x.flatten(0, 1), torch.full((64,), 30)))
-    assert bool(torch.isfinite(factorise(found)).all())
-    # eigenvalues of 1.8, 1 and 0.2, by 1,900 draws in 100 coordinates: beyond (1 +- sqrt(100/1900))^2 there are none
-    apart = 1.0 if moving else 0.2
-    values = torch.linalg.eigvalsh(found.double())
-    assert float(values[0]) > 0.5 * apart
-    assert float(values[-1]) < 1.6 * (2 - apart)
-    # of a mode of their own, where they don't move, correlations are as good as any; standard error 0.01
-    assert float(found[0, 1]) == pytest.approx(0.0 if moving else 0.8, abs=0.05)
+    if not full:  # a matrix is everyone's: other variances do not fit its correlations
+        kept = x[done & ~late][:, 0].var()
+        assert 50 * float(kept) < float(wanted[0])
+        wanted[0] = kept
+    # float64 sums of 1,500 terms, squares up to 15,000
+    assert torch.allclose(estimate(taken_in(x, done, full=full)), wanted, rtol=1e-11)
 
 
 def test_squares_beyond_float32_are_left_out_too() -> None:
     x = torch.randn(8, 20, 2, generator=gen(6))
     x[0] += 1e20
-    counts = torch.full((8,), 20)
-    for full in (False, True):
-        found = estimate(welford_update(Welford.empty(x[1].mean(0), 8, full=full), x.flatten(0, 1), counts))
-        variances = found.diagonal() if full else found
-        # 140 draws: 4 standard errors
-        assert torch.allclose(variances, torch.ones(2), rtol=0, atol=4 * (2 / 140) ** 0.5)
+    state = Welford.empty(x[1].mean(0), 8, full=False)
+    found = estimate(welford_update(state, x.flatten(0, 1), torch.full((8,), 20)))
+    # 140 draws: 4 standard errors
+    assert torch.allclose(found, torch.ones(2), rtol=0, atol=4 * (2 / 140) ** 0.5)
 
 
 def test_nothing_is_taken_from_a_normal_variance() -> None:

@@ -64,28 +64,32 @@ def _by_chain(values: Tensor, counts: Tensor) -> Tensor:
 
 
 def estimate(w: Welford) -> Tensor:
-    """The (co)variance of all draws but those of chains that are still on their way, coordinate by coordinate.
+    """The covariance of all draws; of a diagonal the variances without chains that are still on their way, by coordinate.
 
     A few chains far out in a tail make a coordinate's variance hundreds of times what it is for all others, and the
     next window's trajectories as many times too long. A chain is left out of a coordinate where its mean square about
-    the median of the chains' means is over 100 times the median chain's. A dense matrix has these variances, and the
-    correlations within all chains and between the others; none in a coordinate along which those left out moved more
-    than all others: a few chains far out in several coordinates would make them all but one, the matrix all but singular.
+    the median of the chains' means is over 100 times the median chain's. Not of a matrix: other variances do not fit the
+    correlations that such chains make, and a regression's HMC mixed a hundred times as slowly by the two together.
     """
     number = w.total.unsqueeze(1)
+    if w.products is not None:
+        away = w.mean - _mean(w, number)
+        return (w.products + (number * away).mT @ away) / (w.total.sum() - 1).clamp_min(1.0)
     known = w.total > 0
     square = w.scatter / number + (w.mean - _median(w.mean, known)).square()
     usual = _median(square, known)
-    share = number.masked_fill((square > _FAR * usual) & (usual > 0), 0.0)
-    away = torch.where(share > 0, w.mean - pooled_sum(share * w.mean) / pooled_sum(share), 0.0)
-    scatter = torch.where(share > 0, w.scatter, 0.0)
-    kept = pooled_sum(scatter + share * away.square()) / (pooled_sum(share) - 1).clamp_min(1.0)
-    if w.products is None:
-        return kept
-    products = w.products + (share * away).mT @ away
-    scale = (kept / products.diagonal()).nan_to_num(nan=1.0).sqrt()
-    unsure = pooled_sum(w.scatter - scatter) > pooled_sum(scatter)
-    return torch.where(unsure | unsure.unsqueeze(1), kept.diag(), products * scale * scale.unsqueeze(1))
+    return _pooled(w, number.masked_fill((square > _FAR * usual) & (usual > 0), 0.0))
+
+
+def _mean(w: Welford, share: Tensor) -> Tensor:
+    return pooled_sum(share * w.mean) / pooled_sum(share)
+
+
+def _pooled(w: Welford, share: Tensor) -> Tensor:
+    """Variances ``(dimension,)`` of so many draws of each chain, all of its or none."""
+    away = torch.where(share > 0, w.mean - _mean(w, share), 0.0)  # whose square may be infinite elsewhere
+    scatter = torch.where(share > 0, w.scatter, 0.0) + share * away.square()
+    return pooled_sum(scatter) / (pooled_sum(share) - 1).clamp_min(1.0)
 
 
 def _median(values: Tensor, known: Tensor) -> Tensor:
