@@ -823,3 +823,17 @@ def test_constants_of_a_run_in_float64_stay_float64() -> None:
     a, b = (run(energy, backend=backend).get_samples()["x"] for backend in ("inductor", "eager"))
     assert a.dtype == b.dtype == torch.float64
     assert torch.allclose(a, b, rtol=0, atol=1e-10)
+
+
+def test_a_part_of_the_coordinates_is_clamped() -> None:
+    """Inductor wrote the free ones into memory that all chains share, so that such energies never ran compiled."""
+    whole = eb.as_energy(lambda x: -0.7 * (x[:, :-1] * x[:, 1:]).float().sum(-1), (3,), eb.energies.spin)
+    mask, values = torch.tensor([True, False, False]), torch.tensor([1, 0, 0])
+    kernel = eb.Gibbs(eb.energies.Clamped(whole, mask, values))
+    draws = []
+    for backend in ("eager", "inductor"):
+        mcmc = eb.MCMC(kernel, 20, 0, None, 3, seed=4, backend=backend, disable_progbar=True)
+        mcmc.run()
+        assert mcmc.backend == backend
+        draws.append(mcmc.get_samples()["x"])
+    assert torch.equal(*draws)

@@ -62,7 +62,9 @@ class Clamped(Energy):
         """Whole points ``(*batch, *event of the energy)`` from free coordinates ``(*batch, *event)``."""
         batch = torch.broadcast_shapes(x.shape[:-1], self.values.shape[:-1])
         x = x.expand(*batch, -1)
-        whole = self.values.to(x.dtype).expand(*batch, -1).index_copy(-1, self.free, x)
+        # of its own memory: Inductor (torch 2.13) writes into what was only expanded
+        held = self.values.to(x.dtype).expand(*batch, -1).contiguous()
+        whole = held.index_copy(-1, self.free, x)
         return whole.reshape(*batch, *self.energy.event_shape)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,7 +107,8 @@ class _ClampedOneHot(Energy):
         """Whole points of the extension."""
         held = one_hot(self.clamped.values, x.shape[-1], x.dtype)
         batch = torch.broadcast_shapes(x.shape[:-2], held.shape[:-2])
-        whole = held.expand(*batch, *held.shape[-2:]).index_copy(-2, self.clamped.free, x.expand(*batch, *x.shape[-2:]))
+        held = held.expand(*batch, *held.shape[-2:]).contiguous()  # as in ``Clamped.fill``
+        whole = held.index_copy(-2, self.clamped.free, x.expand(*batch, *x.shape[-2:]))
         return whole.reshape(*batch, *self.inside.event_shape)
 
     def forward(self, x: Tensor) -> Tensor:
