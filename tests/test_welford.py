@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 import ebmppl as eb
-from ebmppl.kernels.adaptation import factorise
+from ebmppl.errors import SamplingWarning
+from ebmppl.kernels.adaptation import AdaptationState, factorise
 from ebmppl.kernels.welford import Welford, estimate, regularised, welford_update
 from ebmppl.sampling.draws import finished
 from tests.targets import f64, gen
@@ -101,6 +102,24 @@ def test_squares_beyond_float32_are_left_out_too() -> None:
     found = estimate(welford_update(state, x.flatten(0, 1), torch.full((8,), 20)))
     # 140 draws: 4 standard errors
     assert torch.allclose(found, torch.ones(2), rtol=0, atol=4 * (2 / 140) ** 0.5)
+
+
+def test_a_dense_metric_that_float32_cannot_factorise_is_told_and_not_taken() -> None:
+    """One chain is 10^5 deviations away in all coordinates; warm-up ended with an error of linear algebra."""
+    x = torch.randn(64, 30, 30, generator=gen(7))
+    x[0] += 1e5
+    state = Welford.empty(x.mean((0, 1)), 64, full=True)
+    state = welford_update(state, x.flatten(0, 1), torch.full((64,), 30))
+    kernel = eb.NUTS(eb.energies.Gaussian(torch.zeros(30), torch.eye(30)), full_mass=True)
+    adaptation, before = kernel.adaptation(), kernel.init_tuning(x[:, 0])
+    assert adaptation is not None
+    with pytest.warns(SamplingWarning, match="no Cholesky factor in float32") as told:
+        own, after = adaptation.end_window(AdaptationState(None, state), before, metric=True)
+    assert len(told) == 1
+    assert torch.equal(after.inverse_mass, before.inverse_mass)
+    assert torch.equal(after.factor, before.factor)
+    assert float(own.draws.metrics) == 0
+    assert float(own.draws.total.sum()) == 0
 
 
 def test_nothing_is_taken_from_a_normal_variance() -> None:

@@ -125,6 +125,17 @@ def factorise(inverse_mass: Tensor) -> Tensor:
     return inverse_mass.sqrt() if inverse_mass.dim() == 1 else torch.linalg.cholesky(inverse_mass)
 
 
+def _has_factor(inverse_mass: Tensor) -> bool:
+    """Whether it is one to take; warn of a dense one that rounding has made singular."""
+    if inverse_mass.dim() == 1 or bool(torch.linalg.cholesky_ex(inverse_mass).info == 0):
+        return True
+    dtype = str(inverse_mass.dtype).removeprefix("torch.")
+    told = f"the covariance of a warm-up window's draws has no Cholesky factor in {dtype}, as when some chains are"
+    told += " far from all others: the metric stays what it was; take float64, full_mass=False or other initial points"
+    warnings.warn(told, SamplingWarning, stacklevel=2)
+    return False
+
+
 def _with_metric(tuning: Tuning, inverse_mass: Tensor) -> Tuning:
     return tuning._replace(inverse_mass=inverse_mass, factor=factorise(inverse_mass))
 
@@ -202,8 +213,9 @@ class HamiltonianAdaptation:
             _warn_of_scale(inverse_mass, tuning.inverse_mass, first=not bool(draws.metrics))
             if self.blocks is not None:
                 inverse_mass = inverse_mass * self.blocks.to(inverse_mass.device)
-            tuning = _with_metric(tuning, inverse_mass)
-            empty = empty._replace(metrics=draws.metrics + 1)
+            if _has_factor(inverse_mass):
+                tuning = _with_metric(tuning, inverse_mass)
+                empty = empty._replace(metrics=draws.metrics + 1)
         return own._replace(draws=empty), tuning
 
     def finish(self, own: AdaptationState, tuning: Tuning) -> Tuning:
