@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -253,3 +255,16 @@ def test_a_short_warm_up_ends_at_a_step_size_of_use(name: str, warmup: int) -> N
     mcmc.run()
     found = float(mcmc.stats()["acceptance_rate"].mean())
     assert abs(found - kernel.settings()["target_accept_prob"]) < 0.2  # ten updates leave so much
+
+
+def test_kernels_travel_after_a_run_and_copies_trace_for_themselves() -> None:
+    bowl = Bowl()
+    kernel = eb.MALA(eb.as_energy(bowl, (2,), batched=True), 0.5, adapt_step_size=False)
+    run(kernel, 1000, 0)
+    twin = pickle.loads(pickle.dumps(kernel))
+    x = torch.ones(16, 2)
+    for other in (twin, copy.deepcopy(kernel)):
+        assert kernel._gradient.untraced(x) is None  # traced at the run's shape
+        assert other._gradient.untraced(x) == "the gradient was not traced"
+    same = [run(k, 20, 0).get_samples()["x"] for k in (kernel, twin)]
+    assert torch.equal(*same)

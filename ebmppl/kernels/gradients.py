@@ -51,8 +51,12 @@ class Gradient:
 
     def __init__(self, energy: Energy, elsewhere: Callable[[Tensor], Tensor] | None = None) -> None:
         self.energy = energy
-        self._elsewhere = elsewhere or (lambda x: 0.9 * x.flip(0))  # the rows change places
+        self._elsewhere = elsewhere or _other_rows
         self._traced: dict[tuple[Any, ...], _Traced] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies trace for themselves: a trace can't be pickled, and holds the tensors of this energy."""
+        return {**vars(self), "_traced": {}}
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies ``(chains,)`` and gradients ``(chains, *event)``."""
@@ -101,6 +105,10 @@ class Gradient:
         if run is None:
             name = type(self.energy).__name__
             warnings.warn(f"the gradient of {name} runs untraced, slower: {reason}", SamplingWarning, stacklevel=2)
+
+
+def _other_rows(x: Tensor) -> Tensor:
+    return 0.9 * x.flip(0)  # the rows change places
 
 
 def _agree(run: Run, points: tuple[Tensor, ...], eager: list[tuple[Tensor, Tensor]]) -> bool:
