@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from collections.abc import Callable
 from functools import partial
@@ -139,6 +140,18 @@ def test_what_is_cut_does_not_count_as_divergent() -> None:
     assert [part.tolist() for part in kept.cut(counts, 2)] == [[2, 2], [1, 1]]
     assert [part.tolist() for part in kept.cut(counts, 3)] == [[3, 3], [2, 1]]
     assert [part.tolist() for part in kept.cut(counts, 5)] == [[3, 5], [2, 2]]
+
+
+@pytest.mark.parametrize("far", [[1000.0], [1000.0, math.inf]])
+def test_a_chain_far_out_hides_no_change_of_the_others(far: list[float]) -> None:
+    """At its 500,000 nats rounding of 33 is allowed in float32; the others have one or two."""
+    bowl = Bowl()
+    kernel = eb.MALA(eb.as_energy(bowl, (1,), batched=True))
+    state = kernel.init(torch.tensor([0.5, -1.0, 2.0, *far]).unsqueeze(1))
+    assert state.energy.dtype == torch.float32
+    assert not kernel.outdated(state)
+    bowl.offset.data.fill_(1.0)
+    assert kernel.outdated(state)
 
 
 def test_a_continued_run_of_the_same_energy_says_nothing() -> None:

@@ -162,8 +162,8 @@ class Kernel(MCMCKernel):
             return False
         x = self.position(state)
         if self.target.has_values:
-            return not same_energy(self.target(x), state.energy)
-        return not same_energy(self.target.value_and_grad(x)[1].reshape(state.grad.shape), state.grad)
+            return not same_energy(self.target(x), state.energy, by_row=True)
+        return not same_energy(self.target.value_and_grad(x)[1].reshape(state.grad.shape), state.grad, by_row=True)
 
     def holds(self) -> bool:
         """Whether what ``prepare`` found of the energy's values is still so; if not, compiled ticks are made anew."""
