@@ -18,7 +18,7 @@ from ebmppl.sampling.at_hand import EVER, AtHand
 from ebmppl.sampling.capture import Captured
 from ebmppl.sampling.engines import Engine, Refused, compile_traced, get, put, together
 from ebmppl.sampling.noise import NoiseSource
-from ebmppl.sampling.places import Places, whole
+from ebmppl.sampling.places import Places, in_order
 from ebmppl.sampling.program import Carried, Log, Program, Traced, copy, first_log, flatten, unflatten
 from ebmppl.sampling.replay import NotReplayable, Replay
 from ebmppl.sampling.scopes import threads, using_threads
@@ -218,7 +218,7 @@ class Compiled:
 
     def narrow(self, active: Tensor | None) -> None:
         """Let only the ``active`` chains tick (all when None): the others stay where they are."""
-        self.places = None if active is None else whole(active)
+        self.places = None if active is None else in_order(active)
 
     @property
     def width(self) -> int:

@@ -16,7 +16,7 @@ from ebmppl.sampling.at_hand import AtHand
 from ebmppl.sampling.backends import Compiled, Share, program_at_hand
 from ebmppl.sampling.native import Driver, Team
 from ebmppl.sampling.noise import NoiseSource
-from ebmppl.sampling.places import Places, pack, whole
+from ebmppl.sampling.places import Places, in_order, pack
 from ebmppl.sampling.pool import Pool, Unsuited, copy_all
 from ebmppl.sampling.program import Carried, first_log
 from ebmppl.sampling.replay import Replay
@@ -156,7 +156,7 @@ class Parts:
         if active is None:
             self.arrange(None)
             return
-        now = whole(active) if self.places is None else self.places
+        now = in_order(active) if self.places is None else self.places
         packed, used = pack(active, self._size), now.used & active[now.chains]
         if len(packed.chains) < len(now.chains) or int(used.sum()) < int(active.sum()):
             self.arrange(packed)

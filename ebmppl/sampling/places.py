@@ -35,6 +35,6 @@ def pack(active: Tensor, size: int) -> Places:
     return Places(found.index_copy(0, place, chains[order]), used)
 
 
-def whole(active: Tensor) -> Places:
+def in_order(active: Tensor) -> Places:
     """All chains in order, of which some tick."""
     return Places(torch.arange(len(active), device=active.device), active)
