@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ebmppl.kernels.tracer import REAL_ZEROS
+
 aten = torch.ops.aten
 
 
@@ -18,6 +20,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     from torch._inductor.decomposition import select_decomp_table
 
     own: dict[Any, Callable[..., Any]] = {
+        **REAL_ZEROS,
         aten.softplus.default: softplus,
         aten.softplus_backward.default: softplus_backward,
     }
