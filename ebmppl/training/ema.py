@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ebmppl.kernels.base import require
+from ebmppl.arguments import require
 
 
 class EMA:
