@@ -60,6 +60,10 @@ class Chains:
         self._planned = 0  # draws so far
         self.broken = False  # see ``unbroken``
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies compile for themselves: engines hold memory of these chains."""
+        return {**vars(self), "compiled": None}
+
     def _tick(self, *, adapt: bool, log: bool = False, active: Tensor | None = None, own: int | None = None) -> Any:
         """One eager tick, of the ``active`` chains where given: the run's next, or their ``own``. Returns the info."""
         now, used = self.now, self.now.tuning
