@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ebmppl.kernels.base import require
+from ebmppl.arguments import require
 
 
 class EMA:
