@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ebmppl.kernels.base import positive, require, whole
+from ebmppl.arguments import positive, require, whole
 from ebmppl.kernels.score import Score, ScoreTarget, SteppedKernel, steps
 from ebmppl.score.schedules import decreasing
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ebmppl.arguments import form
+from ebmppl.arguments import form, positive, require, whole
 from ebmppl.kernels.accept import choose, metropolis, not_finite, select, some
-from ebmppl.kernels.base import Noise, NoiseSpec, positive, require, whole
+from ebmppl.kernels.base import Noise, NoiseSpec
 from ebmppl.kernels.integrators import Phase, hamiltonian, leapfrog
 from ebmppl.kernels.score import Score, ScoreKernel, ScoreTarget
 from ebmppl.score.pullback import value_and_grad

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from ebmppl.arguments import real
-from ebmppl.kernels.base import positive, require, whole
+from ebmppl.arguments import positive, real, require, whole
 from ebmppl.kernels.score import Score, ScoreTarget, SteppedKernel, Steps, steps
 from ebmppl.kernels.solvers import Rows, corrected, denoised, euler, grid, heun, resampled
 from ebmppl.score.base import SDE

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from ebmppl.arguments import form, positive, real, size
-from ebmppl.arguments import require as require
+from ebmppl.arguments import form, positive, real, require, size
 
 Marginal = tuple[Tensor, Tensor]
 _HALVINGS = 80  # of an interval in float64, to its last bit
