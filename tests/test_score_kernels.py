@@ -841,7 +841,10 @@ def test_scores_that_are_no_function_of_one_point(use: Callable[[Any], object], 
             r"step_size in \[0.9, 1\], got 0.5",
         ),
         (lambda: eb.AnnealedLangevin(SCORE, [1.0, 0.1], (2,), 2, 0.95, consistent=True), "one step per level"),
-        (lambda: eb.AnnealedLangevin(SCORE, [1.0, 0.1], (2,), 1, consistent=True), "a step_size where consistent, got None"),
+        (
+            lambda: eb.AnnealedLangevin(SCORE, [1.0, 0.1], (2,), 1, consistent=True),
+            "a step_size where consistent, got None",
+        ),
         (lambda: eb.generate(MADE["flow"](Small()), 0), "a whole n >= 1, got 0"),
         (
             lambda: eb.generate(MADE["flow"](lambda x, t: x[..., :1]), 5),
