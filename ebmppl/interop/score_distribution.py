@@ -127,7 +127,9 @@ class ScoreDistribution(TorchDistribution):
     def __repr__(self) -> str:
         """Its shapes, and the time."""
         shapes = f"event_shape={tuple(self.event_shape)}, batch_shape={tuple(self.batch_shape)}"
-        return f"{type(self).__name__}({type(self._flow.sde).__name__}, {shapes}, t_min={self._flow.options['t_min']:g})"
+        return (
+            f"{type(self).__name__}({type(self._flow.sde).__name__}, {shapes}, t_min={self._flow.options['t_min']:g})"
+        )
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
