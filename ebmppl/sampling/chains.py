@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ebmppl.arguments import require
 from ebmppl.kernels.accept import choose
 from ebmppl.kernels.adaptation import AdaptationState
-from ebmppl.kernels.base import Kernel, NoiseSpec, require
+from ebmppl.kernels.base import Kernel, NoiseSpec
 from ebmppl.kernels.dual_averaging import SHARES
 from ebmppl.sampling.apart import advance_apart, advance_together
 from ebmppl.sampling.backends import Compiled
