@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -229,11 +230,14 @@ def test_compiled_runs_continue_and_load_bit_for_bit(thinning: int, tmp_path: Pa
     parts = eb.MCMC(make(), 13, 40, start, **options)
     parts.run()
     parts.save(tmp_path / "run.pt")
+    copied = deepcopy(parts)
     parts.run(num_samples=18)
+    assert copied.get_samples()["x"].shape == (70 * 13, 3)
+    copied.run(num_samples=18)
     loaded = eb.MCMC.load(tmp_path / "run.pt", make())
     assert (loaded.backend, loaded.backend_reason) == (parts.backend, parts.backend_reason)
     loaded.run(num_samples=18)
-    for other in (parts, loaded):
+    for other in (parts, copied, loaded):
         assert other.backend == "inductor"
         assert torch.equal(other.get_samples()["x"], whole.get_samples()["x"])
         for field, value in whole.stats().items():

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ebmppl.kernels.base import positive, require, whole
+from ebmppl.arguments import positive, require, whole
 
 _NUMBERS = 1 << 24  # of a chunk of permutations
 

@@ -8,8 +8,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ebmppl.arguments import positive, require
 from ebmppl.kernels.accept import Rows, but_not, not_finite, some
-from ebmppl.kernels.base import Noise, NoiseSpec, positive, require
+from ebmppl.kernels.base import Noise, NoiseSpec
 from ebmppl.kernels.score import Score, ScoreKernel, ScoreTarget
 from ebmppl.kernels.score_info import AdaptiveInfo
 from ebmppl.score.base import SDE, LinearSDE, over

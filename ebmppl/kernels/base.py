@@ -10,9 +10,7 @@ import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 
-from ebmppl.arguments import positive as positive
-from ebmppl.arguments import require as require
-from ebmppl.arguments import whole as whole
+from ebmppl.arguments import require
 from ebmppl.energies.base import Energy
 from ebmppl.energies.fingerprint import fingerprint
 from ebmppl.energies.function import same_energy

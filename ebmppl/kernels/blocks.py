@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ebmppl.arguments import require
 from ebmppl.energies.base import Energy, dtype_and_device
 from ebmppl.energies.discrete import discrete
 from ebmppl.energies.fingerprint import fingerprint
 from ebmppl.energies.unconstrained import Unconstrained
 from ebmppl.kernels.accept import choose, select, some
-from ebmppl.kernels.base import GradientKernel, Kernel, Noise, NoiseSpec, require, require_values
+from ebmppl.kernels.base import GradientKernel, Kernel, Noise, NoiseSpec, require_values
 from ebmppl.kernels.conditional import BlocksAdaptation, Given, named, part
 from ebmppl.kernels.differences import DiscreteGradientKernel
 from ebmppl.kernels.gradients import Gradient

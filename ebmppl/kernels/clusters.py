@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ebmppl.arguments import require
 from ebmppl.energies.base import Energy
 from ebmppl.energies.structure import Lattice
-from ebmppl.kernels.base import NoiseSpec, require
+from ebmppl.kernels.base import NoiseSpec
 from ebmppl.kernels.components import components, lattice_components
 from ebmppl.kernels.discrete import DiscreteKernel
 from ebmppl.kernels.gibbs import NoTuning

@@ -7,10 +7,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ebmppl.arguments import require
 from ebmppl.energies.base import Energy
 from ebmppl.energies.checks import check_gradient
 from ebmppl.energies.discrete import Levels, one_hot
-from ebmppl.kernels.base import require
 from ebmppl.kernels.discrete import DiscreteKernel
 from ebmppl.kernels.gradients import Gradient
 

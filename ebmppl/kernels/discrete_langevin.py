@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from ebmppl.arguments import positive, require
 from ebmppl.energies.base import Energy
 from ebmppl.kernels.accept import choose, metropolis, not_finite
-from ebmppl.kernels.base import Noise, NoiseSpec, positive, require
+from ebmppl.kernels.base import Noise, NoiseSpec
 from ebmppl.kernels.differences import DiscreteGradientKernel, DiscreteGradientState
 from ebmppl.kernels.discrete import draw_level, draw_upper
 from ebmppl.kernels.step_size import StepSizeAdaptation

@@ -8,10 +8,11 @@ from typing import Any, ClassVar, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from ebmppl.arguments import require
 from ebmppl.energies.base import Energy, dtype_and_device
 from ebmppl.energies.discrete import BothLayers, Layers, Levels
 from ebmppl.kernels.accept import not_finite
-from ebmppl.kernels.base import Noise, NoiseSpec, require
+from ebmppl.kernels.base import Noise, NoiseSpec
 from ebmppl.kernels.discrete import DiscreteKernel, draw_level, draw_upper
 from ebmppl.kernels.layer_sweep import JointSweep, LayerSweep, TwoLayers
 from ebmppl.kernels.pair_sweep import PairSweep

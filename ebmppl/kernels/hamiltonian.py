@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ebmppl.arguments import positive, require
 from ebmppl.energies.base import Energy
 from ebmppl.kernels.adaptation import HamiltonianAdaptation, Tuning, factorise
-from ebmppl.kernels.base import GradientKernel, positive, require
+from ebmppl.kernels.base import GradientKernel
 
 FullMass = bool | Sequence[Sequence[str]]
 _COPIES = 4  # the inverse mass matrix, its factor, the estimate for the next one and what making it takes

@@ -8,10 +8,11 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ebmppl.arguments import require, whole
 from ebmppl.energies.base import Energy
 from ebmppl.kernels.accept import metropolis, not_finite, select, some
 from ebmppl.kernels.adaptation import Tuning
-from ebmppl.kernels.base import Noise, NoiseSpec, require, whole
+from ebmppl.kernels.base import Noise, NoiseSpec
 from ebmppl.kernels.hamiltonian import FullMass, HamiltonianKernel
 from ebmppl.kernels.integrators import Phase, hamiltonian, leapfrog
 

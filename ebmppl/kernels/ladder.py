@@ -8,7 +8,7 @@ import torch
 from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
-from ebmppl.kernels.base import require
+from ebmppl.arguments import require
 
 FROM_COLD, FROM_HOT = 1, 2  # where points of a replica have been last
 _LEAST = 1e-6  # rejection rate between neighbours that still keeps them apart

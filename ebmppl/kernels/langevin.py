@@ -9,10 +9,11 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ebmppl.arguments import positive
 from ebmppl.energies.base import Energy
 from ebmppl.energies.linalg import rowwise
 from ebmppl.kernels.accept import choose, not_finite, select
-from ebmppl.kernels.base import GradientKernel, Noise, NoiseSpec, positive
+from ebmppl.kernels.base import GradientKernel, Noise, NoiseSpec
 
 
 class LangevinState(NamedTuple):

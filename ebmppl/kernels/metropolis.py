@@ -7,10 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ebmppl.arguments import require
 from ebmppl.energies.base import Energy
 from ebmppl.energies.discrete import Conditionals
 from ebmppl.kernels.accept import metropolis
-from ebmppl.kernels.base import Noise, NoiseSpec, require
+from ebmppl.kernels.base import Noise, NoiseSpec
 from ebmppl.kernels.discrete import DiscreteKernel
 from ebmppl.kernels.gibbs import NoTuning
 

@@ -7,10 +7,11 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ebmppl.arguments import require, whole
 from ebmppl.energies.base import Energy
 from ebmppl.kernels.accept import Rows, but_not, select
 from ebmppl.kernels.adaptation import Tuning
-from ebmppl.kernels.base import Noise, NoiseSpec, require, whole
+from ebmppl.kernels.base import Noise, NoiseSpec
 from ebmppl.kernels.hamiltonian import FullMass, HamiltonianKernel
 from ebmppl.kernels.integrators import Phase, leapfrog
 from ebmppl.kernels.uturn import Products, Tables, empty_checkpoints, keep, products, straight

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ebmppl.arguments import require
 from ebmppl.energies.algebra import GeometricPath
 from ebmppl.energies.base import Energy
 from ebmppl.energies.fingerprint import fingerprint
 from ebmppl.kernels.accept import metropolis
-from ebmppl.kernels.base import GradientKernel, Kernel, Noise, NoiseSpec, require, require_values
+from ebmppl.kernels.base import GradientKernel, Kernel, Noise, NoiseSpec, require_values
 from ebmppl.kernels.differences import DiscreteGradientKernel
 from ebmppl.kernels.gradients import Gradient
 from ebmppl.kernels.ladder import FROM_COLD, exchanged, labelled, ladder

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from ebmppl.arguments import real
-from ebmppl.kernels.base import positive, require, whole
+from ebmppl.arguments import positive, real, require, whole
 from ebmppl.kernels.score import Score, ScoreTarget, SteppedKernel, steps
 from ebmppl.kernels.solvers import (
     Churn,

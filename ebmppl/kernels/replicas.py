@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ebmppl.arguments import require
 from ebmppl.energies.base import Energy
 from ebmppl.energies.bonds import Bonds, ScaledBonds
 from ebmppl.energies.clamped import Clamped
 from ebmppl.energies.discrete import Conditionals, discrete, levels_of
 from ebmppl.kernels.adaptation import Adaptation, AdaptationState, Drawn
-from ebmppl.kernels.base import Kernel, require
+from ebmppl.kernels.base import Kernel
 from ebmppl.kernels.gibbs import ByEnergies
 from ebmppl.kernels.gradients import Gradient
 from ebmppl.kernels.ladder import equal_rates

@@ -10,10 +10,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from ebmppl.arguments import positive, require
 from ebmppl.energies.base import Energy
 from ebmppl.errors import EnergyError
 from ebmppl.kernels.accept import not_finite, select, some
-from ebmppl.kernels.base import Kernel, Noise, NoiseSpec, positive, require
+from ebmppl.kernels.base import Kernel, Noise, NoiseSpec
 from ebmppl.kernels.score_info import ScoreInfo
 from ebmppl.score.agreement import require_process
 from ebmppl.score.base import SDE

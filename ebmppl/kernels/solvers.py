@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ebmppl.kernels.base import require
+from ebmppl.arguments import require
 from ebmppl.score.base import SDE, LinearSDE
 from ebmppl.score.schedules import require_decreasing
 

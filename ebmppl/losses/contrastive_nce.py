@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from ebmppl.arguments import positive, require, whole
 from ebmppl.energies.base import Energy
 from ebmppl.energies.supports import is_discrete
 from ebmppl.energies.unconstrained import unconstrained
-from ebmppl.kernels.base import positive, require, whole
 from ebmppl.losses.base import BoundLoss, Loss, shaped
 from ebmppl.losses.noise import (
     as_noise,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebmppl.kernels.base import whole
+from ebmppl.arguments import whole
 from ebmppl.losses.base import BoundLoss
 from ebmppl.losses.diffusion_base import BoundDiffusionLoss, DiffusionLoss, Noised
 from ebmppl.losses.scores import changes, derivative_seen, dot, uncompiled

@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ebmppl.arguments import require
 from ebmppl.energies.base import Energy
-from ebmppl.kernels.base import Kernel, require
+from ebmppl.kernels.base import Kernel
 from ebmppl.kernels.words import bits_by_word, labels, words
 from ebmppl.losses.base import BoundLoss, Data, checked_data
 from ebmppl.losses.negative import KernelFactory, ModelChains, mixed

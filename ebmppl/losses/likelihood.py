@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ebmppl.arguments import require, whole
 from ebmppl.energies.base import Energy
-from ebmppl.kernels.base import require, whole
 from ebmppl.losses.base import BoundLoss, Loss, at_dtype_of
 from ebmppl.losses.gap import EnergyGap, Hidden, require_hidden, require_kernel, require_start
 from ebmppl.losses.negative import KernelFactory

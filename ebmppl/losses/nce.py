@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ebmppl.arguments import positive, require
 from ebmppl.energies.base import Energy, dtype_and_device
-from ebmppl.kernels.base import positive, require
 from ebmppl.losses.asymptotic import LogZInterval, log_z_interval
 from ebmppl.losses.base import BoundLoss, Loss, shaped
 from ebmppl.losses.noise import as_noise, energies_inside, require_covers, step_seed

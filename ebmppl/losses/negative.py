@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ebmppl.arguments import require
 from ebmppl.energies.base import Energy, dtype_and_device
 from ebmppl.energies.checks import check_gradient
 from ebmppl.energies.discrete import discrete, levels_of
 from ebmppl.energies.supports import is_discrete
-from ebmppl.kernels.base import Kernel, Told, require
+from ebmppl.kernels.base import Kernel, Told
 from ebmppl.losses.base import UNCONSTRAINED, require_finite
 from ebmppl.losses.scores import gradient_seen
 from ebmppl.sampling.chains import Chains

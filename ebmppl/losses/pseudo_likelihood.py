@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ebmppl.arguments import whole
 from ebmppl.energies.base import Energy
-from ebmppl.kernels.base import whole
 from ebmppl.losses.base import BoundLoss, Data, Loss
 from ebmppl.losses.neighbours import Neighbours
 from ebmppl.losses.noise import step_seed

@@ -8,10 +8,10 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
+from ebmppl.arguments import positive, require, whole
 from ebmppl.energies.base import Energy
 from ebmppl.energies.matching import Matching
 from ebmppl.energies.supports import elementwise
-from ebmppl.kernels.base import positive, require, whole
 from ebmppl.losses.base import BoundLoss
 from ebmppl.losses.score_base import BoundScoreLoss, ScoreLoss
 from ebmppl.losses.scores import Scored, matched

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ebmppl.arguments import require
 from ebmppl.kernels.accept import choose
 from ebmppl.kernels.adaptation import AdaptationState
-from ebmppl.kernels.base import Kernel, NoiseSpec, require
+from ebmppl.kernels.base import Kernel, NoiseSpec
 from ebmppl.kernels.dual_averaging import SHARES
 from ebmppl.sampling.apart import advance_apart, advance_together
 from ebmppl.sampling.backends import Compiled
@@ -58,6 +59,10 @@ class Chains:
         self._search: NoiseSource | None = None
         self._planned = 0  # draws so far
         self.broken = False  # see ``unbroken``
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies compile for themselves: engines hold memory of these chains."""
+        return {**vars(self), "compiled": None}
 
     def _tick(self, *, adapt: bool, log: bool = False, active: Tensor | None = None, own: int | None = None) -> Any:
         """One eager tick, of the ``active`` chains where given: the run's next, or their ``own``. Returns the info."""

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ebmppl.arguments import require
 from ebmppl.energies.base import dtype_and_device
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.adaptation import Adaptation
-from ebmppl.kernels.base import Kernel, require
+from ebmppl.kernels.base import Kernel
 from ebmppl.sampling.backends import Compiled
 from ebmppl.sampling.engines import Refused
 from ebmppl.sampling.hashed import begin

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ebmppl.arguments import require, whole
 from ebmppl.errors import SamplingWarning
-from ebmppl.kernels.base import Kernel, require, whole
+from ebmppl.kernels.base import Kernel
 from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.choice import require_backend
 from ebmppl.sampling.initial import as_start, given_points, starting_points

@@ -9,12 +9,13 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ebmppl.arguments import require
 from ebmppl.energies.base import ONE_SITE, Energy, dtype_and_device
 from ebmppl.energies.checks import check_energy
 from ebmppl.energies.discrete import Levels, discrete, levels_of
 from ebmppl.energies.supports import is_discrete, require_inside
 from ebmppl.errors import EnergyError
-from ebmppl.kernels.base import Kernel, NoiseSpec, require
+from ebmppl.kernels.base import Kernel, NoiseSpec
 from ebmppl.kernels.score import ScoreTarget
 from ebmppl.sampling.noise import NoiseSource
 from ebmppl.score.dtypes import state_dtype

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ import torch
 from pyro.infer.mcmc.util import select_samples
 from torch import Tensor
 
+from ebmppl.arguments import require, whole
 from ebmppl.errors import SamplingWarning
-from ebmppl.kernels.base import Kernel, require, whole
+from ebmppl.kernels.base import Kernel
 from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.checkpoint import load_run, save_run
 from ebmppl.sampling.choice import begin_ahead, require_backend
@@ -44,7 +46,7 @@ class MCMC:
             ``FromData(values)`` of ``ebmppl.sampling``, which draw until the energy is finite. Uniform(2) when None.
         num_chains: chains, all advanced together.
         hook_fn: called as ``hook_fn(kernel, params, stage, i)`` at every read-back (some ticks apart) with the chains'
-            unconstrained positions by site, "Warmup" or "Sample", and the number of draws that every chain has.
+            unconstrained positions by site, "Warmup" or "Sample", and the draws so far of every chain (in warm-up the mean).
         transforms: by site, a map whose inverse gives the values of ``get_samples`` (Pyro's convention).
         save_params: names of the sites to keep; all when None.
         thinning: keep every so many-th transition.
@@ -132,10 +134,7 @@ class MCMC:
         if not self.warmup_steps:
             return
         progress = Progress(self.warmup_steps, "Warmup", disable=self.disable_progbar)
-
-        def report() -> None:
-            self._report(progress, "Warmup", int(self._finished().float().mean()))
-
+        report = partial(self._report, progress, "Warmup")
         try:
             chains.warm_up(self.warmup_steps, self.warmup_draws, report, self.num_samples * self.thinning)
         except BaseException:
@@ -147,8 +146,8 @@ class MCMC:
     def _sample(self) -> None:
         chains = self._chains()
         progress = Progress(self.num_samples * self.thinning, "Sample", disable=self.disable_progbar)
+        report = partial(self._report, progress, "Sample")
         try:
-            report = lambda: self._report(progress, "Sample", int(self._finished().min()))
             chains.collect(self.num_samples, self.draws, report, self.kept)
             self.kept = self.num_samples
         except BaseException as stopped:
@@ -165,11 +164,12 @@ class MCMC:
             self.backend, self.backend_reason = chains.choice
             progress.close()
 
-    def _report(self, progress: Progress, stage: str, finished: int) -> None:
-        chains = self._chains()
-        if stage == "Warmup":
-            self.warmup_kept = int(self._finished().min())
-        progress.update(chains, self.warmup_draws if stage == "Warmup" else self.draws, finished)
+    def _report(self, progress: Progress, stage: str) -> None:
+        chains, by_chain, draws = self._chains(), self._finished(), self.draws
+        finished = int(by_chain.min())
+        if stage == "Warmup":  # in which each chain draws at its own pace
+            self.warmup_kept, draws, finished = finished, self.warmup_draws, int(by_chain.float().mean())
+        progress.update(chains, draws, finished)
         if self.hook_fn is not None:
             x = chains.position().clone()  # compiled ticks overwrite it
             self.hook_fn(self.kernel, self.kernel.target.unpack(x), stage, finished)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebmppl.kernels.base import NoiseSpec, require, whole
+from ebmppl.arguments import require, whole
+from ebmppl.kernels.base import NoiseSpec
 from ebmppl.kernels.pooling import BLOCK
 from ebmppl.sampling.hashed import Hashed
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ebmppl.arguments import positive, require, whole
 from ebmppl.errors import SamplingWarning
-from ebmppl.kernels.base import positive, require, whole
 
 if TYPE_CHECKING:
     from ebmppl.training.health import Health

@@ -8,7 +8,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ebmppl.kernels.base import positive, require, whole
+from ebmppl.arguments import positive, require, whole
 from ebmppl.losses.base import Loss
 from ebmppl.sampling.noise import fresh_seed
 from ebmppl.training.batches import as_batches

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ebmppl.kernels.base import require, whole
+from ebmppl.arguments import require, whole
 from ebmppl.training.actions import Action, Warn
 from ebmppl.training.health import Health, Problem, explain
 from ebmppl.training.mixing import LEAST, effective, judged, r_hat

@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm.auto import tqdm
 
+from ebmppl.arguments import positive, require
 from ebmppl.errors import EnergyError, NonFiniteLoss
-from ebmppl.kernels.base import positive, require
 from ebmppl.losses.base import BoundLoss
 from ebmppl.losses.store import warn_of_untrained
 from ebmppl.sampling.scopes import evaluating

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ebmppl.kernels.base import whole
+from ebmppl.arguments import whole
 
 if TYPE_CHECKING:
     from ebmppl.training.run import Step
