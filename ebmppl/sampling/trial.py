@@ -12,7 +12,9 @@ from ebmppl.sampling.program import Carried, Log, Program, Traced, copy, flatten
 
 _TRIED = 3  # ticks
 _FEW = 10  # one chain of so many may decide otherwise by rounding
-_STEP = 0.9437  # of the step size: at 1 a normal's trees turn after exactly half an orbit, where rounding decides for all
+_STEP = (
+    0.9437  # of the step size: at 1 a normal's trees turn after exactly half an orbit, where rounding decides for all
+)
 _ESTIMATED = 0.5  # of an estimated error, or a step by it, may be rounding; such a step is as right, whatever its size
 
 
