@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 Noise = Mapping[str, Tensor]
 Told = tuple[Any, list[Tensor]] | None  # of ticks that were not all made, and acceptance rates
-_NOT_SETTINGS = ("energy", "target", "model")
 
 
 class NoiseSpec(NamedTuple):
@@ -181,10 +180,14 @@ class Kernel(MCMCKernel):
         """Why ticks of chains at such points can't be traced after ``prepare``; None where they can, as far as is known."""
         return None
 
+    def kind(self) -> tuple[Any, ...]:
+        """The class and the settings, whatever the energy."""
+        own = {k: v for k, v in vars(self).items() if k[0] != "_" and k not in ("energy", "target", "model")}
+        return (type(self), fingerprint(own))
+
     def identity(self) -> tuple[Any, ...]:
         """What kernels whose ticks are the same share: kind, settings and energy."""
-        own = {name: value for name, value in vars(self).items() if name[0] != "_" and name not in _NOT_SETTINGS}
-        return (type(self), fingerprint(own), self.target.identity())
+        return (*self.kind(), self.target.identity())
 
     def restart(self, state: Any) -> Any:
         """The state with every draw in progress dropped; a synchronous kernel has none."""

@@ -189,8 +189,9 @@ def _counting(x: Tensor) -> torch.dtype:
 
 
 def balanced(edges: Tensor, signs: Tensor, sites: int) -> Tensor:
-    """The sites whose flips make all edges positive, ``(sites,)`` bool (Harary 1953, "On the notion of balance of a
-    signed graph").
+    """The sites whose flips make all edges positive, ``(sites,)`` bool.
+
+    Harary 1953, "On the notion of balance of a signed graph".
 
     Args:
         edges: ``(edges, 2)``.
@@ -199,7 +200,7 @@ def balanced(edges: Tensor, signs: Tensor, sites: int) -> Tensor:
 
     Raises:
         ValueError: that names an edge which closes a loop with an odd number of negative edges.
-    """  # noqa: D205
+    """
     near: list[list[tuple[int, bool]]] = [[] for _ in range(sites)]
     for (i, j), sign in zip(edges.tolist(), signs.tolist(), strict=True):
         if sign:

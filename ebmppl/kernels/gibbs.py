@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ebmppl.arguments import require
+from ebmppl.arguments import flag
 from ebmppl.energies.base import Energy, dtype_and_device
 from ebmppl.energies.discrete import BothLayers, Layers, Levels
 from ebmppl.kernels.accept import not_finite
@@ -75,8 +75,7 @@ class Gibbs(DiscreteKernel):
 
     def __init__(self, energy: Energy, *, record_energy: bool = True) -> None:
         super().__init__(energy)
-        require(isinstance(record_energy, bool), "record_energy as True or False", repr(record_energy))
-        self.record_energy = record_energy
+        self.record_energy = flag("record_energy", record_energy)
         pairs, layers = self.target.pairs(), self.target.bipartite()
         self._conditionals = self.target.conditionals() or ByEnergies(self.target, self._levels)
         self._sweep: Any = BlockSweep(self)

@@ -138,9 +138,7 @@ def _trace(value_and_grad: Run, x: Tensor) -> Run:
 def _fold(traced: fx.GraphModule, device: torch.device) -> None:
     """Take once what is the same in every call: what is made of ones and zeros alone, and views of captured tensors.
 
-    Ones and zeros are on the device of the points where nothing else is said.
-
-    Views share later changes in place.
+    Views share later changes in place. Ones and zeros go to ``device`` where the graph names none.
     """
     graph = traced.graph
     if any(isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable for n in graph.nodes):

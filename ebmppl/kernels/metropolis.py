@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ebmppl.arguments import require
+from ebmppl.arguments import flag
 from ebmppl.energies.base import Energy
 from ebmppl.energies.discrete import Conditionals
 from ebmppl.kernels.accept import metropolis
@@ -57,8 +57,7 @@ class Metropolis(DiscreteKernel):
 
     def __init__(self, energy: Energy, *, random_scan: bool = False) -> None:
         super().__init__(energy)
-        require(isinstance(random_scan, bool), "random_scan as True or False", repr(random_scan))
-        self.random_scan = random_scan
+        self.random_scan = flag("random_scan", random_scan)
         self._conditionals = None if random_scan else self.target.conditionals()
 
     @property
