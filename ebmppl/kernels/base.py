@@ -202,8 +202,7 @@ class Kernel(MCMCKernel):
         return {k: v for k, v in vars(self).items() if k[0] != "_" and isinstance(v, (int, float, str, bool))}
 
     def __repr__(self) -> str:
-        settings = ", ".join(f"{k}={v}" for k, v in self.settings().items())
-        return f"{type(self).__name__}({settings})"
+        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in self.settings().items())})"
 
     # Pyro's interface, so that every kernel runs under pyro.infer.MCMC unchanged.
 
