@@ -356,14 +356,15 @@ def test_fit_is_the_plain_loop() -> None:
     assert same(run.bound.state_dict(), bound.state_dict())
 
 
-def test_the_average_is_the_recursion() -> None:
+def test_the_average_has_nothing_of_the_weights_that_training_began_with() -> None:
     energy = rbm()
     run = quiet(pcd(), energy, BITS, steps=12, ema=0.7)
-    expected = {name: p.detach().double() for name, p in energy.named_parameters()}
+    seen = []
     for _ in run:
-        expected = {
-            n: 0.7 * a + 0.3 * dict(energy.named_parameters())[n].detach().double() for n, a in expected.items()
-        }
+        seen.append({name: p.detach().double().clone() for name, p in energy.named_parameters()})
+    powers = 0.7 ** torch.arange(11, -1, -1).double()
+    shares = powers / powers.sum()
+    expected = {name: sum(s * past[name] for s, past in zip(shares, seen, strict=True)) for name in seen[0]}
     own = copy.deepcopy(energy.state_dict())
     with run.ema.applied():
         for name, p in energy.named_parameters():
@@ -566,7 +567,12 @@ def test_an_average_by_hand() -> None:
     module = nn.Linear(1, 1)
     start = module.weight.item()
     ema = EMA(module, 0.75)
-    with torch.no_grad():
-        module.weight.add_(4.0)
-    ema.update()
-    assert ema.average["weight"].item() == pytest.approx(start + 1.0)
+    for wanted in (start + 4.0, start + (0.75 * 4.0 + 8.0) / 1.75):
+        with torch.no_grad():
+            module.weight.add_(4.0)
+        ema.update()
+        assert ema.average["weight"].item() == pytest.approx(wanted)
+        again = EMA(nn.Linear(1, 1), 0.75)
+        again.load_state_dict(ema.state_dict())
+        ema = EMA(module, 0.75)
+        ema.load_state_dict(again.state_dict())  # goes on as if it had not been saved
