@@ -47,7 +47,7 @@ class Kernel(MCMCKernel):
         synchronous: True when every tick finishes a draw of every chain.
         exact: True when the kernel leaves the density exp(-E) invariant at any step size.
         scratch: fields of the state that a tick writes into, where nothing that was there will be read again.
-        rounded: fields of the state that hang on an estimated error, of which half may be rounding, and so much besides.
+        rounded: fields of the state that follow from an estimated error: compiled and eager ones may differ by half and this.
         proportional: fields of the state, where it has them, that double when the energy does.
         step_size_by_chain: whether ``step_size`` in the tuning may be ``(chains,)``, one for each chain.
         independent: whether a chain's draws don't depend on those before.

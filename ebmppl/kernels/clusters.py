@@ -57,7 +57,7 @@ class ClusterKernel(DiscreteKernel):
         self._values = table[0]
         self._gauge: Tensor | None = None
         self._negative: Tensor | None = None
-        self._alone = True  # whether there are no fields
+        self._without_fields = True
         self._look()
 
     @property
@@ -92,7 +92,7 @@ class ClusterKernel(DiscreteKernel):
     def _look(self) -> None:
         """Here, not in a tick, which then has no number to read but those of the clusters' rounds."""
         fields = self._bonds.fields().detach()
-        self._alone = bool((fields == fields[..., :1]).all())
+        self._without_fields = bool((fields == fields[..., :1]).all())
         self._find_gauge()
 
     def _find_gauge(self) -> None:
@@ -151,7 +151,7 @@ class ClusterKernel(DiscreteKernel):
 
     def fields(self) -> Tensor | None:
         """``(coordinates, levels)`` or ``(chains, coordinates, levels)`` of the levels after the gauge; None without any."""
-        if self._alone:
+        if self._without_fields:
             return None
         fields = self._bonds.fields().detach()
         if self._gauge is None:

@@ -19,7 +19,7 @@ from ebmppl.kernels.replicas import record
 
 
 class Given(Energy):
-    """The energy of some sites given the others, whose values, one per row, are those of the block ``at`` in force.
+    """The energy of some sites given the others, whose values, one per row, ``at`` sets.
 
     Args:
         energy: over all sites, in the coordinates in which chains move.

@@ -32,7 +32,7 @@ def record(name: str, fields: tuple[str, ...]) -> Callable[..., Any]:
 
 
 class Replicas(Energy):
-    """An energy at one inverse temperature per row of the batch, that of the block ``at`` in force.
+    """An energy at one inverse temperature per row of the batch, which ``at`` sets.
 
     Args:
         energy: the energy at beta = 1.

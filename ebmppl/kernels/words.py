@@ -38,7 +38,7 @@ def words(label: Tensor, keys: Tensor, other: Tensor) -> Tensor:
 
 def _scattered(x: Tensor) -> Tensor:
     """A bijection of 32 bits, by Wellons 2018, "Prospecting for hash functions" (its lowbias32); x is written over."""
-    # nobody traces: then numbers are tensors, as one of Python's beside a tensor takes some microseconds more
+    # tensors for constants, except in a trace: a number of Python's beside a tensor takes some microseconds more
     number: Callable[[int], Any] = _TENSORS.__getitem__ if x.is_cpu and _get_current_dispatch_mode() is None else int
     for shift, factor in ((16, _FACTORS[0]), (15, _FACTORS[1]), (16, 1)):
         mask = number((1 << (32 - shift)) - 1)

@@ -44,7 +44,7 @@ class NotNative(ValueError):
 
 
 class Unit:
-    """The kernels of one graph.
+    """The kernels of graphs that are compiled together.
 
     Args:
         build: compiles and loads C++.
