@@ -35,7 +35,18 @@ BAD: dict[str, tuple[Any, ...]] = {
     "range": ("a", 3, [1.0], [2.0, 1.0], [math.nan, 1.0], ["a", "b"]),
 }
 # where None is a value; "!" after a kind says that it isn't
-OPTIONAL = ("num_classes", "seed", "probes", "batch_size", "data_std", "times", "log_prior", "data", "like")
+OPTIONAL = (
+    "num_classes",
+    "seed",
+    "probes",
+    "batch_size",
+    "data_std",
+    "times",
+    "log_prior",
+    "data",
+    "like",
+    "step_size",
+)
 
 Case = tuple[Callable[..., Any], dict[str, Any], dict[str, str]]
 

@@ -429,6 +429,24 @@ def share_at_the_right(x: Tensor) -> float:
     return (float((x > 0).double().mean()) - 0.2) / math.sqrt(0.16 / len(x))
 
 
+@pytest.mark.parametrize("kind", [eb.AnnealedLangevin, eb.AnnealedMALA])
+def test_default_steps_go_with_the_levels(kind: type) -> None:
+    """Data and levels in other units give the same draws in those; at NCSN's levels the step is NCSN's."""
+
+    def draws(unit: float) -> Tensor:
+        def energy(x: Tensor, sigma: Tensor) -> Tensor:
+            return 0.5 * x.square().sum(1) / (unit**2 + sigma**2)
+
+        model = eb.score.EnergyGradient(energy, eb.score.KarrasVE(10 * unit))
+        kernel = kind(model, geometric_sigmas(5, 0.1 * unit, 5.0 * unit), (2,), 5)
+        start = torch.ones(50, 2, dtype=torch.float64)
+        return eb.transport(kernel, unit * start, seed=0) / unit
+
+    torch.testing.assert_close(draws(30.0), draws(1.0), rtol=1e-9, atol=1e-9)
+    model = eb.score.EnergyGradient(lambda x, t: x.square().sum(1), eb.score.KarrasVE(1.0))
+    assert kind(model, geometric_sigmas(10, 0.01, 1.0), (2,)).step_size == pytest.approx(2e-5)
+
+
 def test_annealed_langevin_weighs_far_modes_right_where_langevin_does_not() -> None:
     """Consistent steps at 400 levels; plain Langevin begins in the middle, as annealed does, and never crosses again.
 
@@ -823,6 +841,10 @@ def test_scores_that_are_no_function_of_one_point(use: Callable[[Any], object], 
             r"step_size in \[0.9, 1\], got 0.5",
         ),
         (lambda: eb.AnnealedLangevin(SCORE, [1.0, 0.1], (2,), 2, 0.95, consistent=True), "one step per level"),
+        (
+            lambda: eb.AnnealedLangevin(SCORE, [1.0, 0.1], (2,), 1, consistent=True),
+            "a step_size where consistent, got None",
+        ),
         (lambda: eb.generate(MADE["flow"](Small()), 0), "a whole n >= 1, got 0"),
         (
             lambda: eb.generate(MADE["flow"](lambda x, t: x[..., :1]), 5),

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ebmppl.arguments import positive, require, whole
+from ebmppl.arguments import require, whole
 from ebmppl.kernels.score import Score, ScoreTarget, SteppedKernel, steps
-from ebmppl.score.schedules import decreasing
+from ebmppl.score.schedules import decreasing, langevin_step
 
 
 class AnnealedLangevin(SteppedKernel):
@@ -33,7 +33,8 @@ class AnnealedLangevin(SteppedKernel):
         sigmas: positive, decreasing noise levels ``(levels,)``, in units of x; see ``geometric_sigmas``.
         event_shape: of one point.
         steps_per_level: Langevin steps at each level, >= 1; 1 where consistent.
-        step_size: eta > 0, in units of x squared, at the smallest level; where consistent without a unit, in (0, 1].
+        step_size: eta > 0, in units of x squared, at the smallest level, when None 0.2 sigma_L^2, which is NCSN's 2e-5 at its
+            sigma_L = 0.01; where consistent without a unit, in (0, 1], and to be given.
         consistent: take consistent steps.
         denoise: one more network call for the mean of the data given x at sigma_L (Tweedie), as in Song and Ermon 2020.
 
@@ -55,14 +56,16 @@ class AnnealedLangevin(SteppedKernel):
         sigmas: Tensor | Sequence[float],
         event_shape: Sequence[int],
         steps_per_level: int = 100,
-        step_size: float = 2e-5,
+        step_size: float | None = None,
         *,
         consistent: bool = False,
         denoise: bool = True,
     ) -> None:
-        at = decreasing("sigmas", sigmas).tolist()
+        levels = decreasing("sigmas", sigmas)
+        at = levels.tolist()
         self.steps_per_level = whole("steps_per_level", steps_per_level, 1)
-        self.step_size = positive("step_size", step_size)
+        require(step_size is not None or not consistent, "a step_size where consistent", step_size)
+        self.step_size = langevin_step(step_size, levels)
         self.consistent, self.denoise = consistent, denoise
         rows = self._consistent(at) if consistent else self._plain(at)
         if denoise:

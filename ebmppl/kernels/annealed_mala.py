@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ebmppl.arguments import form, positive, require, whole
+from ebmppl.arguments import form, require, whole
 from ebmppl.kernels.accept import choose, metropolis, not_finite, select, some
 from ebmppl.kernels.base import Noise, NoiseSpec
 from ebmppl.kernels.integrators import Phase, hamiltonian, leapfrog
 from ebmppl.kernels.score import Score, ScoreKernel, ScoreTarget
 from ebmppl.score.pullback import value_and_grad
-from ebmppl.score.schedules import decreasing
+from ebmppl.score.schedules import decreasing, langevin_step
 
 
 class AnnealedMALAState(NamedTuple):
@@ -76,7 +76,7 @@ class AnnealedMALA(ScoreKernel):
         sigmas: positive, decreasing noise levels ``(levels,)``, in units of x; see ``geometric_sigmas``.
         event_shape: of one point.
         steps_per_level: steps at each level, >= 1.
-        step_size: eta > 0, in units of x squared, at the smallest level.
+        step_size: eta > 0, in units of x squared, at the smallest level; 0.2 sigma_L^2 when None.
         denoise: end with the mean of the data given x at sigma_L (Tweedie), at no further call.
 
     Raises:
@@ -97,7 +97,7 @@ class AnnealedMALA(ScoreKernel):
         sigmas: Tensor | Sequence[float],
         event_shape: Sequence[int],
         steps_per_level: int = 10,
-        step_size: float = 2e-5,
+        step_size: float | None = None,
         *,
         denoise: bool = True,
     ) -> None:
@@ -106,7 +106,7 @@ class AnnealedMALA(ScoreKernel):
         levels = decreasing("sigmas", sigmas)
         super().__init__(ScoreTarget(score, event_shape, float(levels[0])))
         self.steps_per_level = whole("steps_per_level", steps_per_level, 1)
-        self.step_size, self.denoise = positive("step_size", step_size), denoise
+        self.step_size, self.denoise = langevin_step(step_size, levels), denoise
         self._energy, self._levels = energy, levels
 
     @property

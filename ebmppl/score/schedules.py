@@ -133,6 +133,11 @@ def _start(sde: SDE, num_steps: int, t_min: float) -> float:
     return sde.require_start(t_min)
 
 
+def langevin_step(step_size: float | None, sigmas: Tensor) -> float:
+    """Step size at the smallest of noise levels; when None 0.2 of its square, as NCSN's 2e-5 at sigma_L = 0.01."""
+    return 0.2 * float(sigmas[-1]) ** 2 if step_size is None else positive("step_size", step_size)
+
+
 def decreasing(name: str, values: object) -> Tensor:
     """Positive, decreasing numbers, a tensor or a sequence of such, as float64 ``(many,)`` on the CPU; else ``ValueError``."""
     if not isinstance(values, Tensor):
