@@ -13,7 +13,6 @@ from ebmppl.energies.structure import Lattice
 from ebmppl.kernels.base import NoiseSpec
 from ebmppl.kernels.components import components, lattice_components
 from ebmppl.kernels.discrete import DiscreteKernel
-from ebmppl.kernels.gibbs import NoTuning
 
 _IN_CACHE = 1 << 16  # sites that one call of the labelling takes on a CPU
 
@@ -68,10 +67,6 @@ class ClusterKernel(DiscreteKernel):
     def init(self, x: Tensor) -> ClusterState:
         """State at points ``(chains, *event)``."""
         return ClusterState(self.flat(x))
-
-    def init_tuning(self, x: Tensor) -> NoTuning:
-        """None."""
-        return NoTuning()
 
     def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
         """Look again at the signs, and whether there are fields: parameters change in training.

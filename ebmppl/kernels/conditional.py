@@ -13,7 +13,7 @@ from torch import Tensor
 from ebmppl.energies.base import Energy
 from ebmppl.energies.discrete import Conditionals, discrete, levels_of
 from ebmppl.kernels.adaptation import Adaptation, AdaptationState, Drawn
-from ebmppl.kernels.gibbs import ByEnergies
+from ebmppl.kernels.discrete import ByEnergies
 from ebmppl.kernels.gradients import Gradient
 from ebmppl.kernels.replicas import record
 

@@ -12,8 +12,7 @@ from ebmppl.energies.base import Energy
 from ebmppl.energies.discrete import Conditionals
 from ebmppl.kernels.accept import metropolis
 from ebmppl.kernels.base import Noise, NoiseSpec
-from ebmppl.kernels.discrete import DiscreteKernel
-from ebmppl.kernels.gibbs import NoTuning
+from ebmppl.kernels.discrete import DiscreteKernel, NoTuning
 
 
 class MetropolisState(NamedTuple):
@@ -69,10 +68,6 @@ class Metropolis(DiscreteKernel):
         """State at points ``(chains, *event)``."""
         position = self.flat(x)
         return MetropolisState(position, self.energies(position).clone())
-
-    def init_tuning(self, x: Tensor) -> NoTuning:
-        """None."""
-        return NoTuning()
 
     def noise(self) -> dict[str, NoiseSpec]:
         """For every proposal one uniform to accept, and where they are to be drawn one for the level and the coordinate."""

@@ -19,7 +19,7 @@ from ebmppl.energies.clamped import Clamped
 from ebmppl.energies.discrete import Conditionals, discrete, levels_of
 from ebmppl.kernels.adaptation import Adaptation, AdaptationState, Drawn
 from ebmppl.kernels.base import Kernel
-from ebmppl.kernels.gibbs import ByEnergies
+from ebmppl.kernels.discrete import ByEnergies
 from ebmppl.kernels.gradients import Gradient
 from ebmppl.kernels.ladder import equal_rates
 from ebmppl.kernels.pooling import pooled_sum
