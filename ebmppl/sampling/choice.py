@@ -14,7 +14,7 @@ from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.base import Kernel
 from ebmppl.sampling.backends import Compiled, Job
 from ebmppl.sampling.engines import Refused
-from ebmppl.sampling.hashed import begin
+from ebmppl.sampling.hashed import compile_ahead
 from ebmppl.sampling.imports import import_inductor
 from ebmppl.sampling.noise import is_hashed
 from ebmppl.sampling.parts import Parts, compiled_ticks
@@ -53,7 +53,7 @@ def begin_ahead(backend: str, kernel: Kernel, draws: int) -> None:
     dtype, device = dtype_and_device(kernel.target)
     normal = dtype == torch.float32 and any(is_hashed(spec, device) for spec in kernel.noise().values())
     if normal and (backend == "inductor" or (backend == "auto" and planned >= LEAST_TICKS)):
-        begin()
+        compile_ahead()
 
 
 def choose_backend(
