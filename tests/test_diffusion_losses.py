@@ -473,6 +473,10 @@ def made_by(network: Any = None, sde: Any = None) -> Parameterisation:
             "no labels for a network without num_classes",
         ),
         (lambda: DiffusionScoreMatching()(made_by())(data(5) / 0), "finite data"),
+        (
+            lambda: DiffusionScoreMatching(label_dropout=0.1)(made_by())(data(5)),
+            r"data with 'label' where label_dropout is set, got \['x'\]",
+        ),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_refused(make: Callable[[], object], message: str) -> None:

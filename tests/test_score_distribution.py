@@ -103,6 +103,7 @@ def test_shapes_and_dtypes(event: tuple[int, ...], dtype: torch.dtype, device: t
     wanted = dist.Normal(0.0, 1.0).expand(event).to_event(len(event)).log_prob(x.cpu())
     torch.testing.assert_close(made.log_prob(x).cpu(), wanted.to(dtype), rtol=1e-4, atol=1e-4)
     wide = made.expand((2, 4))
+    assert repr(wide) == f"ScoreDistribution(VP, event_shape={event}, batch_shape=(2, 4), t_min=0.001)"
     assert wide.sample().shape == (2, 4, *event)
     assert wide.log_prob(x[0]).shape == (2, 4)
     assert made.sample((0,)).shape == (0, 4, *event)

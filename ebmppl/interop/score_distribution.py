@@ -124,6 +124,13 @@ class ScoreDistribution(TorchDistribution):
         new._validate_args = self._validate_args
         return new
 
+    def __repr__(self) -> str:
+        """Its shapes, and the time."""
+        shapes = f"event_shape={tuple(self.event_shape)}, batch_shape={tuple(self.batch_shape)}"
+        return (
+            f"{type(self).__name__}({type(self._flow.sde).__name__}, {shapes}, t_min={self._flow.options['t_min']:g})"
+        )
+
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws ``(*sample_shape, *batch, *event)``: the flow, to the tolerance, from draws of the SDE's prior."""

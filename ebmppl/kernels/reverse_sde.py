@@ -27,8 +27,9 @@ class ReverseSDE(SteppedKernel):
       Euler-Maruyama step :math:`\tilde x` of the same z; weak order 2;
     - "ancestral": draws of x(t - h) given x(t) and the denoised point, as DDPM (Ho, Jain and Abbeel 2020);
     - "predictor_corrector": after each ancestral step, Langevin steps :math:`x' = x + \epsilon s + \sqrt{2 \epsilon} z`
-      with :math:`\epsilon = 2 (r \sigma(t))^2` at the new time. That is the paper's rule for the signal-to-noise ratio r with the
-      norms of noise and score at their expectations under noise, so that steps don't depend on the point, nor on other chains.
+      with :math:`\epsilon = 2 (r \sigma(t))^2` at the new time. That is the paper's rule for the signal-to-noise ratio r
+      (for VE; for VP it has a factor 1 - beta_i more) with the norms of noise and score at their expectations under noise, so
+      that steps don't depend on the point, nor on other chains.
 
     Resampling (RePaint) makes every ``jump`` ancestral steps ``resample`` times, and goes back by the forward SDE between; for a
     score that in-paints by ``score.Replacement``. It takes ``resample`` times as many calls.

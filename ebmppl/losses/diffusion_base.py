@@ -33,14 +33,14 @@ class DiffusionLoss(Loss):
     Args:
         weighting: a ``Weighting`` of ``ebmppl.score.weightings``, or the name of one: "uniform", "likelihood" or "edm".
         t_min: least time, in (0, T); not for weightings with times of their own.
-        label_dropout: probability in [0, 1) with which a label is dropped in training.
+        label_dropout: probability in [0, 1) with which a label is dropped in training, which needs labels then.
         low_discrepancy: spread the times of a batch evenly: u_i = (u_0 + i / rows) mod 1 in the place of independent ones.
             Each row's time has the same law, and the batch's mean less variance (Kingma et al. 2021).
         seed: of times and noise; from the operating system when None.
 
     Raises:
         ValueError: for settings outside these ranges; at binding, for anything but a ``Parameterisation`` whose SDE has
-            what the weighting needs.
+            what the weighting needs; when called in training, for a label_dropout and no labels.
     """
 
     continuous: ClassVar[bool | None] = True
@@ -113,6 +113,8 @@ class BoundDiffusionLoss(SeededLoss):
         wanted = f"data by {ONE_SITE!r}, and perhaps {LABEL!r}"
         require(ONE_SITE in given and set(given) <= {ONE_SITE, LABEL}, wanted, sorted(given))
         points, labels = given[ONE_SITE], given.get(LABEL)
+        nothing = labels is None and self.training and self.label_dropout > 0
+        require(not nothing, f"data with {LABEL!r} where label_dropout is set", sorted(given))
         require_numbers(ONE_SITE, points, real=True)
         event = getattr(self.model.network, "event_shape", points.shape[1:])
         points = at_dtype_of(self, shaped(torch.Size(event), points))

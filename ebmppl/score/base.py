@@ -56,11 +56,11 @@ class SDE(nn.Module):
     prior_std: float = 1.0
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
-        """F(x, t), ``(*batch, *event)``."""
+        """The drift f(x, t), ``(*batch, *event)``."""
         raise NotImplementedError(f"{type(self).__name__} must implement drift(x, t)")
 
     def diffusion(self, t: Tensor) -> Tensor:
-        """G(t), of the shape of t."""
+        """The diffusion g(t), of the shape of t."""
         raise NotImplementedError(f"{type(self).__name__} must implement diffusion(t)")
 
     def marginal(self, t: Tensor) -> Marginal:
@@ -115,11 +115,11 @@ class LinearSDE(SDE):
             require_beside(cls, name, ("marginal", "log_mean"), unknown=SDE)
 
     def drift_coefficient(self, t: Tensor) -> Tensor:
-        """F(t) of the drift f(t) x, of the shape of t."""
+        """The rate f(t) of the drift f(t) x, of the shape of t."""
         raise NotImplementedError(f"{type(self).__name__} must implement drift_coefficient(t)")
 
     def drift(self, x: Tensor, t: Tensor) -> Tensor:
-        """F(t) x."""
+        """The drift f(t) x."""
         return over(self.drift_coefficient(t), x) * x
 
     def ratio(self, t: Tensor) -> Tensor:

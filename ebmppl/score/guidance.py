@@ -193,7 +193,8 @@ class ClassifierFreeGuidance(Conditional):
     r"""Two scores for a sharper one: :math:`(1 + w)\,s(x, t | y) - w\,s(x, t)`.
 
     Weight 0 is the conditional score, -1 the unconditional one. For w > 0 it is no score of a density diffused by the SDE, so
-    draws are sharper than the class, and solvers differ in what they make of it. Two network calls.
+    draws are sharper than the class, and solvers differ in what they make of it. Two network calls. One network learns both
+    scores by a loss with ``label_dropout``; without, what it says when called without labels is not trained.
 
     References:
         Ho and Salimans 2022, "Classifier-free diffusion guidance", eq. 6.

@@ -58,7 +58,7 @@ class Measured(Conditional):
 
     @abstractmethod
     def residual(self, points: Tensor) -> Tensor:
-        """Y - A x0 ``(batch, measurements)``, in coordinates where A A' is diagonal."""
+        """The residual y - A x0 ``(batch, measurements)``, in coordinates where A A' is diagonal."""
 
     @abstractmethod
     def adjoint(self, residual: Tensor, like: Tensor) -> Tensor:

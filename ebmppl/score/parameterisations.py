@@ -53,7 +53,7 @@ class Parameterisation(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must implement target")
 
     def weight(self, t: Tensor) -> Tensor:
-        """W(t), with which the squared error of the output is sigma^2 times that of the score."""
+        """The weight w(t), with which the squared error of the output is sigma^2 times that of the score."""
         raise NotImplementedError(f"{type(self).__name__} must implement weight")
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -73,7 +73,7 @@ class ScorePrediction(Parameterisation):
         return -noise / over(self.sde.marginal(t)[1], x)
 
     def weight(self, t: Tensor) -> Tensor:
-        """Sigma^2."""
+        """The variance sigma^2."""
         return self.sde.marginal(t)[1].square()
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -126,12 +126,12 @@ class VelocityPrediction(Parameterisation):
     """
 
     def target(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """A noise - sigma x."""
+        """The velocity a noise - sigma x."""
         mean, std = self.sde.marginal(t)
         return over(mean, x) * noise - over(std, x) * x
 
     def weight(self, t: Tensor) -> Tensor:
-        """A^2 / (a^2 + sigma^2)^2."""
+        """The square of a / (a^2 + sigma^2)."""
         mean, std = self.sde.marginal(t)
         return (mean / (mean.square() + std.square())).square()
 
@@ -185,7 +185,7 @@ class EDM(Parameterisation):
         return over(ratio / (self.data_std * root), x) * x - over(self.data_std / root, x) * noise
 
     def weight(self, t: Tensor) -> Tensor:
-        """C_out^2 / r^2; 1 gives EDM's own weighting."""
+        """The square of c_out / r; 1 gives EDM's own weighting."""
         return (self.data_std / self._ratio(t)[2]).square()
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -224,7 +224,7 @@ class EnergyGradient(Parameterisation):
         return -noise / over(self.sde.marginal(t)[1], x)
 
     def weight(self, t: Tensor) -> Tensor:
-        """Sigma^2."""
+        """The variance sigma^2."""
         return self.sde.marginal(t)[1].square()
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:

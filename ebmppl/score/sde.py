@@ -45,7 +45,7 @@ class VE(LinearSDE):
         return torch.zeros_like(t)
 
     def diffusion(self, t: Tensor) -> Tensor:
-        """G(t), of the shape of t."""
+        """The diffusion g(t), of the shape of t."""
         self.require_times(t)
         return self._sigma(t) * math.sqrt(2 * math.log(self.sigma_max / self.sigma_min))
 
@@ -137,7 +137,7 @@ class PreservingSDE(LinearSDE):
         return self.beta(t).sqrt()
 
     def marginal(self, t: Tensor) -> Marginal:
-        """A(t) and the root of 1 - a(t)^2."""
+        """The mean coefficient a(t) and the root of 1 - a(t)^2."""
         self.require_times(t)
         log_mean = self.log_mean(t)
         return log_mean.exp(), (-torch.expm1(2 * log_mean)).sqrt()
@@ -207,12 +207,12 @@ class SubVP(_LinearBeta):
     """
 
     def diffusion(self, t: Tensor) -> Tensor:
-        """G(t), of the shape of t."""
+        """The diffusion g(t), of the shape of t."""
         self.require_times(t)
         return (-self.beta(t) * torch.expm1(4 * self.log_mean(t))).sqrt()
 
     def marginal(self, t: Tensor) -> Marginal:
-        """A(t) and 1 - a(t)^2."""
+        """The mean coefficient a(t) and 1 - a(t)^2."""
         self.require_times(t)
         log_mean = self.log_mean(t)
         return log_mean.exp(), -torch.expm1(2 * log_mean)

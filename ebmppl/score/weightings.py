@@ -35,7 +35,7 @@ class Weighting(ABC):
 
     @abstractmethod
     def weight(self, model: Parameterisation, t: Tensor, t_min: float) -> Tensor:
-        """W(t), ``(rows,)``, of the squared error of the noise."""
+        """The weight w(t), ``(rows,)``, of the squared error of the noise."""
 
 
 class UniformTimes(Weighting):
