@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ import torch
 from ebmppl import HMC, NUTS, as_energy
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels import tracer
-from ebmppl.sampling import choice, compiler, gcc
+from ebmppl.sampling import choice, compiler, gcc, quicker
 from ebmppl.sampling.gcc import build
+from ebmppl.sampling.imports import import_inductor
+from ebmppl.sampling.program import make_graph
 
 SOURCE = 'extern "C" int twice(int x) { return 2 * x; }'
 FRESH = """
@@ -205,3 +208,36 @@ def test_only_a_run_that_compiles_begins_ahead(
     double = as_energy(torch.nn.Linear(3, 1, dtype=torch.float64), (3,))
     choice.begin_ahead(backend, NUTS(double), draws)
     assert not begun  # numbers of another type are torch's
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_values_that_were_traced_are_those_that_inductor_finds(wrong: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their forms, and which share memory; a version that takes views for new memory is seen."""
+    import_inductor()
+    import torch._inductor.compile_fx as inductor
+
+    def tick(x: torch.Tensor, log: torch.Tensor, row: torch.Tensor) -> list[torch.Tensor]:
+        a, b = (x.T @ x).unsqueeze(0).expand(2, -1, -1).unbind(0)
+        log.index_copy_(0, row, (a * b[:1] + x.sum()).reshape(1, -1))
+        return [a + log.select(0, 1)[:3], torch.where(x > 0, x.exp(), x).view(-1), row + 1]
+
+    inputs = [torch.randn(4, 3), torch.zeros(5, 9), torch.zeros(1, dtype=torch.int64)]
+    form: list[Any] = []
+    if wrong:
+        monkeypatch.setattr(quicker, "_is_new", lambda target: isinstance(target, torch._ops.OpOverload))
+    for scope in (nullcontext, quicker.quicker):
+        graph = make_graph(tick, [x.clone() for x in inputs], lambda: []).graph
+        assert graph is not None
+        mode = quicker.fake_mode(graph)
+        with scope(), torch.no_grad():
+            inductor.fake_tensor_prop(graph, [mode.from_tensor(x, static_shapes=True) for x in inputs])
+        values = [(n.name, n.meta["val"]) for n in graph.graph.nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+        first: dict[Any, str] = {}
+        form.append(
+            [
+                (name, v.shape, v.stride(), v.dtype, first.setdefault(v.untyped_storage()._cdata, name))
+                for name, v in values
+            ]
+        )
+    assert len(form[0]) > 15
+    assert (form[0] == form[1]) is not wrong

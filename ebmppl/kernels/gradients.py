@@ -17,7 +17,7 @@ from ebmppl.energies.fingerprint import fingerprint
 from ebmppl.energies.function import same_energy
 from ebmppl.energies.linalg import RowwiseLinalg
 from ebmppl.errors import SamplingWarning
-from ebmppl.kernels.tracer import import_tracer
+from ebmppl.kernels.tracer import REAL_ZEROS, import_tracer
 
 logger = logging.getLogger(__name__)
 aten = torch.ops.aten
@@ -119,7 +119,7 @@ def _agree(run: Run, points: tuple[Tensor, ...], eager: list[tuple[Tensor, Tenso
 def _trace(value_and_grad: Run, x: Tensor) -> Run:
     import_tracer()
     with torch.no_grad(), RowwiseLinalg():
-        traced = make_fx(lambda points: value_and_grad(points))(x)
+        traced = make_fx(lambda points: value_and_grad(points), REAL_ZEROS)(x)
         _refuse_sizes_of_points(traced.graph)
         _fold(traced, x.device)
         _call_directly(traced, x)
