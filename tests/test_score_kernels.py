@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import ebmppl as eb
 from ebmppl.errors import EnergyError, SamplingWarning
 from ebmppl.kernels.score import SteppedKernel
-from ebmppl.sampling.apart import advance_together
+from ebmppl.sampling.advance import advance_together
 from ebmppl.sampling.chains import Chains
 from ebmppl.score import (
     VE,

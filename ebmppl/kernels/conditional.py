@@ -13,13 +13,13 @@ from torch import Tensor
 from ebmppl.energies.base import Energy
 from ebmppl.energies.discrete import Conditionals, discrete, levels_of
 from ebmppl.kernels.adaptation import Adaptation, AdaptationState, Drawn
-from ebmppl.kernels.gibbs import ByEnergies
+from ebmppl.kernels.discrete import ByEnergies
 from ebmppl.kernels.gradients import Gradient
 from ebmppl.kernels.replicas import record
 
 
 class Given(Energy):
-    """The energy of some sites given the others, whose values, one per row, are those of the block ``at`` in force.
+    """The energy of some sites given the others, whose values, one per row, ``at`` sets.
 
     Args:
         energy: over all sites, in the coordinates in which chains move.

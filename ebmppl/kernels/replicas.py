@@ -19,7 +19,7 @@ from ebmppl.energies.clamped import Clamped
 from ebmppl.energies.discrete import Conditionals, discrete, levels_of
 from ebmppl.kernels.adaptation import Adaptation, AdaptationState, Drawn
 from ebmppl.kernels.base import Kernel
-from ebmppl.kernels.gibbs import ByEnergies
+from ebmppl.kernels.discrete import ByEnergies
 from ebmppl.kernels.gradients import Gradient
 from ebmppl.kernels.ladder import equal_rates
 from ebmppl.kernels.pooling import pooled_sum
@@ -32,7 +32,7 @@ def record(name: str, fields: tuple[str, ...]) -> Callable[..., Any]:
 
 
 class Replicas(Energy):
-    """An energy at one inverse temperature per row of the batch, that of the block ``at`` in force.
+    """An energy at one inverse temperature per row of the batch, which ``at`` sets.
 
     Args:
         energy: the energy at beta = 1.
