@@ -17,7 +17,7 @@ from ebmppl.kernels.accept import not_finite, select, some
 from ebmppl.kernels.base import Kernel, Noise, NoiseSpec
 from ebmppl.score.agreement import require_process
 from ebmppl.score.base import SDE
-from ebmppl.score.contract import look, look_at_rates
+from ebmppl.score.contract import look, look_at_rates, look_at_times
 
 Score = Callable[[Tensor, Tensor], Tensor]
 
@@ -51,6 +51,7 @@ class ScoreTarget(Energy):
         found = look(self.fn, x, t)
         if self.sde is not None:
             look_at_rates(self.sde, x)
+            look_at_times(self.fn, self.sde, x)
         return found
 
 
