@@ -44,7 +44,7 @@ class NotNative(ValueError):
 
 
 class Unit:
-    """The kernels of one graph.
+    """The kernels of graphs that are compiled together.
 
     Args:
         build: compiles and loads C++.
@@ -52,7 +52,7 @@ class Unit:
 
     def __init__(self, build: Callable[[str], ctypes.CDLL]) -> None:
         self._build = build
-        self.kernels: list[Kernel] = []
+        self.kernels: list[CppKernel] = []
         self.library: ctypes.CDLL | None = None
 
     def add(self, types: Sequence[str], source: str, bind: Bind) -> Callable[..., object]:
@@ -69,7 +69,7 @@ class Unit:
             return bind()
         args = ", ".join(f"static_cast<{form}>(p[{i}])" for i, form in enumerate(types))
         name = f"kernel{len(self.kernels)}"
-        self.kernels.append(Kernel(self, name, _KERNEL.format(name=name, body=in_line(body), args=args), bind))
+        self.kernels.append(CppKernel(self, name, _KERNEL.format(name=name, body=in_line(body), args=args), bind))
         return self.kernels[-1]
 
     def sources(self) -> Iterator[str]:
@@ -104,8 +104,8 @@ class Unit:
         return self._build(last)
 
 
-class Kernel:
-    """A kernel of a unit, called with tensors."""
+class CppKernel:
+    """A kernel of Inductor's in a unit, called with tensors."""
 
     call: Any
     alone: Callable[..., object] | None = None
@@ -163,7 +163,7 @@ class Driver:
     """
 
     def __init__(self, sets: Sequence[Sequence[partial[object]]]) -> None:
-        kernels = [call.func for call in sets[0] if isinstance(call.func, Kernel)]
+        kernels = [call.func for call in sets[0] if isinstance(call.func, CppKernel)]
         library = kernels[0].unit.library if kernels else None
         if library is None or len({len(calls) for calls in sets}) > 1:
             raise NotNative("no unit of its kernels")
@@ -187,7 +187,7 @@ class Driver:
         function, tensors, options = call.func, list(call.args), dict(call.keywords)
         if not all(isinstance(tensor, Tensor) for tensor in tensors):
             raise NotNative("an argument that is not a tensor")
-        if isinstance(function, (Kernel, Call)):
+        if isinstance(function, (CppKernel, Call)):
             args = self._keep([tensor.data_ptr() for tensor in tensors])
             return _Step(0, ctypes.cast(function.call, ctypes.c_void_p).value, args, 0.0, 0.0)
         kind, name = _shim(function)
