@@ -14,13 +14,12 @@ from ebmppl.energies.discrete import discrete
 from ebmppl.energies.unconstrained import Unconstrained
 from ebmppl.kernels.accept import choose, select, some
 from ebmppl.kernels.base import GradientKernel, Kernel, Noise, NoiseSpec, require_values
-from ebmppl.kernels.conditional import BlocksAdaptation, Given, named, part
+from ebmppl.kernels.conditional import BlocksAdaptation, Given
 from ebmppl.kernels.differences import DiscreteGradientKernel
 from ebmppl.kernels.gradients import Gradient
-from ebmppl.kernels.replicas import record
+from ebmppl.kernels.records import joined, part
 
 Factory = Callable[[Energy], Kernel]
-_OWN = ("position", "energy", "current", "phase", "fresh", "rates", "diverged")
 
 
 class _Block(NamedTuple):
@@ -145,14 +144,14 @@ class Blocks(Kernel):
         parts = [self._at(block, x) for block in self._blocks]
         self._state_types = [type(inner) for inner in parts]
         rates = energy.new_zeros(len(x), len(parts))
-        own = (x, energy, x.clone(), true.long() - 1, true, rates, ~true)
-        return record("BlocksState", (*_OWN, *named(parts)))(*own, *(value for inner in parts for value in inner))
+        own = {"position": x, "energy": energy, "current": x.clone(), "phase": true.long() - 1, "fresh": true}
+        return joined("BlocksState", parts, {**own, "rates": rates, "diverged": ~true})
 
     def init_tuning(self, x: Tensor) -> Any:
         """The kernels' tunings one after another."""
         parts = [block.kernel.init_tuning(block.energy.own(x)) for block in self._blocks]
         self._tuning_types = [type(inner) for inner in parts]
-        return record("BlocksTuning", tuple(named(parts)))(*(value for inner in parts for value in inner))
+        return joined("BlocksTuning", parts)
 
     def _at(self, block: _Block, whole: Tensor) -> Any:
         """The kernel's state at whole points, with what it knows of the energy there."""

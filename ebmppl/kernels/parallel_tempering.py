@@ -16,11 +16,11 @@ from ebmppl.kernels.base import GradientKernel, Kernel, Noise, NoiseSpec, requir
 from ebmppl.kernels.differences import DiscreteGradientKernel
 from ebmppl.kernels.gradients import Gradient
 from ebmppl.kernels.ladder import FROM_COLD, exchanged, labelled, ladder
+from ebmppl.kernels.records import record
 from ebmppl.kernels.replicas import (
     Replicas,
     TemperingAdaptation,
     rebuilt,
-    record,
     require_one_energy_for_all,
     require_synchronous,
 )

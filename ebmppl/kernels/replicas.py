@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -23,12 +21,7 @@ from ebmppl.kernels.discrete import ByEnergies
 from ebmppl.kernels.gradients import Gradient
 from ebmppl.kernels.ladder import equal_rates
 from ebmppl.kernels.pooling import pooled_sum
-
-
-@cache
-def record(name: str, fields: tuple[str, ...]) -> Callable[..., Any]:
-    """A NamedTuple type that is known only when the inner kernel is."""
-    return namedtuple(name, fields)
+from ebmppl.kernels.records import record
 
 
 class Replicas(Energy):

@@ -103,26 +103,21 @@ class Compiled:
         self._fingerprint = fingerprint(job.kernel.target)
         self.leaves = leaves = flatten(self.first)
         self._rest = [*self.chunks, *self.log.buffers, *self.traced.constants]
-        self._calls: Replay | Captured | None = None
+        self.calls: Replay | Captured | None = None  # instead of the engine
         if capture:
             try:
-                self._calls = Captured(self.engine.run, [*leaves, *self._rest], self.traced.changed)
+                self.calls = Captured(self.engine.run, [*leaves, *self._rest], self.traced.changed)
             except RuntimeError as error:  # something in it waits for the host
                 raise Refused(f"no CUDA graph of it: {first_line(error)}") from error
         elif job.state[0].device.type == "cpu" and sum(leaf.numel() for leaf in leaves) <= _LARGE:
             with torch.no_grad(), using_threads(self.engine.threads):
-                self._calls = self._replay()
+                self.calls = self._replay()
         self.look()
 
     @property
     def threads(self) -> int:
         """That ticks run on."""
         return self.engine.threads
-
-    @property
-    def calls(self) -> Replay | Captured | None:
-        """What is called instead of the engine."""
-        return self._calls
 
     @property
     def holds(self) -> bool:
@@ -261,12 +256,12 @@ class Compiled:
 
     def look(self) -> None:
         """See where the last calls left their results."""
-        if self._calls is not None:
-            self.leaves = self._calls.inputs[: len(self.leaves)]
+        if self.calls is not None:
+            self.leaves = self.calls.inputs[: len(self.leaves)]
 
     def _advance(self, ticks: int) -> None:
-        if self._calls is not None:
-            self._calls(ticks)
+        if self.calls is not None:
+            self.calls(ticks)
             self.look()
             return
         for _ in range(ticks):
