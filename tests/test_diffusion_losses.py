@@ -302,7 +302,7 @@ def test_ncsns_loss_is_its_formula() -> None:
 
 def test_the_terms_of_slices_are_their_formula() -> None:
     """At the points and times that the network was asked for; the change to the error of so many slices."""
-    network, rows, slices = TimeMLP((2,), (16,)).double(), 40, 1000
+    network, rows, slices = TimeMLP((2,), (16,)).double(), 40, 400
     model = ScorePrediction(network, VP())
     bound = SlicedDiffusionScoreMatching(num_slices=slices, seed=3)(model)
     seen: list[tuple[Tensor, Tensor]] = []
