@@ -822,6 +822,14 @@ def test_threads_are_the_users_again() -> None:
             torch.set_num_threads(before)
 
 
+def test_turns_of_which_rounding_decides_in_all_chains_are_no_difference() -> None:
+    """A first step size of 1 in units of a normal's width is a sixth of an orbit: the third one turns exactly."""
+    energy = as_energy(lambda x: x.square().sum(-1), (3,))
+    mcmc = eb.MCMC(eb.NUTS(energy), 5, 30, num_chains=70, seed=3, backend="inductor", disable_progbar=True)
+    mcmc.run()
+    assert mcmc.backend == "inductor", mcmc.backend_reason
+
+
 def test_constants_of_a_run_in_float64_stay_float64() -> None:
     energy = Gaussian(f64(1.0, -1.0, 0.0), f64(1.0, 2.0, 0.5))
     a, b = (run(energy, backend=backend).get_samples()["x"] for backend in ("inductor", "eager"))

@@ -300,6 +300,26 @@ def test_ncsns_loss_is_its_formula() -> None:
     assert value.item() == pytest.approx((0.5 * sigma.squeeze(1).square() * distance).mean().item(), rel=1e-10)
 
 
+def test_the_terms_of_slices_are_their_formula() -> None:
+    """At the points and times that the network was asked for; the change to the error of so many slices."""
+    network, rows, slices = TimeMLP((2,), (16,)).double(), 40, 400
+    model = ScorePrediction(network, VP())
+    bound = SlicedDiffusionScoreMatching(num_slices=slices, seed=3)(model)
+    seen: list[tuple[Tensor, Tensor]] = []
+    handle = network.register_forward_hook(lambda _, given, out: seen.append(given))
+    bound(data(rows))
+    handle.remove()
+    points, t = (v.detach() for v in seen[0])
+    variance = model.sde.marginal(t)[1].square()
+    square = (0.5 * variance * network(points, t).square().sum(1)).mean()
+    assert bound.values["square"].item() == pytest.approx(square.item(), rel=1e-10)
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda x, at: network(x.unsqueeze(0), at.unsqueeze(0))[0]))(points, t)
+    symmetric = 0.5 * (jacobian + jacobian.mT)  # v'Jv of normal v has the mean tr J and the variance 2 |J + J'|^2 / 4
+    change = (variance * jacobian.diagonal(dim1=1, dim2=2).sum(1)).mean()
+    error = (2 * (variance.square() * symmetric.square().sum((1, 2))).sum() / slices).sqrt() / rows
+    assert abs(bound.values["change"].item() - change.item()) < MOST * error.item()
+
+
 def test_edms_loss_is_its_formula() -> None:
     """Karras et al. 2022, table 1 and equation 2: the mean of lambda |D(x + n, sigma) - x|^2 over log-normal sigma, halved."""
     network = TimeMLP((2,), (16,)).double()

@@ -429,6 +429,28 @@ def share_at_the_right(x: Tensor) -> float:
     return (float((x > 0).double().mean()) - 0.2) / math.sqrt(0.16 / len(x))
 
 
+@pytest.mark.parametrize(("steps_per_level", "step_size", "consistent"), [(3, 0.01, False), (1, 0.9, True)])
+def test_annealed_langevin_ends_with_the_mean_of_the_data(
+    steps_per_level: int,
+    step_size: float,
+    consistent: bool,
+) -> None:
+    """Tweedie: x + sigma_L^2 s(x, sigma_L) of what it is without."""
+    x, sigmas = normal(50, 1), [2.0, 1.0, 0.5]
+    without, denoised = (
+        eb.transport(
+            eb.AnnealedLangevin(
+                far_apart, sigmas, (1,), steps_per_level, step_size, consistent=consistent, denoise=denoise
+            ),
+            x,
+            seed=0,
+        )
+        for denoise in (False, True)
+    )
+    wanted = without + 0.25 * far_apart(without, torch.full((50,), 0.5, dtype=x.dtype))
+    torch.testing.assert_close(denoised, wanted, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", [eb.AnnealedLangevin, eb.AnnealedMALA])
 def test_default_steps_go_with_the_levels(kind: type) -> None:
     """Data and levels in other units give the same draws in those; at NCSN's levels the step is NCSN's."""
