@@ -45,6 +45,19 @@ def whole(name: str, value: Any, least: int) -> int:
     return number
 
 
+def fraction(name: str, value: Any) -> float:
+    """A number in (0, 1); raise ``ValueError`` for anything else."""
+    number = positive(name, value)
+    require(number < 1, f"{name} in (0, 1)", value)
+    return number
+
+
+def flag(name: str, value: bool) -> bool:  # noqa: FBT001
+    """True or False; raise ``ValueError`` for anything else."""
+    require(isinstance(value, bool), f"{name} as True or False", repr(value))
+    return value
+
+
 def form(value: object) -> object:
     """What a message shows of a tensor, or of something in its place."""
     return (value.dtype, tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__

@@ -1,8 +1,18 @@
-"""Errors and warnings: a wrong argument is a ``ValueError``, what ends a run a ``SamplingError``."""
+"""Errors and warnings: a wrong argument is a ``ValueError``, what ends a run a ``SamplingError``; and how they are told."""
 
 from __future__ import annotations
 
 from typing import Any
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what follows on further lines."""
+    return str(error).strip().partition("\n")[0]
+
+
+def one_line(error: BaseException) -> str:
+    """An error's kind, and the first line of what it says, of at most 300 characters."""
+    return f"{type(error).__name__}: {first_line(error)[:300]}"
 
 
 class EnergyError(ValueError):

@@ -20,7 +20,7 @@ from ebmppl.energies import Energy, as_energy, categories, spin
 from ebmppl.errors import EnergyError
 from ebmppl.kernels import DiscreteKernel, Kernel, NoiseSpec
 from ebmppl.kernels.accept import choose, metropolis
-from ebmppl.kernels.gibbs import NoTuning
+from ebmppl.kernels.discrete import NoTuning
 from ebmppl.kernels.pooling import BLOCK
 from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.initial import Uniform, starting_points

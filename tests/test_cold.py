@@ -198,7 +198,7 @@ def test_only_a_run_that_compiles_begins_ahead(
     backend: str, draws: int, begins: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[int] = []
-    monkeypatch.setattr(choice, "begin", lambda: begun.append(1))
+    monkeypatch.setattr(choice, "compile_ahead", lambda: begun.append(1))
     monkeypatch.setattr(choice, "LEAST_TICKS", 5000)
     energy = as_energy(lambda x: x.square().sum(-1), (3,))
     for kernel in (NUTS(energy), HMC(energy, num_steps=4)):

@@ -298,7 +298,7 @@ def test_the_calls_read_from_the_wrapper_do_what_it_does(monkeypatch: pytest.Mon
     for large in (1 << 22, 0):
         monkeypatch.setattr(backends, "_LARGE", large)
         chains, compiled = compile_chains(KERNELS["nuts"].factory(BANANA), x)
-        assert isinstance(compiled._calls, Replay) == bool(large)
+        assert isinstance(compiled.calls, Replay) == bool(large)
         runs.append([compiled.run(tick, 7)["position"].clone() for tick in range(0, 70, 7)])
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
@@ -323,8 +323,8 @@ def test_ticks_in_c_are_what_inductors_own_kernels_called_from_python_give(
             monkeypatch.setattr(compiler, "_into_unit", nullcontext)
             begin_anew(monkeypatch)
         _, compiled = compile_chains(KERNELS["nuts"].factory(as_energy(energy, (3,), batched=True)), x)
-        assert isinstance(compiled._calls, Replay)
-        assert (compiled._calls.driver is None) == own
+        assert isinstance(compiled.calls, Replay)
+        assert (compiled.calls.driver is None) == own
         logs = [value.clone() for tick in range(0, 70, 7) for value in compiled.run(tick, 7).values()]
         runs.append([*logs, *compiled.leaves])
     assert len(compiles) == 2
@@ -392,8 +392,8 @@ def test_where_kernels_cant_be_one_unit_each_is_compiled_alone(
     alone = run(energy)
     assert alone.chains is not None
     assert alone.chains.compiled is not None
-    assert isinstance(alone.chains.compiled._calls, Replay)
-    assert alone.chains.compiled._calls.driver is None
+    assert isinstance(alone.chains.compiled.calls, Replay)
+    assert alone.chains.compiled.calls.driver is None
     assert agree(alone, run(energy, backend="eager"))
 
 
@@ -401,7 +401,7 @@ def test_where_kernels_cant_be_one_unit_each_is_compiled_alone(
 def test_what_a_kernel_throws_is_an_error_of_pythons(native_calls: bool) -> None:
     """An index out of bounds, here of the noise."""
     _, compiled = compile_chains(LANGEVIN(BANANA), torch.zeros(STATES, 3, dtype=torch.float64))
-    calls = compiled._calls
+    calls = compiled.calls
     assert isinstance(calls, Replay)
     assert calls.driver is not None
     if not native_calls:
@@ -820,6 +820,14 @@ def test_threads_are_the_users_again() -> None:
             assert torch.get_num_threads() == wanted
         finally:
             torch.set_num_threads(before)
+
+
+def test_turns_of_which_rounding_decides_in_all_chains_are_no_difference() -> None:
+    """A first step size of 1 in units of a normal's width is a sixth of an orbit: the third one turns exactly."""
+    energy = as_energy(lambda x: x.square().sum(-1), (3,))
+    mcmc = eb.MCMC(eb.NUTS(energy), 5, 30, num_chains=70, seed=3, backend="inductor", disable_progbar=True)
+    mcmc.run()
+    assert mcmc.backend == "inductor", mcmc.backend_reason
 
 
 def test_constants_of_a_run_in_float64_stay_float64() -> None:

@@ -202,13 +202,14 @@ def test_the_exact_score_is_the_minimiser() -> None:
 # The likelihood weighting
 
 
+@pytest.mark.parametrize("importance", [True, False])
 @pytest.mark.parametrize("name", SDES)
-def test_importance_sampling_has_the_density_that_it_should(name: str) -> None:
-    """Du/dt = g^2 / sigma^2 over its integral, by automatic differentiation of the inverse law."""
+def test_weight_and_density_of_times_make_the_likelihood_weighting(name: str, importance: bool) -> None:
+    """Weight times du/dt is g^2 / sigma^2, by differences of the inverse law."""
     sde = SDES[name]()
     model = NoisePrediction(lambda x, t: x, sde)
     u = torch.linspace(0.01, 0.99, 50, dtype=F64)
-    made, step = LikelihoodWeighting(), 1e-6
+    made, step = LikelihoodWeighting(importance=importance), 1e-6
     t = made.times(model, u, 1e-5)
     slope = (made.times(model, u + step, 1e-5) - made.times(model, u - step, 1e-5)) / (2 * step)
     rate = (sde.diffusion(t) / sde.marginal(t)[1]).square()
@@ -299,6 +300,26 @@ def test_ncsns_loss_is_its_formula() -> None:
     assert value.item() == pytest.approx((0.5 * sigma.squeeze(1).square() * distance).mean().item(), rel=1e-10)
 
 
+def test_the_terms_of_slices_are_their_formula() -> None:
+    """At the points and times that the network was asked for; the change to the error of so many slices."""
+    network, rows, slices = TimeMLP((2,), (16,)).double(), 40, 400
+    model = ScorePrediction(network, VP())
+    bound = SlicedDiffusionScoreMatching(num_slices=slices, seed=3)(model)
+    seen: list[tuple[Tensor, Tensor]] = []
+    handle = network.register_forward_hook(lambda _, given, out: seen.append(given))
+    bound(data(rows))
+    handle.remove()
+    points, t = (v.detach() for v in seen[0])
+    variance = model.sde.marginal(t)[1].square()
+    square = (0.5 * variance * network(points, t).square().sum(1)).mean()
+    assert bound.values["square"].item() == pytest.approx(square.item(), rel=1e-10)
+    jacobian = torch.func.vmap(torch.func.jacrev(lambda x, at: network(x.unsqueeze(0), at.unsqueeze(0))[0]))(points, t)
+    symmetric = 0.5 * (jacobian + jacobian.mT)  # v'Jv of normal v has the mean tr J and the variance 2 |J + J'|^2 / 4
+    change = (variance * jacobian.diagonal(dim1=1, dim2=2).sum(1)).mean()
+    error = (2 * (variance.square() * symmetric.square().sum((1, 2))).sum() / slices).sqrt() / rows
+    assert abs(bound.values["change"].item() - change.item()) < MOST * error.item()
+
+
 def test_edms_loss_is_its_formula() -> None:
     """Karras et al. 2022, table 1 and equation 2: the mean of lambda |D(x + n, sigma) - x|^2 over log-normal sigma, halved."""
     network = TimeMLP((2,), (16,)).double()
@@ -318,6 +339,22 @@ def test_edms_loss_is_its_formula() -> None:
     log = weighting.times(model, torch.rand(ROWS, dtype=F64, generator=torch.Generator().manual_seed(2)), 1e-3).log()
     assert abs(float(log.mean() + 1.2)) < MOST * 1.2 / math.sqrt(ROWS)
     assert abs(float(log.std() - 1.2)) < MOST * 1.2 / math.sqrt(2 * ROWS)
+
+
+def test_edms_law_is_cut_where_times_end() -> None:
+    """Log r is normal between its ends, and has no part of those beyond."""
+    sde, made, step = VP(0.1, 10.0), EDMWeighting(mean=0.5, std=1.5), 1e-6
+    model = NoisePrediction(lambda x, t: x, sde)
+    law = torch.distributions.Normal(torch.tensor(0.5, dtype=F64), 1.5)
+    least, most = law.cdf(sde.ratio(torch.tensor([0.1, 1.0], dtype=F64)).log())
+    assert 0.05 < float(least) < float(most) < 0.95
+
+    def log_ratio(u: Tensor) -> Tensor:
+        return sde.ratio(made.times(model, u, 0.1)).log()
+
+    u = torch.linspace(0.01, 0.99, 50, dtype=F64)
+    slope = (log_ratio(u + step) - log_ratio(u - step)) / (2 * step)
+    torch.testing.assert_close(slope * law.log_prob(log_ratio(u)).exp(), (most - least).expand(50), rtol=1e-5, atol=0)
 
 
 # Times, seeds, labels

@@ -12,7 +12,8 @@ from torch import Tensor
 
 import ebmppl as eb
 from ebmppl.energies.discrete import indexed, levels_of
-from ebmppl.kernels.gibbs import ByEnergies, GibbsState
+from ebmppl.kernels.discrete import ByEnergies
+from ebmppl.kernels.gibbs import GibbsState
 from ebmppl.kernels.pooling import BLOCK
 from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.initial import Uniform, starting_points

@@ -116,3 +116,17 @@ def test_keys_are_by_identity_but_for_plain_values() -> None:
     assert same(one.method) == same(one.method) != same(other.method)
     assert same(2) == same(2) != same(2.0)
     assert {same([1]): 1}  # what can't be hashed can be a key
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit's
+def test_scripted_modules_are_looked_into() -> None:
+    """Whose class has no ``forward`` and whose mode is no attribute of Python's: they ended a run with an AttributeError."""
+    net = torch.jit.script(nn.Sequential(nn.Linear(2, 1), nn.Dropout()))
+    before = fingerprint(net)
+    assert fingerprint(net) == before
+    net.eval()
+    assert fingerprint(net) != before
+    net.train()
+    assert fingerprint(net) == before
+    net.load_state_dict({name: value + 1 for name, value in net.state_dict().items()}, assign=True)
+    assert fingerprint(net) != before

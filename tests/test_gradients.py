@@ -13,6 +13,7 @@ from ebmppl.energies.base import Energy
 from ebmppl.energies.fingerprint import fingerprint as form
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.gradients import Gradient, _trace
+from ebmppl.sampling.program import make_graph
 from tests.targets import TARGETS
 
 
@@ -195,6 +196,23 @@ def test_a_size_that_depends_on_data_or_shapes_is_traced(forward: Callable[[Tens
     gradient.prepare(x)
     assert traced(gradient, x)
     assert_eager(gradient, x)
+
+
+def curvature(x: Tensor) -> Tensor:
+    return torch.func.hessian(lambda v: (v**4).sum() + v[0] * v[1])(x).square().sum()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's of itself
+def test_forward_derivatives_within_an_energy_are_traced() -> None:
+    """A Hessian is one of a gradient; torch crashed at its zeros, which have no memory."""
+    energy = eb.as_energy(curvature, (3,))
+    gradient, x = Gradient(energy), points(6, 3)
+    gradient.prepare(x)
+    assert traced(gradient, x)
+    assert_eager(gradient, x)
+    graph = make_graph(lambda x: [energy(x)], [x], lambda: ())  # as kernels and losses without gradients have it
+    assert graph.graph is not None
+    assert torch.allclose(graph.graph(x, *graph.constants)[0], energy(x))
 
 
 def test_results_belong_to_the_caller() -> None:

@@ -12,10 +12,10 @@ from scipy import stats
 from ebmppl.kernels.base import NoiseSpec
 from ebmppl.kernels.pooling import BLOCK
 from ebmppl.sampling import hashed, noise
-from ebmppl.sampling.at_hand import AtHand
 from ebmppl.sampling.compiler import CompileError
 from ebmppl.sampling.hashed import Hashed
 from ebmppl.sampling.noise import NoiseSource, block_seeds
+from ebmppl.sampling.noise_at_hand import NoiseAtHand
 
 CPU = torch.device("cpu")
 SPECS = {
@@ -237,7 +237,7 @@ def test_without_a_compiler_hashed_numbers_are_torchs(monkeypatch: pytest.Monkey
     monkeypatch.setattr(hashed, "load", broken)
     monkeypatch.setattr(hashed, "_library", hashed._library.__wrapped__)
     noise = NoiseSource({"n": NoiseSpec("normal", (70,))}, 9, 5, torch.float32, CPU)
-    at_hand = AtHand(noise)
+    at_hand = NoiseAtHand(noise)
     assert at_hand.held == noise.held
     (found,) = at_hand.chunks
     assert torch.equal(found, torch.stack([noise.row(tick)["n"] for tick in range(noise.held["n"])]))
@@ -247,7 +247,7 @@ def test_a_compiled_run_draws_normal_numbers_before_each_tick() -> None:
     """The rest it has at hand for many ticks."""
     specs = {"n": NoiseSpec("normal", (7,), where_zero="steps"), "u": NoiseSpec("uniform", ())}
     noise = NoiseSource(specs, 9, 5, torch.float32, CPU)
-    at_hand = AtHand(noise)
+    at_hand = NoiseAtHand(noise)
     assert at_hand.rows == {"n": 1, "u": 128}
     assert at_hand.have(3, 500) == 125  # as many as there are uniforms for
     state = SimpleNamespace(steps=torch.tensor([0, 1] * 4 + [0]))

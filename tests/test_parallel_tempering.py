@@ -19,7 +19,7 @@ from ebmppl.energies import Energy, Gaussian, GaussianMixture
 from ebmppl.energies.discrete import indexed
 from ebmppl.errors import EnergyError, SamplingWarning
 from ebmppl.kernels import Kernel, NoiseSpec
-from ebmppl.kernels.gibbs import NoTuning
+from ebmppl.kernels.discrete import NoTuning
 from ebmppl.kernels.ladder import equal_rates, ladder
 from ebmppl.sampling.chains import Chains
 from tests.discrete import exact_draws, law, number, p_value, states_of

@@ -76,7 +76,7 @@ def test_tick_and_adaptation_are_one_unit_of_cpp(monkeypatch: pytest.MonkeyPatch
     assert compiled._pool is not None
     replays = [compiled.parts[0].calls, compiled._pool.calls]
     assert all(isinstance(replay, Replay) for replay in replays)
-    kernels = [[call.func for call in replay._calls[0] if isinstance(call.func, unit.Kernel)] for replay in replays]
+    kernels = [[call.func for call in replay._calls[0] if isinstance(call.func, unit.CppKernel)] for replay in replays]
     assert all(kernels)
     assert len({kernel.unit for kernel in sum(kernels, [])}) == 1
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import ebmppl as eb
 from ebmppl.errors import EnergyError, SamplingWarning
 from ebmppl.kernels.score import SteppedKernel
-from ebmppl.sampling.apart import advance_together
+from ebmppl.sampling.advance import advance_together
 from ebmppl.sampling.chains import Chains
 from ebmppl.score import (
     VE,
@@ -429,6 +429,28 @@ def share_at_the_right(x: Tensor) -> float:
     return (float((x > 0).double().mean()) - 0.2) / math.sqrt(0.16 / len(x))
 
 
+@pytest.mark.parametrize(("steps_per_level", "step_size", "consistent"), [(3, 0.01, False), (1, 0.9, True)])
+def test_annealed_langevin_ends_with_the_mean_of_the_data(
+    steps_per_level: int,
+    step_size: float,
+    consistent: bool,
+) -> None:
+    """Tweedie: x + sigma_L^2 s(x, sigma_L) of what it is without."""
+    x, sigmas = normal(50, 1), [2.0, 1.0, 0.5]
+    without, denoised = (
+        eb.transport(
+            eb.AnnealedLangevin(
+                far_apart, sigmas, (1,), steps_per_level, step_size, consistent=consistent, denoise=denoise
+            ),
+            x,
+            seed=0,
+        )
+        for denoise in (False, True)
+    )
+    wanted = without + 0.25 * far_apart(without, torch.full((50,), 0.5, dtype=x.dtype))
+    torch.testing.assert_close(denoised, wanted, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", [eb.AnnealedLangevin, eb.AnnealedMALA])
 def test_default_steps_go_with_the_levels(kind: type) -> None:
     """Data and levels in other units give the same draws in those; at NCSN's levels the step is NCSN's."""
@@ -796,6 +818,11 @@ SCORE = lambda x, t: -x
         (lambda x, t: x.neg_(), "a score that leaves its points and times as they are, got one that writes over them"),
         (lambda x, t: -x * t.mul_(0.999).view(-1, 1), "points and times as they are, got one that writes over them"),
         (lambda x, t: torch.randn_like(x), "the same score for the same points, got another at a second call"),
+        (
+            lambda x, t: -t * x,
+            r"a score \(x, t\), got one that fails at points .*\(5, 2\).* times .*\(5,\).*: The size of",
+        ),
+        (nn.Sequential(), r"a score \(x, t\), got one that fails at points .*: .* takes 2 positional arguments but 3"),
     ],
 )
 @pytest.mark.parametrize(
@@ -809,6 +836,21 @@ SCORE = lambda x, t: -x
 def test_scores_that_are_no_function_of_one_point(use: Callable[[Any], object], score: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         use(score)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda s: eb.generate(eb.AdaptiveFlow(s, VP(), (2,)), 2, seed=0),
+        lambda s: eb.generate(eb.AdaptiveReverseSDE(s, VP(), (1, 2)), 2, seed=0),
+        lambda s: eb.log_likelihood(s, VP(), torch.zeros(2, 2)),
+        lambda s: eb.ScoreDistribution(s, VP(), (2,)).log_prob(torch.zeros(2, 2)),
+    ],
+)
+def test_times_are_not_taken_for_coordinates(use: Callable[[Any], object]) -> None:
+    """As many rows as coordinates: shapes fit, and likelihoods and draws were those of other times in silence."""
+    with pytest.raises(ValueError, match="a score with a time for each row, .* got one that mixes rows"):
+        use(lambda x, t: -x / (1 + t))
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,10 @@ def test_sixteen_dimensions_with_the_exact_end(name: str, device: torch.device) 
 
 
 def test_the_probes_interval_covers() -> None:
-    """Student's 99 % intervals of 20 probes cover in 60 points: fewer than 54 of them would have a chance of 1e-5."""
+    """Student's 99 % intervals of 20 probes cover in 60 points: fewer than 54 of them would have a chance of 1e-5.
+
+    Those of 50 % cover half of them, as wider ones would not: more have a chance of 1e-5.
+    """
     sde = VP()
     mixture = sixteen(sde)
     x = normal(60, 16, seed=3)
@@ -75,6 +78,9 @@ def test_the_probes_interval_covers() -> None:
     t = (found.value - exact.value) / found.std_error
     assert stats.binom.cdf(53, 60, 0.99) < 1e-5
     assert int((t.abs() < stats.t.isf(0.005, 19)).sum()) >= 54
+    half, most = stats.t.isf(0.25, 19), stats.binom.isf(1e-5, 60, 0.5)
+    assert int((t.abs() < half).sum()) <= most
+    assert int((t.abs() < half * math.sqrt(20)).sum()) > most  # a deviation in the place of an error would be seen
     assert float(found.std_error.min()) > 0.001
     assert int((t.abs() < 0.1 * stats.t.isf(0.005, 19)).sum()) < 54  # an error ten times too small would be seen
     assert bool(eb.log_likelihood(mixture, sde, x[:2], probes=1).std_error.isnan().all())

@@ -124,5 +124,8 @@ def _of_module(module: nn.Module) -> Iterator[tuple[Any, Any]]:
         plain = type(value) not in _BOXES and isinstance(value, _PLAIN)
         if plain or (name in _OURS if ours else name[0] != "_"):
             yield name, value
-    yield "forward", type(module).forward
+    forward = getattr(type(module), "forward", None)
+    yield "forward", forward
+    if forward is None:  # scripted
+        yield "training", module.training
     yield from ((name, child) for name, child in module._modules.items() if child is not None)

@@ -13,6 +13,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from ebmppl.errors import first_line
 from ebmppl.interop import pyro_predictive as predictive
 from ebmppl.interop.derived import Statistics, derived
 from ebmppl.interop.dims import Coords, Dims, checked_dims
@@ -181,7 +182,7 @@ def _pyro_arrays(
         try:
             groups |= predictive.posterior_predictive(model, sites, flat, seed)
         except NotImplementedError as error:  # a distribution without a sampler
-            skipped["posterior_predictive"] = _first_line(error)
+            skipped["posterior_predictive"] = first_line(error)
     arrays = {group: host_arrays(_by_chain(values, chains, kept)) for group, values in groups.items()}
     if options.prior_draws:
         prior, reason = _prior(model, sites, options.prior_draws, seed)
@@ -198,13 +199,9 @@ def _prior(model: PyroModel, sites: Sites, draws: int, seed: int) -> tuple[predi
     try:
         return predictive.prior_predictive(model, sites, draws, seed), ""
     except NotImplementedError as error:  # an improper prior
-        return {}, f"no draws from the prior: {_first_line(error)}"
+        return {}, f"no draws from the prior: {first_line(error)}"
     except (RuntimeError, ValueError) as error:  # a draw of the prior at which the model has no data
-        return {}, f"the model fails at draws from its prior: {_first_line(error)}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]  # Pyro appends the shapes of all sites
+        return {}, f"the model fails at draws from its prior: {first_line(error)}"
 
 
 def _by_chain(values: Mapping[str, Tensor], chains: int, draws: int) -> dict[str, Tensor]:

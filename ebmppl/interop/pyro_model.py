@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from ebmppl.energies.base import Energy, flatten_batch
 from ebmppl.energies.fingerprint import same
 from ebmppl.energies.linalg import rowwise
-from ebmppl.errors import SamplingWarning
+from ebmppl.errors import SamplingWarning, first_line
 from ebmppl.interop.pyro_checks import check_model, plate_nesting
 from ebmppl.interop.vmappable import vmappable
 
@@ -97,7 +97,7 @@ class PyroEnergy(Energy):
             if "vmap" not in str(error) or any(cause in str(error) for cause in ("random", ".item()")):
                 return  # no function, or without a gradient
             self._over_chains, self.traced_from = _one_by_one, sys.maxsize
-            reason = str(error).strip().partition("\n")[0]
+            reason = first_line(error)
             told = f"the model runs chain by chain, slower, for torch.func.vmap can't take it: {reason}"
             warnings.warn(told, SamplingWarning, stacklevel=4)
 

@@ -10,15 +10,13 @@ from torch import Tensor
 
 from ebmppl.arguments import positive, require
 from ebmppl.kernels.accept import but_not, not_finite, select, some
+from ebmppl.kernels.adaptive_score import AdaptiveInfo, AdaptiveTuning, least_step
 from ebmppl.kernels.base import Noise, NoiseSpec
 from ebmppl.kernels.score import Score, ScoreKernel, ScoreTarget
-from ebmppl.kernels.score_info import AdaptiveInfo
 from ebmppl.score.base import SDE
 from ebmppl.score.clock import Clock
 from ebmppl.score.ode import CALLS, CALM, attempt, error_ratio, factor, first_step, second_look
 from ebmppl.score.velocity import velocity
-
-_LEAST_STEP = 1e-9  # of the time between the ends, in float64; under it a tolerance can't be met
 
 
 class AdaptiveState(NamedTuple):
@@ -35,13 +33,6 @@ class AdaptiveState(NamedTuple):
     failure: Tensor  # (chains,), ``failed_at`` of the last draw
     tolerance_unmet: Tensor  # (chains,) bool, whether that failed though the score was finite
     n_steps: Tensor  # (chains,) int64, network calls of this draw
-
-
-class AdaptiveTuning(NamedTuple):
-    """Nothing adapts across draws; the first and last times."""
-
-    first: Tensor
-    last: Tensor
 
 
 class AdaptiveFlow(ScoreKernel):
@@ -158,8 +149,7 @@ class AdaptiveFlow(ScoreKernel):
         broken = fresh & not_finite(tried.velocity.sum(1))
         begun_size = self._first_step(state.point, tried.velocity, time)
         step_size = torch.where(fresh, begun_size, size * factor(ratio, state.ratio))
-        least = _LEAST_STEP if time.dtype == torch.float64 else 1e-5
-        failed = broken | (~fresh & ~taken & (step_size < least * span))
+        failed = broken | (~fresh & ~taken & (step_size < least_step(time.dtype) * span))
         arrived = taken & final
         new_time, kept = torch.where(taken, end, time), torch.where(taken, ratio, state.ratio)
         point = select(taken, tried.end, state.point)

@@ -10,15 +10,14 @@ from torch import Tensor
 
 from ebmppl.arguments import positive, require
 from ebmppl.kernels.accept import Rows, but_not, not_finite, some
+from ebmppl.kernels.adaptive_score import AdaptiveInfo, AdaptiveTuning, least_step
 from ebmppl.kernels.base import Noise, NoiseSpec
 from ebmppl.kernels.score import Score, ScoreKernel, ScoreTarget
-from ebmppl.kernels.score_info import AdaptiveInfo
 from ebmppl.score.base import SDE, LinearSDE, over
 
 _NESTED = 20  # rejections inside one another; each at least halves the step
 _SAFETY, _POWER, _MOST = 0.9, 0.9, 5.0
 _REJECTED = (0.1, 0.5)  # least and most factor of the step size
-_LEAST_STEP = 1e-9  # of the time between the ends, in float64; under it a tolerance can't be met
 _FIRST = 0.01  # of the time between the ends
 
 
@@ -39,13 +38,6 @@ class AdaptiveReverseState(NamedTuple):
     failure: Tensor  # (chains,), ``failed_at`` of the last draw
     tolerance_unmet: Tensor  # (chains,) bool, whether that failed though the score was finite
     n_steps: Tensor  # (chains,) int64, network calls of this draw
-
-
-class AdaptiveReverseTuning(NamedTuple):
-    """Nothing adapts across draws; the first and last times."""
-
-    first: Tensor
-    last: Tensor
 
 
 class _Brownian(NamedTuple):
@@ -138,9 +130,9 @@ class AdaptiveReverseSDE(ScoreKernel):
         failures = none.clone(), none.clone(), torch.zeros_like(none, dtype=torch.bool)
         return AdaptiveReverseState(x, point, point.clone(), *known, time, size, *failures, calls)
 
-    def init_tuning(self, x: Tensor) -> AdaptiveReverseTuning:
+    def init_tuning(self, x: Tensor) -> AdaptiveTuning:
         """The times at the dtype and device of the points."""
-        return AdaptiveReverseTuning(*(x.new_tensor(t) for t in (self._sde.t_max, self.t_min)))
+        return AdaptiveTuning(*(x.new_tensor(t) for t in (self._sde.t_max, self.t_min)))
 
     def noise(self) -> dict[str, NoiseSpec]:
         """For each step, and for the start of the next draw."""
@@ -189,7 +181,7 @@ class AdaptiveReverseSDE(ScoreKernel):
         return lengths.gather(1, at.unsqueeze(1)).squeeze(1)
 
     def tick(
-        self, state: AdaptiveReverseState, tuning: AdaptiveReverseTuning, noise: Noise
+        self, state: AdaptiveReverseState, tuning: AdaptiveTuning, noise: Noise
     ) -> tuple[AdaptiveReverseState, Any]:
         """One attempted step of every chain."""
         time, x = state.time, state.point
@@ -210,8 +202,7 @@ class AdaptiveReverseSDE(ScoreKernel):
         ratio = ((euler - end) / scale).square().mean(1).sqrt()
         taken = (ratio <= 1) & ~ended
         broken = ~torch.isfinite(drift.sum(1))
-        least = (_LEAST_STEP if time.dtype == torch.float64 else 1e-5) * span
-        failed = broken | (~taken & ~ended & (tried.full | (h < least)))
+        failed = broken | (~taken & ~ended & (tried.full | (h < least_step(time.dtype) * span)))
         factor = (_SAFETY * ratio.clamp_min(1e-10).pow(-_POWER)).clamp_max(_MOST).nan_to_num(0.0)
         step_size = h * torch.where(taken, factor, factor.clamp(*_REJECTED))
         # of a step that was taken, what is known behind it comes next
@@ -245,7 +236,7 @@ class AdaptiveReverseSDE(ScoreKernel):
     def _next(
         self,
         state: AdaptiveReverseState,
-        tuning: AdaptiveReverseTuning,
+        tuning: AdaptiveTuning,
         noise: Noise,
         done: Tensor,
         unmet: Tensor,

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 Noise = Mapping[str, Tensor]
 Told = tuple[Any, list[Tensor]] | None  # of ticks that were not all made, and acceptance rates
-_NOT_SETTINGS = ("energy", "target", "model")
 
 
 class NoiseSpec(NamedTuple):
@@ -48,7 +47,7 @@ class Kernel(MCMCKernel):
         synchronous: True when every tick finishes a draw of every chain.
         exact: True when the kernel leaves the density exp(-E) invariant at any step size.
         scratch: fields of the state that a tick writes into, where nothing that was there will be read again.
-        rounded: fields of the state that hang on an estimated error, of which half may be rounding, and so much besides.
+        rounded: fields of the state that follow from an estimated error: compiled and eager ones may differ by half and this.
         proportional: fields of the state, where it has them, that double when the energy does.
         step_size_by_chain: whether ``step_size`` in the tuning may be ``(chains,)``, one for each chain.
         independent: whether a chain's draws don't depend on those before.
@@ -181,10 +180,14 @@ class Kernel(MCMCKernel):
         """Why ticks of chains at such points can't be traced after ``prepare``; None where they can, as far as is known."""
         return None
 
+    def kind(self) -> tuple[Any, ...]:
+        """The class and the settings, whatever the energy."""
+        own = {k: v for k, v in vars(self).items() if k[0] != "_" and k not in ("energy", "target", "model")}
+        return (type(self), fingerprint(own))
+
     def identity(self) -> tuple[Any, ...]:
         """What kernels whose ticks are the same share: kind, settings and energy."""
-        own = {name: value for name, value in vars(self).items() if name[0] != "_" and name not in _NOT_SETTINGS}
-        return (type(self), fingerprint(own), self.target.identity())
+        return (*self.kind(), self.target.identity())
 
     def restart(self, state: Any) -> Any:
         """The state with every draw in progress dropped; a synchronous kernel has none."""
@@ -199,8 +202,7 @@ class Kernel(MCMCKernel):
         return {k: v for k, v in vars(self).items() if k[0] != "_" and isinstance(v, (int, float, str, bool))}
 
     def __repr__(self) -> str:
-        settings = ", ".join(f"{k}={v}" for k, v in self.settings().items())
-        return f"{type(self).__name__}({settings})"
+        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in self.settings().items())})"
 
     # Pyro's interface, so that every kernel runs under pyro.infer.MCMC unchanged.
 

@@ -11,17 +11,15 @@ from torch import Tensor
 from ebmppl.arguments import require
 from ebmppl.energies.base import Energy, dtype_and_device
 from ebmppl.energies.discrete import discrete
-from ebmppl.energies.fingerprint import fingerprint
 from ebmppl.energies.unconstrained import Unconstrained
 from ebmppl.kernels.accept import choose, select, some
 from ebmppl.kernels.base import GradientKernel, Kernel, Noise, NoiseSpec, require_values
-from ebmppl.kernels.conditional import BlocksAdaptation, Given, named, part
+from ebmppl.kernels.conditional import BlocksAdaptation, Given
 from ebmppl.kernels.differences import DiscreteGradientKernel
 from ebmppl.kernels.gradients import Gradient
-from ebmppl.kernels.replicas import record
+from ebmppl.kernels.records import joined, part
 
 Factory = Callable[[Energy], Kernel]
-_OWN = ("position", "energy", "current", "phase", "fresh", "rates", "diverged")
 
 
 class _Block(NamedTuple):
@@ -92,7 +90,8 @@ class Blocks(Kernel):
             require(isinstance(kernel, Kernel), f"a kernel from the factory for {list(names)}", type(kernel).__name__)
             made.append(_Block(names, given, kernel))
         self._blocks = made
-        self._types: dict[int, Any] = {}  # of states and tunings, known from init on
+        self._state_types: list[Any] = []  # by block, known from init and init_tuning on
+        self._tuning_types: list[Any] = []
         self.synchronous = all(block.kernel.synchronous for block in made)  # type: ignore[misc]
         self.exact = all(block.kernel.exact for block in made)  # type: ignore[misc]
         self.calls_per_tick = sum(block.kernel.calls_per_tick + 1 for block in made)  # type: ignore[misc]
@@ -103,11 +102,8 @@ class Blocks(Kernel):
 
     def identity(self) -> tuple[Any, ...]:
         """Kind, blocks with their kernels' settings, and energy."""
-        kernels = []
-        for names, _, kernel in self._blocks:
-            own = {n: v for n, v in vars(kernel).items() if n[0] != "_" and n not in ("energy", "target", "model")}
-            kernels.append((names, type(kernel), fingerprint(own)))
-        return (type(self), tuple(kernels), self.target.identity())
+        kernels = tuple((block.sites, *block.kernel.kind()) for block in self._blocks)
+        return (type(self), kernels, self.target.identity())
 
     def random_dtype(self, x: Tensor) -> torch.dtype:
         """That of the points, or of a discrete energy."""
@@ -146,16 +142,16 @@ class Blocks(Kernel):
             energy = self.target(x).clone()
         true = torch.ones(len(x), dtype=torch.bool, device=x.device)
         parts = [self._at(block, x) for block in self._blocks]
-        self._types = {i: type(inner) for i, inner in enumerate(parts)}
+        self._state_types = [type(inner) for inner in parts]
         rates = energy.new_zeros(len(x), len(parts))
-        own = (x, energy, x.clone(), true.long() - 1, true, rates, ~true)
-        return record("BlocksState", (*_OWN, *named(parts)))(*own, *(value for inner in parts for value in inner))
+        own = {"position": x, "energy": energy, "current": x.clone(), "phase": true.long() - 1, "fresh": true}
+        return joined("BlocksState", parts, {**own, "rates": rates, "diverged": ~true})
 
     def init_tuning(self, x: Tensor) -> Any:
         """The kernels' tunings one after another."""
         parts = [block.kernel.init_tuning(block.energy.own(x)) for block in self._blocks]
         self._tuning_types = [type(inner) for inner in parts]
-        return record("BlocksTuning", tuple(named(parts)))(*(value for inner in parts for value in inner))
+        return joined("BlocksTuning", parts)
 
     def _at(self, block: _Block, whole: Tensor) -> Any:
         """The kernel's state at whole points, with what it knows of the energy there."""
@@ -209,7 +205,7 @@ class Blocks(Kernel):
 
     def _advance(self, i: int, active: Tensor, now: Any, tuning: Any, noise: Noise) -> Any:
         """The chains in block i advanced by one tick of its kernel."""
-        block, inner = self._blocks[i], part(now, i, self._types[i])
+        block, inner = self._blocks[i], part(now, i, self._state_types[i])
         inner = self._refreshed(block, active & now.fresh, now.current, inner)
         prefix = f"block{i}_"
         given = {name: noise[prefix + name] for name in block.kernel.noise()}

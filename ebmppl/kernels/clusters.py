@@ -13,7 +13,6 @@ from ebmppl.energies.structure import Lattice
 from ebmppl.kernels.base import NoiseSpec
 from ebmppl.kernels.components import components, lattice_components
 from ebmppl.kernels.discrete import DiscreteKernel
-from ebmppl.kernels.gibbs import NoTuning
 
 _IN_CACHE = 1 << 16  # sites that one call of the labelling takes on a CPU
 
@@ -57,7 +56,7 @@ class ClusterKernel(DiscreteKernel):
         self._values = table[0]
         self._gauge: Tensor | None = None
         self._negative: Tensor | None = None
-        self._alone = True  # whether there are no fields
+        self._without_fields = True
         self._look()
 
     @property
@@ -68,10 +67,6 @@ class ClusterKernel(DiscreteKernel):
     def init(self, x: Tensor) -> ClusterState:
         """State at points ``(chains, *event)``."""
         return ClusterState(self.flat(x))
-
-    def init_tuning(self, x: Tensor) -> NoTuning:
-        """None."""
-        return NoTuning()
 
     def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
         """Look again at the signs, and whether there are fields: parameters change in training.
@@ -92,7 +87,7 @@ class ClusterKernel(DiscreteKernel):
     def _look(self) -> None:
         """Here, not in a tick, which then has no number to read but those of the clusters' rounds."""
         fields = self._bonds.fields().detach()
-        self._alone = bool((fields == fields[..., :1]).all())
+        self._without_fields = bool((fields == fields[..., :1]).all())
         self._find_gauge()
 
     def _find_gauge(self) -> None:
@@ -151,7 +146,7 @@ class ClusterKernel(DiscreteKernel):
 
     def fields(self) -> Tensor | None:
         """``(coordinates, levels)`` or ``(chains, coordinates, levels)`` of the levels after the gauge; None without any."""
-        if self._alone:
+        if self._without_fields:
             return None
         fields = self._bonds.fields().detach()
         if self._gauge is None:
@@ -189,8 +184,9 @@ def _counting(x: Tensor) -> torch.dtype:
 
 
 def balanced(edges: Tensor, signs: Tensor, sites: int) -> Tensor:
-    """The sites whose flips make all edges positive, ``(sites,)`` bool (Harary 1953, "On the notion of balance of a
-    signed graph").
+    """The sites whose flips make all edges positive, ``(sites,)`` bool.
+
+    Harary 1953, "On the notion of balance of a signed graph".
 
     Args:
         edges: ``(edges, 2)``.
@@ -199,7 +195,7 @@ def balanced(edges: Tensor, signs: Tensor, sites: int) -> Tensor:
 
     Raises:
         ValueError: that names an edge which closes a loop with an odd number of negative edges.
-    """  # noqa: D205
+    """
     near: list[list[tuple[int, bool]]] = [[] for _ in range(sites)]
     for (i, j), sign in zip(edges.tolist(), signs.tolist(), strict=True):
         if sign:

@@ -13,13 +13,13 @@ from torch import Tensor
 from ebmppl.energies.base import Energy
 from ebmppl.energies.discrete import Conditionals, discrete, levels_of
 from ebmppl.kernels.adaptation import Adaptation, AdaptationState, Drawn
-from ebmppl.kernels.gibbs import ByEnergies
+from ebmppl.kernels.discrete import ByEnergies
 from ebmppl.kernels.gradients import Gradient
-from ebmppl.kernels.replicas import record
+from ebmppl.kernels.records import joined, part, with_part
 
 
 class Given(Energy):
-    """The energy of some sites given the others, whose values, one per row, are those of the block ``at`` in force.
+    """The energy of some sites given the others, whose values, one per row, ``at`` sets.
 
     Args:
         energy: over all sites, in the coordinates in which chains move.
@@ -113,16 +113,6 @@ class _Part:
         return self.inside.logits(b, self.given.filled(self.given._rows(x), x)).index_select(1, columns.to(x.device))
 
 
-def named(parts: Sequence[Any]) -> list[str]:
-    """Names for the fields of several NamedTuples in one."""
-    return [f"block{i}_{name}" for i, inner in enumerate(parts) for name in getattr(inner, "_fields", ())]
-
-
-def part(values: Any, i: int, kind: Any) -> Any:
-    """One of several NamedTuples that were joined by ``named``."""
-    return kind(*(getattr(values, f"block{i}_{name}") for name in kind._fields))
-
-
 class _Nothing(NamedTuple):
     """Of a kernel that adapts nothing."""
 
@@ -159,8 +149,7 @@ class BlocksAdaptation(Adaptation):
 
     def _join(self, own: Sequence[AdaptationState]) -> AdaptationState:
         parts = [inside.averaging for inside in own]
-        averaging = record("BlocksAveraging", tuple(named(parts)))(*(value for inner in parts for value in inner))
-        return AdaptationState(averaging, tuple(inside.draws for inside in own))
+        return AdaptationState(joined("BlocksAveraging", parts), tuple(inside.draws for inside in own))
 
     def _split(self, own: AdaptationState) -> list[AdaptationState]:
         return [AdaptationState(part(own.averaging, i, k), own.draws[i]) for i, k in enumerate(self._kinds)]
@@ -172,7 +161,7 @@ class BlocksAdaptation(Adaptation):
                 continue
             of_block = Drawn(info.done, info.acceptance_rates[:, i])
             inside, new = a.update(part(averaging, i, self._kinds[i]), self.tuning(tuning, i), of_block)
-            averaging, tuning = _with(averaging, i, inside), _with(tuning, i, new)
+            averaging, tuning = with_part(averaging, i, inside), with_part(tuning, i, new)
         return averaging, tuning
 
     def observe(self, draws: Any, x: Tensor, counts: Tensor) -> Any:
@@ -192,7 +181,7 @@ class BlocksAdaptation(Adaptation):
             draw = partial(_columns, normal, energy.columns.to(state.position.device))
             with energy.at(state.position):
                 parts[i], new = a.begin(parts[i], self.tuning(tuning, i), inside, draw)
-            tuning = _with(tuning, i, new)
+            tuning = with_part(tuning, i, new)
         return self._join(parts), tuning
 
     def end_window(self, own: AdaptationState, tuning: Any, *, metric: bool) -> tuple[AdaptationState, Any]:
@@ -201,20 +190,16 @@ class BlocksAdaptation(Adaptation):
         for i, a in enumerate(self.inner):
             if a is not None:
                 parts[i], new = a.end_window(parts[i], self.tuning(tuning, i), metric=metric)
-                tuning = _with(tuning, i, new)
+                tuning = with_part(tuning, i, new)
         return self._join(parts), tuning
 
     def finish(self, own: AdaptationState, tuning: Any) -> Any:
         """Each its own frozen tuning."""
         for i, (a, inside) in enumerate(zip(self.inner, self._split(own), strict=True)):
             if a is not None:
-                tuning = _with(tuning, i, a.finish(inside, self.tuning(tuning, i)))
+                tuning = with_part(tuning, i, a.finish(inside, self.tuning(tuning, i)))
         return tuning
 
 
 def _columns(normal: Callable[[], Tensor], columns: Tensor) -> Tensor:
     return normal().index_select(1, columns)
-
-
-def _with(values: Any, i: int, new: Any) -> Any:
-    return values._replace(**{f"block{i}_{name}": value for name, value in new._asdict().items()})

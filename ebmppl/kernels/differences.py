@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,8 +61,7 @@ class Differences:
         for kind in (dtype, x.dtype):
             self._tables[x.device, kind] = self.levels.table.to(x.device, kind)
         self.check(x, dtype)
-        points = self.points(x, dtype)
-        self._gradient.prepare(points, values=values, trace=many)
+        self._gradient.prepare(self.points(x, dtype), values=values, trace=many)
 
     def check(self, x: Tensor, dtype: torch.dtype) -> None:
         """Check the gradient, the first time.
@@ -168,8 +167,6 @@ class DiscreteGradientKernel(DiscreteKernel):
         ValueError: for a continuous energy.
         EnergyError: at the start of a run, for an energy that can't be differentiated at discrete points.
     """
-
-    calls_per_tick: ClassVar[int] = 1
 
     def __init__(self, energy: Energy) -> None:
         super().__init__(energy)

@@ -1,15 +1,20 @@
-"""What kernels for discrete energies share: points as small integers, flat; and drawing from conditionals."""
+"""What kernels for discrete energies share: points as small integers, flat; conditionals, and drawing from them."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ebmppl.energies.base import Energy, dtype_and_device
-from ebmppl.energies.discrete import indexed, levels_of
+from ebmppl.energies.discrete import Levels, indexed, levels_of
 from ebmppl.kernels.base import Kernel
+
+
+class NoTuning(NamedTuple):
+    """Nothing adapts."""
 
 
 class DiscreteKernel(Kernel):
@@ -32,6 +37,10 @@ class DiscreteKernel(Kernel):
         """Have the levels where the chains are: a tick that copied them would wait for a GPU."""
         self._levels = self._levels.to(x.device)
 
+    def init_tuning(self, x: Tensor) -> Any:
+        """None, unless a kernel says otherwise."""
+        return NoTuning()
+
     @property
     def integers(self) -> bool:
         """Whether states hold points as integers, so that it is best to begin with such."""
@@ -53,6 +62,30 @@ class DiscreteKernel(Kernel):
         """The chains' last draws ``(chains, *event)``."""
         x: Tensor = state.position
         return x.view(len(x), *self.target.event_shape)
+
+
+class ByEnergies:
+    """Conditionals of single coordinates of any energy, by calling it with every level in turn."""
+
+    def __init__(self, energy: Energy, levels: Levels) -> None:
+        self.energy, self.levels = energy, levels
+        counts = levels.counts.tolist()
+        self._values = [row[:n] for row, n in zip(levels.table.tolist(), counts, strict=True)]  # a trace can't look
+
+    @property
+    def blocks(self) -> Sequence[Tensor]:
+        """Every coordinate alone."""
+        return list(torch.arange(len(self.levels.table), device=self.levels.table.device).split(1))
+
+    def logits(self, block: int, x: Tensor) -> Tensor:
+        """Minus the energies with the coordinate at each of its levels."""
+        values = self._values[block]
+        count = len(values)
+        tried = x.unsqueeze(1).repeat(1, count, 1)
+        for k in range(count):
+            tried[:, k, block] = values[k]
+        energy = self.energy(tried.view(len(x) * count, *self.energy.event_shape)).view(len(x), count)
+        return (energy[:, 0] - energy[:, 1]).unsqueeze(1) if count == 2 else -energy.unsqueeze(1)
 
 
 def draw_upper(log_odds: Tensor, uniform: Tensor) -> Tensor:

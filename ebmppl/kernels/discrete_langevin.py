@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from ebmppl.arguments import positive, require
+from ebmppl.arguments import flag, fraction, positive
 from ebmppl.energies.base import Energy
 from ebmppl.kernels.accept import choose, metropolis, not_finite
 from ebmppl.kernels.base import Noise, NoiseSpec
@@ -83,12 +83,10 @@ class DiscreteLangevin(DiscreteGradientKernel):
         target_accept_prob: float = 0.574,
     ) -> None:
         super().__init__(energy)
-        self.target_accept_prob = positive("target_accept_prob", target_accept_prob)
-        require(self.target_accept_prob < 1, "target_accept_prob in (0, 1)", target_accept_prob)
-        for name, flag in (("adjusted", adjusted), ("adapt_step_size", adapt_step_size)):
-            require(isinstance(flag, bool), f"{name} as True or False", repr(flag))
+        self.target_accept_prob = fraction("target_accept_prob", target_accept_prob)
+        self.adjusted = flag("adjusted", adjusted)
+        self.adapt_step_size = flag("adapt_step_size", adapt_step_size) and adjusted
         self.step_size = positive("step_size", step_size)
-        self.adjusted, self.adapt_step_size = adjusted, adapt_step_size and adjusted
 
     @property
     def exact(self) -> bool:  # type: ignore[override]
@@ -146,9 +144,11 @@ class DiscreteLangevin(DiscreteGradientKernel):
         )
 
     def logits(self, state: DiscreteGradientState, step_size: Tensor) -> Tensor:
-        """Of the proposals from a state: of two levels the log-odds of a flip ``(chains, coordinates)``, else
-        log-probabilities up to a constant ``(chains, coordinates, levels)``.
-        """  # noqa: D205
+        """Of the proposals from a state.
+
+        Of two levels the log-odds of a flip ``(chains, coordinates)``, else log-probabilities up to a constant
+        ``(chains, coordinates, levels)``.
+        """
         distances = self._differences.squared_distances(state.position, state.grad.dtype)
         return 0.5 * (self.estimates(state) - distances / step_size)
 

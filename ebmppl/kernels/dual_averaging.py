@@ -94,8 +94,8 @@ def limited(limit: Tensor, rate: Tensor, used: Tensor, done: Tensor, power: floa
         done: which chains finished a draw ``(chains,)``.
         power: the leapfrog step is ``step_size ** power``, and it is halved.
     """
-    whole = used < limit
+    common = used < limit  # who took the common step size
     down, up, spare = (factor ** (1 / power) for factor in (_DOWN, _UP, _SPARE))
     cut, grown = torch.minimum(limit, spare * used) / down, limit * up
     new = torch.where(rate < HOPELESS, cut, grown)
-    return torch.where(done, new, limit), torch.where(whole, rate, 0.0)
+    return torch.where(done, new, limit), torch.where(common, rate, 0.0)

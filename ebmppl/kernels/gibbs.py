@@ -8,12 +8,12 @@ from typing import Any, ClassVar, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ebmppl.arguments import require
+from ebmppl.arguments import flag
 from ebmppl.energies.base import Energy, dtype_and_device
-from ebmppl.energies.discrete import BothLayers, Layers, Levels
+from ebmppl.energies.discrete import BothLayers, Layers
 from ebmppl.kernels.accept import not_finite
 from ebmppl.kernels.base import Noise, NoiseSpec
-from ebmppl.kernels.discrete import DiscreteKernel, draw_level, draw_upper
+from ebmppl.kernels.discrete import ByEnergies, DiscreteKernel, NoTuning, draw_level, draw_upper
 from ebmppl.kernels.layer_sweep import JointSweep, LayerSweep, TwoLayers
 from ebmppl.kernels.pair_sweep import PairSweep
 
@@ -22,10 +22,6 @@ class GibbsState(NamedTuple):
     """Points; a sweep needs nothing else."""
 
     position: Tensor  # (chains, coordinates)
-
-
-class NoTuning(NamedTuple):
-    """Nothing adapts."""
 
 
 class GibbsInfo(NamedTuple):
@@ -75,8 +71,7 @@ class Gibbs(DiscreteKernel):
 
     def __init__(self, energy: Energy, *, record_energy: bool = True) -> None:
         super().__init__(energy)
-        require(isinstance(record_energy, bool), "record_energy as True or False", repr(record_energy))
-        self.record_energy = record_energy
+        self.record_energy = flag("record_energy", record_energy)
         pairs, layers = self.target.pairs(), self.target.bipartite()
         self._conditionals = self.target.conditionals() or ByEnergies(self.target, self._levels)
         self._sweep: Any = BlockSweep(self)
@@ -104,10 +99,6 @@ class Gibbs(DiscreteKernel):
     def renew(self, state: Any) -> Any:
         """Sweeps begin with points alone."""
         return state
-
-    def init_tuning(self, x: Tensor) -> NoTuning:
-        """None."""
-        return NoTuning()
 
     def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
         """Look which couplings are alike: parameters change in training."""
@@ -220,27 +211,3 @@ class BlockSweep:
     def energies(self, state: GibbsState) -> Tensor:
         """``(chains,)`` in nats."""
         return self.kernel.energies(state.position)
-
-
-class ByEnergies:
-    """Conditionals of single coordinates of any energy, by calling it with every level in turn."""
-
-    def __init__(self, energy: Energy, levels: Levels) -> None:
-        self.energy, self.levels = energy, levels
-        counts = levels.counts.tolist()
-        self._values = [row[:n] for row, n in zip(levels.table.tolist(), counts, strict=True)]  # a trace can't look
-
-    @property
-    def blocks(self) -> Sequence[Tensor]:
-        """Every coordinate alone."""
-        return list(torch.arange(len(self.levels.table), device=self.levels.table.device).split(1))
-
-    def logits(self, block: int, x: Tensor) -> Tensor:
-        """Minus the energies with the coordinate at each of its levels."""
-        values = self._values[block]
-        count = len(values)
-        tried = x.unsqueeze(1).repeat(1, count, 1)
-        for k in range(count):
-            tried[:, k, block] = values[k]
-        energy = self.energy(tried.view(len(x) * count, *self.energy.event_shape)).view(len(x), count)
-        return (energy[:, 0] - energy[:, 1]).unsqueeze(1) if count == 2 else -energy.unsqueeze(1)

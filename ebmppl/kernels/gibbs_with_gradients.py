@@ -11,8 +11,7 @@ from ebmppl.energies.base import Energy
 from ebmppl.kernels.accept import choose, metropolis
 from ebmppl.kernels.base import Noise, NoiseSpec
 from ebmppl.kernels.differences import DiscreteGradientKernel, DiscreteGradientState
-from ebmppl.kernels.discrete import pick
-from ebmppl.kernels.gibbs import NoTuning
+from ebmppl.kernels.discrete import NoTuning, pick
 
 
 class GibbsWithGradientsInfo(NamedTuple):
@@ -58,10 +57,6 @@ class GibbsWithGradients(DiscreteGradientKernel):
         super().__init__(energy)
         if self._levels.states == 1:
             raise ValueError("expected a coordinate with at least two levels, got none")
-
-    def init_tuning(self, x: Tensor) -> NoTuning:
-        """None."""
-        return NoTuning()
 
     def noise(self) -> dict[str, NoiseSpec]:
         """Two uniforms for the choice, so that rare ones keep their probability in float32, and one to accept."""

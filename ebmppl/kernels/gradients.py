@@ -16,8 +16,8 @@ from ebmppl.energies.base import Energy
 from ebmppl.energies.fingerprint import fingerprint
 from ebmppl.energies.function import same_energy
 from ebmppl.energies.linalg import RowwiseLinalg
-from ebmppl.errors import SamplingWarning
-from ebmppl.kernels.tracer import import_tracer
+from ebmppl.errors import SamplingWarning, one_line
+from ebmppl.kernels.tracer import REAL_ZEROS, import_tracer
 
 logger = logging.getLogger(__name__)
 aten = torch.ops.aten
@@ -35,7 +35,7 @@ _ONLY_OF_THE_FORM = {  # take an input's shape, type and device, not its values
 class _Traced(NamedTuple):
     run: Run | None  # None where the eager gradient is used
     reason: str | None  # why it is
-    form: tuple[Any, ...]  # of the energy, see below
+    form: tuple[Any, ...]  # the fingerprint of the energy
 
 
 class Gradient:
@@ -100,7 +100,7 @@ class Gradient:
             if _agree(traced, points, eager):
                 run, reason = traced, None
         except Exception as error:
-            reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            reason = one_line(error)
         self._traced[key] = _Traced(run, reason, now)
         if run is None:
             name = type(self.energy).__name__
@@ -119,7 +119,7 @@ def _agree(run: Run, points: tuple[Tensor, ...], eager: list[tuple[Tensor, Tenso
 def _trace(value_and_grad: Run, x: Tensor) -> Run:
     import_tracer()
     with torch.no_grad(), RowwiseLinalg():
-        traced = make_fx(lambda points: value_and_grad(points))(x)
+        traced = make_fx(lambda points: value_and_grad(points), REAL_ZEROS)(x)
         _refuse_sizes_of_points(traced.graph)
         _fold(traced, x.device)
         _call_directly(traced, x)
@@ -138,9 +138,7 @@ def _trace(value_and_grad: Run, x: Tensor) -> Run:
 def _fold(traced: fx.GraphModule, device: torch.device) -> None:
     """Take once what is the same in every call: what is made of ones and zeros alone, and views of captured tensors.
 
-    Ones and zeros are on the device of the points where nothing else is said.
-
-    Views share later changes in place.
+    Views share later changes in place. Ones and zeros go to ``device`` where the graph names none.
     """
     graph = traced.graph
     if any(isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable for n in graph.nodes):

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ebmppl.arguments import positive, require
+from ebmppl.arguments import flag, fraction, positive, require
 from ebmppl.energies.base import Energy
 from ebmppl.kernels.adaptation import HamiltonianAdaptation, Tuning, factorise
 from ebmppl.kernels.base import GradientKernel
@@ -50,12 +50,10 @@ class HamiltonianKernel(GradientKernel):
         inverse_mass_matrix: Tensor | None,
     ) -> None:
         super().__init__(energy)
-        self.target_accept_prob = positive("target_accept_prob", target_accept_prob)
-        require(self.target_accept_prob < 1, "target_accept_prob in (0, 1)", target_accept_prob)
-        for name, flag in (("adapt_step_size", adapt_step_size), ("adapt_mass_matrix", adapt_mass_matrix)):
-            require(isinstance(flag, bool), f"{name} as True or False", repr(flag))
+        self.target_accept_prob = fraction("target_accept_prob", target_accept_prob)
+        self.adapt_step_size = flag("adapt_step_size", adapt_step_size)
+        self.adapt_mass_matrix = flag("adapt_mass_matrix", adapt_mass_matrix)
         self.step_size = positive("step_size", step_size)
-        self.adapt_step_size, self.adapt_mass_matrix = adapt_step_size, adapt_mass_matrix
         self.full_mass = full_mass
         if full_mass:
             _require_memory(self.dimension, torch.empty(()))

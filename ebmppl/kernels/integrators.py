@@ -1,4 +1,4 @@
-"""The leapfrog integrator in whitened momenta, and the metric (inverse mass matrix) that it moves in."""
+"""The leapfrog integrator in whitened momenta, and the energies of these."""
 
 from __future__ import annotations
 

@@ -7,13 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ebmppl.arguments import require
+from ebmppl.arguments import flag
 from ebmppl.energies.base import Energy
 from ebmppl.energies.discrete import Conditionals
 from ebmppl.kernels.accept import metropolis
 from ebmppl.kernels.base import Noise, NoiseSpec
-from ebmppl.kernels.discrete import DiscreteKernel
-from ebmppl.kernels.gibbs import NoTuning
+from ebmppl.kernels.discrete import DiscreteKernel, NoTuning
 
 
 class MetropolisState(NamedTuple):
@@ -57,8 +56,7 @@ class Metropolis(DiscreteKernel):
 
     def __init__(self, energy: Energy, *, random_scan: bool = False) -> None:
         super().__init__(energy)
-        require(isinstance(random_scan, bool), "random_scan as True or False", repr(random_scan))
-        self.random_scan = random_scan
+        self.random_scan = flag("random_scan", random_scan)
         self._conditionals = None if random_scan else self.target.conditionals()
 
     @property
@@ -70,10 +68,6 @@ class Metropolis(DiscreteKernel):
         """State at points ``(chains, *event)``."""
         position = self.flat(x)
         return MetropolisState(position, self.energies(position).clone())
-
-    def init_tuning(self, x: Tensor) -> NoTuning:
-        """None."""
-        return NoTuning()
 
     def noise(self) -> dict[str, NoiseSpec]:
         """For every proposal one uniform to accept, and where they are to be drawn one for the level and the coordinate."""

@@ -8,20 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebmppl.arguments import require
+from ebmppl.arguments import flag
 from ebmppl.energies.algebra import GeometricPath
 from ebmppl.energies.base import Energy
-from ebmppl.energies.fingerprint import fingerprint
 from ebmppl.kernels.accept import metropolis
 from ebmppl.kernels.base import GradientKernel, Kernel, Noise, NoiseSpec, require_values
 from ebmppl.kernels.differences import DiscreteGradientKernel
 from ebmppl.kernels.gradients import Gradient
 from ebmppl.kernels.ladder import FROM_COLD, exchanged, labelled, ladder
+from ebmppl.kernels.records import record
 from ebmppl.kernels.replicas import (
     Replicas,
     TemperingAdaptation,
     rebuilt,
-    record,
     require_one_energy_for_all,
     require_synchronous,
 )
@@ -90,9 +89,8 @@ class ParallelTempering(Kernel):
         require_synchronous(kernel)
         super().__init__(kernel.energy)
         require_values(kernel.energy, "ParallelTempering")
-        require(isinstance(adapt_betas, bool), "adapt_betas as True or False", repr(adapt_betas))
         require_one_energy_for_all(kernel.target)
-        self.target, self.adapt_betas = kernel.target, adapt_betas
+        self.target, self.adapt_betas = kernel.target, flag("adapt_betas", adapt_betas)
         self._betas = ladder(betas, beta_min, base=base is not None)
         self._replicas = Replicas(kernel.target, None if base is None else _seen_alike(base, kernel))
         self._inner = rebuilt(kernel, self._replicas)
@@ -113,9 +111,8 @@ class ParallelTempering(Kernel):
 
     def identity(self) -> tuple[Any, ...]:
         """Kind, settings and energy, of the inner kernel, too."""
-        own = {n: v for n, v in vars(self._inner).items() if n[0] != "_" and n not in ("energy", "target", "model")}
         ends = tuple(end.identity() for end in self._replicas.ends)
-        return (type(self), self.num_replicas, type(self._inner), fingerprint(own), ends)
+        return (type(self), self.num_replicas, *self._inner.kind(), ends)
 
     def random_dtype(self, x: Tensor) -> torch.dtype:
         """That of the inner kernel."""

@@ -11,7 +11,7 @@ from ebmppl.arguments import positive, real, require, whole
 from ebmppl.kernels.score import Score, ScoreTarget, SteppedKernel, steps
 from ebmppl.kernels.solvers import (
     Churn,
-    Rows,
+    Row,
     ddim,
     ddim_heun,
     denoised,
@@ -24,7 +24,8 @@ from ebmppl.kernels.solvers import (
 from ebmppl.score.base import SDE, LinearSDE
 from ebmppl.score.schedules import karras_times, log_snr_times, uniform_times
 
-_LINEAR: dict[str, tuple[Callable[[LinearSDE, list[float]], Rows], int]] = {  # and how many tick's outputs are kept
+Solver = Callable[[LinearSDE, list[float]], list[Row]]
+_LINEAR: dict[str, tuple[Solver, int]] = {  # and of how many ticks the outputs are kept
     "euler": (ddim, 0),
     "heun": (ddim_heun, 1),
     "dpm_solver_2m": (dpm_solver_2m, 1),
@@ -127,7 +128,7 @@ class ProbabilityFlow(SteppedKernel):
         require(0 <= least < most, "churn_range as two levels 0 <= S_tmin < S_tmax", within)
         self._churn = Churn(self.churn, least, most, positive("churn_noise", noise))
 
-    def _rows(self, sde: SDE, at: list[float]) -> tuple[Rows, int]:
+    def _rows(self, sde: SDE, at: list[float]) -> tuple[list[Row], int]:
         if isinstance(sde, LinearSDE):
             if self.churn:
                 return ddim_heun(sde, at, self._churn), 1

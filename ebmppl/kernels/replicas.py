@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections import namedtuple
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -19,20 +17,15 @@ from ebmppl.energies.clamped import Clamped
 from ebmppl.energies.discrete import Conditionals, discrete, levels_of
 from ebmppl.kernels.adaptation import Adaptation, AdaptationState, Drawn
 from ebmppl.kernels.base import Kernel
-from ebmppl.kernels.gibbs import ByEnergies
+from ebmppl.kernels.discrete import ByEnergies
 from ebmppl.kernels.gradients import Gradient
 from ebmppl.kernels.ladder import equal_rates
 from ebmppl.kernels.pooling import pooled_sum
-
-
-@cache
-def record(name: str, fields: tuple[str, ...]) -> Callable[..., Any]:
-    """A NamedTuple type that is known only when the inner kernel is."""
-    return namedtuple(name, fields)
+from ebmppl.kernels.records import record
 
 
 class Replicas(Energy):
-    """An energy at one inverse temperature per row of the batch, that of the block ``at`` in force.
+    """An energy at one inverse temperature per row of the batch, which ``at`` sets.
 
     Args:
         energy: the energy at beta = 1.

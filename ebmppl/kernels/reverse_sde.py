@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ebmppl.arguments import positive, real, require, whole
 from ebmppl.kernels.score import Score, ScoreTarget, SteppedKernel, Steps, steps
-from ebmppl.kernels.solvers import Rows, corrected, denoised, euler, grid, heun, resampled
+from ebmppl.kernels.solvers import Row, corrected, denoised, euler, grid, heun, resampled
 from ebmppl.score.base import SDE
 from ebmppl.score.schedules import karras_times, uniform_times
 from ebmppl.score.sde import KarrasVE
@@ -94,7 +94,7 @@ class ReverseSDE(SteppedKernel):
         super().__init__(ScoreTarget(score, event_shape, sde.prior_std, sde), self._rows(sde, at))
 
     def _rows(self, sde: SDE, at: list[float]) -> Steps:
-        rows: Rows
+        rows: list[Row]
         if self.method == "euler_maruyama":
             rows = euler(sde, at, share=1.0, noisy=True)
         elif self.method == "heun":

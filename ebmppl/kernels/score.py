@@ -15,10 +15,9 @@ from ebmppl.energies.base import Energy
 from ebmppl.errors import EnergyError
 from ebmppl.kernels.accept import not_finite, select, some
 from ebmppl.kernels.base import Kernel, Noise, NoiseSpec
-from ebmppl.kernels.score_info import ScoreInfo
 from ebmppl.score.agreement import require_process
 from ebmppl.score.base import SDE
-from ebmppl.score.contract import look, look_at_rates
+from ebmppl.score.contract import look, look_at_rates, look_at_times
 
 Score = Callable[[Tensor, Tensor], Tensor]
 
@@ -52,6 +51,7 @@ class ScoreTarget(Energy):
         found = look(self.fn, x, t)
         if self.sde is not None:
             look_at_rates(self.sde, x)
+            look_at_times(self.fn, self.sde, x)
         return found
 
 
@@ -138,6 +138,17 @@ class SteppedState(NamedTuple):
     step: Tensor  # (chains,) int64, of the next tick
     failed_at: Tensor  # (chains,)
     failure: Tensor  # (chains,), ``failed_at`` of the last draw
+
+
+class ScoreInfo(NamedTuple):
+    """What a person looks at, by chain."""
+
+    done: Tensor
+    acceptance_rate: Tensor  # 1, or 0 once a score was not finite
+    diverging: Tensor  # whether a score of this draw was not finite
+    time: Tensor  # at which the score was taken
+    failed_at: Tensor  # the first time at which that was so; 0 where all went well
+    n_steps: Tensor  # network calls of this draw so far
 
 
 class SteppedTuning(NamedTuple):

@@ -14,7 +14,6 @@ from ebmppl.score.base import SDE, LinearSDE
 from ebmppl.score.schedules import require_decreasing
 
 Row = dict[str, float]
-Rows = list[Row]
 
 
 def grid(sde: SDE, times: Callable[[SDE, int, float], Tensor], num_steps: int, t_min: float) -> list[float]:
@@ -73,7 +72,7 @@ def _moved(velocity: Row, by: float) -> Row:
     return {**velocity, "point": 1 + by * velocity["point"], "score": by * velocity["score"]}
 
 
-def euler(sde: SDE, at: list[float], *, share: float, noisy: bool) -> Rows:
+def euler(sde: SDE, at: list[float], *, share: float, noisy: bool) -> list[Row]:
     """Euler in t; share 1 with noise is Euler-Maruyama, 1/2 without is the probability flow's."""
     rows = []
     for t, end in zip(at[:-1], at[1:], strict=True):
@@ -83,7 +82,7 @@ def euler(sde: SDE, at: list[float], *, share: float, noisy: bool) -> Rows:
     return rows
 
 
-def heun(sde: SDE, at: list[float], *, share: float, noisy: bool) -> Rows:
+def heun(sde: SDE, at: list[float], *, share: float, noisy: bool) -> list[Row]:
     """Heun in t, two rows a step: x~ = x + h v + G z, keeping v; then x' = x~ + h (v~ - v) / 2."""
     rows = []
     for t, end in zip(at[:-1], at[1:], strict=True):
@@ -95,7 +94,7 @@ def heun(sde: SDE, at: list[float], *, share: float, noisy: bool) -> Rows:
     return rows
 
 
-def ancestral(sde: SDE, at: list[float]) -> Rows:
+def ancestral(sde: SDE, at: list[float]) -> list[Row]:
     """Draws of x(t - h) given x(t) and the denoised point; its means are x' = a'/a x + a'/a (std^2 - (a/a')^2 std'^2) s."""
     rows = []
     for t, end in zip(at[:-1], at[1:], strict=True):
@@ -107,7 +106,7 @@ def ancestral(sde: SDE, at: list[float]) -> Rows:
     return rows
 
 
-def resampled(sde: SDE, at: list[float], times: int, jump: int) -> Rows:
+def resampled(sde: SDE, at: list[float], times: int, jump: int) -> list[Row]:
     """Ancestral steps of which each ``jump`` are made so many times, after all but the last of these the forward SDE goes back.
 
     Lugmayr et al. 2022, algorithm 1; the way back joins the row before it, as both add Gaussian noise.
@@ -124,7 +123,7 @@ def resampled(sde: SDE, at: list[float], times: int, jump: int) -> Rows:
     return [dict(row) for row in rows]
 
 
-def corrected(sde: SDE, rows: Rows, at: list[float], snr: float, corrector_steps: int) -> Rows:
+def corrected(sde: SDE, rows: list[Row], at: list[float], snr: float, corrector_steps: int) -> list[Row]:
     """Langevin steps after each row, at its end. The last row's noise decides whether the last of them has any."""
     both = []
     for row, end in zip(rows, at[1:], strict=True):
@@ -142,7 +141,7 @@ def denoised(sde: SDE, time: float) -> Row:
     return {"time": time, "point": 1 / level.mean, "score": level.std**2 / level.mean}
 
 
-def ddim(sde: LinearSDE, at: list[float]) -> Rows:
+def ddim(sde: LinearSDE, at: list[float]) -> list[Row]:
     """Euler in x / a over noise-to-signal r: x' = a' (x / a + (r - r') std s), which is DDIM."""
     levels = [_level(sde, t) for t in at]
     return [_ddim(old, new) for old, new in zip(levels[:-1], levels[1:], strict=True)]
@@ -172,7 +171,7 @@ class Churn(NamedTuple):
         return [higher.get(i, level) for i, level in enumerate(levels)]
 
 
-def ddim_heun(sde: LinearSDE, at: list[float], churn: Churn | None = None) -> Rows:
+def ddim_heun(sde: LinearSDE, at: list[float], churn: Churn | None = None) -> list[Row]:
     """Heun in x / a over noise-to-signal r (Karras et al. 2022), two rows a step; the first keeps -std s.
 
     The noise that raises a step's level is added at the end of the step before; T's level is not raised.
@@ -202,7 +201,7 @@ def _log_snr_step(old: _Level, new: _Level) -> float:
     return math.log(old.ratio / new.ratio)
 
 
-def dpm_solver_2m(sde: LinearSDE, at: list[float]) -> Rows:
+def dpm_solver_2m(sde: LinearSDE, at: list[float]) -> list[Row]:
     """DPM-Solver++(2M) (Lu et al. 2022): x' = std'/std x + a' (1 - e^-h) (D + (D - D_before) h / (2 h_before))."""
     levels = [_level(sde, t) for t in at]
     rows, before = [], None
@@ -215,7 +214,7 @@ def dpm_solver_2m(sde: LinearSDE, at: list[float]) -> Rows:
     return rows
 
 
-def dpm_solver_3m(sde: LinearSDE, at: list[float]) -> Rows:
+def dpm_solver_3m(sde: LinearSDE, at: list[float]) -> list[Row]:
     """DPM-Solver++ with three points: the denoised point as a parabola in lambda, integrated exactly, so of order 3.
 
     The first step takes two calls (DPM-Solver++(2S) with its middle), as a first step of order 1 would leave order 2.

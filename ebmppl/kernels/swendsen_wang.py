@@ -10,8 +10,7 @@ from torch import Tensor
 from ebmppl.kernels.accept import not_finite, select, some
 from ebmppl.kernels.base import Noise, NoiseSpec
 from ebmppl.kernels.clusters import ClusterKernel, Clusters, ClusterState
-from ebmppl.kernels.discrete import draw_level, draw_upper
-from ebmppl.kernels.gibbs import NoTuning
+from ebmppl.kernels.discrete import NoTuning, draw_level, draw_upper
 
 
 class SwendsenWangInfo(NamedTuple):

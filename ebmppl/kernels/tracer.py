@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
 
 _failure: list[str] = []  # the first: what was imported halfway fails the next time for another reason
 
@@ -23,3 +28,11 @@ def import_tracer() -> None:
         except Exception as error:  # it makes folders and registers much
             _failure.append(f"{type(error).__name__}: {error}")
     raise ImportError(f"torch._inductor can't be imported: {_failure[0]}")
+
+
+def _zeros(size: Sequence[int], **form: Any) -> Tensor:
+    return torch.zeros(size, **form)
+
+
+# Forward derivatives begin with zeros that have no memory, which traced operations would read: the process died of it.
+REAL_ZEROS = {torch.ops.aten._efficientzerotensor.default: _zeros}

@@ -10,7 +10,7 @@ from torch import Tensor
 from ebmppl.kernels.accept import metropolis, not_finite
 from ebmppl.kernels.base import Noise, NoiseSpec
 from ebmppl.kernels.clusters import ClusterKernel, ClusterState
-from ebmppl.kernels.gibbs import NoTuning
+from ebmppl.kernels.discrete import NoTuning
 
 
 class WolffInfo(NamedTuple):

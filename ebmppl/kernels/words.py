@@ -21,7 +21,7 @@ KEYS = NoiseSpec("bits", (2,))  # of one tick of one chain
 _GOLDEN = -1640531527  # 2^32 times the golden section, less 2^32
 _FACTORS = (2146121005, -2073254261)
 _TENSORS = {n: torch.tensor(n, dtype=torch.int32) for n in (15, 16, (1 << 16) - 1, (1 << 17) - 1, *_FACTORS)}
-LEAST = -(1 << 31)
+LEAST = -(1 << 31)  # of all words
 _ALMOST_1 = 1.0 - 2.0**-20
 
 
@@ -38,7 +38,7 @@ def words(label: Tensor, keys: Tensor, other: Tensor) -> Tensor:
 
 def _scattered(x: Tensor) -> Tensor:
     """A bijection of 32 bits, by Wellons 2018, "Prospecting for hash functions" (its lowbias32); x is written over."""
-    # nobody traces: then numbers are tensors, as one of Python's beside a tensor takes some microseconds more
+    # tensors for constants, except in a trace: a number of Python's beside a tensor takes some microseconds more
     number: Callable[[int], Any] = _TENSORS.__getitem__ if x.is_cpu and _get_current_dispatch_mode() is None else int
     for shift, factor in ((16, _FACTORS[0]), (15, _FACTORS[1]), (16, 1)):
         mask = number((1 << (32 - shift)) - 1)
@@ -53,8 +53,8 @@ def upper_by_word(log_odds: Tensor, word: Tensor) -> Tensor:
     The less probable level has the probability q = 1 / (1 + exp(abs(log_odds))) with the relative rounding of the
     dtype, floored to a multiple of 2^-32 and never less than 2^-32: no level is ever impossible.
     """
-    most = 2147483520.0 if log_odds.dtype == torch.float32 else 2147483647.0  # the last one below 2^31
-    least = log_odds.abs().neg_().sigmoid_().mul_(4294967296.0).clamp_(1.0, most)
+    most = 2.0**31 - (128 if log_odds.dtype == torch.float32 else 1)  # the last one below 2^31
+    least = log_odds.abs().neg_().sigmoid_().mul_(2.0**32).clamp_(1.0, most)
     below = least.copysign_(-log_odds).to(torch.int32).add_(LEAST)  # which wraps
     return word < below
 
@@ -72,7 +72,7 @@ def bits_by_word(log_odds: Tensor, word: Tensor) -> Tensor:
 def thresholds(log_odds: Tensor) -> Tensor:
     """Below which words the upper level is drawn, int32: its probability rounded to a multiple of 2^-32, never 0 or 1."""
     p = torch.sigmoid(log_odds.double())
-    return ((p * 4294967296.0).round().clamp(1.0, 4294967295.0) + LEAST).to(torch.int32)
+    return ((p * 2.0**32).round().clamp(1.0, 2.0**32 - 1) + LEAST).to(torch.int32)
 
 
 def uniform_of(word: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from ebmppl.energies.fingerprint import fingerprint
+from ebmppl.errors import first_line, one_line
 from ebmppl.kernels.adaptation import Adaptation
 from ebmppl.kernels.base import Kernel
 from ebmppl.kernels.gradients import TRACING
-from ebmppl.sampling.at_hand import EVER, AtHand
 from ebmppl.sampling.capture import Captured
-from ebmppl.sampling.engines import Engine, Refused, compile_traced, get, put, together
+from ebmppl.sampling.engines import Engine, Refused, compile_traced, form, get, put, together
 from ebmppl.sampling.noise import NoiseSource
+from ebmppl.sampling.noise_at_hand import EVER, NoiseAtHand
 from ebmppl.sampling.places import Places, in_order
 from ebmppl.sampling.program import Carried, Log, Program, Traced, copy, first_log, flatten, unflatten
 from ebmppl.sampling.replay import NotReplayable, Replay
@@ -36,10 +37,21 @@ class _Known(NamedTuple):
     engine: Engine
 
 
+class Job(NamedTuple):
+    """What is to be ticked, and where it begins."""
+
+    kernel: Kernel
+    adaptation: Adaptation | None  # what warm-up adapts
+    noise: NoiseSource  # of the run's ticks
+    state: Any  # of the chains
+    tuning: Any
+    averaging: Any | None  # of the adaptation, where the run has one
+
+
 class Share(NamedTuple):
     """What a part of the chains has in common with the others."""
 
-    at_hand: AtHand
+    at_hand: NoiseAtHand
     which: Tensor  # (chains,) numbers of the part's chains; may change
     chunks: list[Tensor]  # of the noise: views of the part's chains
     log: Log
@@ -55,12 +67,7 @@ class Compiled:
     """The ticks of one run, compiled.
 
     Args:
-        kernel: the kernel.
-        adaptation: what warm-up adapts.
-        noise: of the run's ticks.
-        state: of the chains; copied.
-        tuning: copied.
-        averaging: of the adaptation, where the run has one; copied.
+        job: what is to be ticked; copied where ticks change it.
         ticks: most ticks of one ``run``.
         capture: record the calls in CUDA graphs.
         least_nodes: of a graph that is worth it.
@@ -73,12 +80,7 @@ class Compiled:
 
     def __init__(
         self,
-        kernel: Kernel,
-        adaptation: Adaptation | None,
-        noise: NoiseSource,
-        state: Any,
-        tuning: Any,
-        averaging: Any | None,
+        job: Job,
         *,
         ticks: int,
         capture: bool,
@@ -88,9 +90,9 @@ class Compiled:
     ) -> None:
         self._least_nodes, self._share = least_nodes, share
         self.places: Places | None = None  # of the chains that tick, where they are not all
-        self._at_hand = AtHand(noise) if share is None else share.at_hand
-        self.program = program_at_hand(kernel, adaptation, self._at_hand)
-        self.first = self.program.first(state, tuning, averaging)
+        self._at_hand = NoiseAtHand(job.noise) if share is None else share.at_hand
+        self.program = program_at_hand(job, self._at_hand)
+        self.first = self.program.first(job.state, job.tuning, job.averaging)
         if share is None:
             self.chunks = self._at_hand.chunks
             self.log, _ = first_log(self.program, self.first, self.chunks, ticks, record=record)
@@ -98,29 +100,24 @@ class Compiled:
             self.chunks, self.log, self.first = share.chunks, share.log, self.first._replace(tuning=share.tuning)
         with TRACING:
             self.engine, self.traced = self._engine() if share is None or share.engine is None else share.engine
-        self._fingerprint = fingerprint(kernel.target)
+        self._fingerprint = fingerprint(job.kernel.target)
         self.leaves = leaves = flatten(self.first)
         self._rest = [*self.chunks, *self.log.buffers, *self.traced.constants]
-        self._calls: Replay | Captured | None = None
+        self.calls: Replay | Captured | None = None  # instead of the engine
         if capture:
             try:
-                self._calls = Captured(self.engine.run, [*leaves, *self._rest], self.traced.changed)
+                self.calls = Captured(self.engine.run, [*leaves, *self._rest], self.traced.changed)
             except RuntimeError as error:  # something in it waits for the host
-                raise Refused(f"no CUDA graph of it: {str(error).strip().partition(chr(10))[0]}") from error
-        elif state[0].device.type == "cpu" and sum(leaf.numel() for leaf in leaves) <= _LARGE:
+                raise Refused(f"no CUDA graph of it: {first_line(error)}") from error
+        elif job.state[0].device.type == "cpu" and sum(leaf.numel() for leaf in leaves) <= _LARGE:
             with torch.no_grad(), using_threads(self.engine.threads):
-                self._calls = self._replay()
+                self.calls = self._replay()
         self.look()
 
     @property
     def threads(self) -> int:
         """That ticks run on."""
         return self.engine.threads
-
-    @property
-    def calls(self) -> Replay | Captured | None:
-        """What is called instead of the engine."""
-        return self._calls
 
     @property
     def holds(self) -> bool:
@@ -135,7 +132,7 @@ class Compiled:
         x = kernel.position(self.first.state)
         kernel.prepare(x, values=True, many=False)  # what this kernel has traced is tried against the energy itself
         inputs = [*flatten(self.first), *self.chunks, *self.log.buffers]
-        shapes = tuple((t.shape, t.stride(), t.dtype, t.device) for t in inputs)
+        shapes = form(inputs)
         key = (kernel.identity(), shapes, tuple(self._at_hand.held.items()), threads())
         known = get(_known, key)
         now = fingerprint(energy)
@@ -148,12 +145,11 @@ class Compiled:
             # a warning told it when it happened
             raise Refused(reason, worth_a_warning=False)
         try:
-            first_log(
-                self.program, self.first, self.chunks, 1, record=False
-            )  # what a kernel makes once is no part of it
+            # what a kernel makes once, in its first tick, is no part of the graph
+            first_log(self.program, self.first, self.chunks, 1, record=False)
             traced = self.program.trace(copy(self.first), self.chunks, self.log)
         except Exception as error:  # the kernel's or the energy's own code may raise anything
-            raise Refused(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from error
+            raise Refused(one_line(error)) from error
         self._require_worth(traced.nodes)
         use = threads(traced.work) if self._share is None else 1
         with together():
@@ -260,12 +256,12 @@ class Compiled:
 
     def look(self) -> None:
         """See where the last calls left their results."""
-        if self._calls is not None:
-            self.leaves = self._calls.inputs[: len(self.leaves)]
+        if self.calls is not None:
+            self.leaves = self.calls.inputs[: len(self.leaves)]
 
     def _advance(self, ticks: int) -> None:
-        if self._calls is not None:
-            self._calls(ticks)
+        if self.calls is not None:
+            self.calls(ticks)
             self.look()
             return
         for _ in range(ticks):
@@ -281,6 +277,6 @@ class Compiled:
         return self._at_hand.before_tick(self.chunks, self.program.number(leaves), state, which)
 
 
-def program_at_hand(kernel: Kernel, adaptation: Adaptation | None, at_hand: AtHand) -> Program:
+def program_at_hand(job: Job, at_hand: NoiseAtHand) -> Program:
     """The tick with noise at hand."""
-    return Program(kernel, adaptation, at_hand.rows, counted=EVER in at_hand.held.values())
+    return Program(job.kernel, job.adaptation, at_hand.rows, counted=EVER in at_hand.held.values())

@@ -13,23 +13,21 @@ from ebmppl.kernels.accept import choose
 from ebmppl.kernels.adaptation import AdaptationState
 from ebmppl.kernels.base import Kernel, NoiseSpec
 from ebmppl.kernels.dual_averaging import SHARES
-from ebmppl.sampling.apart import advance_apart, advance_together
-from ebmppl.sampling.backends import Compiled
+from ebmppl.sampling.advance import advance_apart, advance_together
+from ebmppl.sampling.backends import Compiled, Job
 from ebmppl.sampling.choice import Choice, choose_backend
 from ebmppl.sampling.draws import Counts, Draws, Now, Ticks, finished, unlink
 from ebmppl.sampling.noise import NoiseSource
 from ebmppl.sampling.parts import Parts
 from ebmppl.sampling.schedule import ENOUGH, FEW, require_some_good, stan_windows, ticks_to_next_look
-from ebmppl.sampling.scopes import PASSES, evaluating, threads, ticking, using_threads
+from ebmppl.sampling.scopes import PASSES, evaluating, require_unbroken, threads, ticking, unbroken, using_threads
 from ebmppl.sampling.stragglers import Block, begin_anew, next_block, ticked
-from ebmppl.sampling.unbroken import require_unbroken, unbroken
 
 _TICKS, _COMPILED_TICKS = 64, 256  # most between two looks at whether a window ended or all chains have their draws
 _LOG_NUMBERS = 1 << 22  # position numbers that may wait for their harvest
 
 Report = Callable[[], None]
 Observe = Callable[[Any], None]
-Log = Mapping[str, Tensor]
 
 
 class Chains:
@@ -97,9 +95,9 @@ class Chains:
         """Compile where that was asked for or pays, and try what was compiled."""
         now = self.now
         own = None if self.adaptation is None else self.adaptation.init(now.tuning, now.state).averaging
-        run = self.kernel, self.adaptation, self.noise, now.state, now.tuning, own
-        options: Any = {"draws": self._planned, "ticks": self._most_ticks(compiled=True), "record": self.record}
-        self.choice, self.compiled = choose_backend(self.choice, *run, **options)
+        job = Job(self.kernel, self.adaptation, self.noise, now.state, now.tuning, own)
+        draws, ticks = self._planned, self._most_ticks(compiled=True)
+        self.choice, self.compiled = choose_backend(self.choice, job, draws=draws, ticks=ticks, record=self.record)
         if self.compiled is not None:
             self.threads = self.compiled.engine.threads
 
@@ -165,7 +163,7 @@ class Chains:
             self._harvest(draws, adapt=adapt)
             raise
 
-    def _run_compiled(self, compiled: Compiled | Parts, block: Block, *, adapt: bool) -> Log:
+    def _run_compiled(self, compiled: Compiled | Parts, block: Block, *, adapt: bool) -> Mapping[str, Tensor]:
         """A block of ticks; the next ones overwrite the log."""
         now = self.now
         own = now.adaptation

@@ -12,7 +12,7 @@ from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.base import Kernel
 from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.draws import Counts, Draws, Now
-from ebmppl.sampling.unbroken import require_unbroken
+from ebmppl.sampling.scopes import require_unbroken
 
 if TYPE_CHECKING:
     from ebmppl.sampling.mcmc import MCMC

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from ebmppl.arguments import require
 from ebmppl.energies.base import dtype_and_device
 from ebmppl.errors import SamplingWarning
-from ebmppl.kernels.adaptation import Adaptation
 from ebmppl.kernels.base import Kernel
-from ebmppl.sampling.backends import Compiled
+from ebmppl.sampling.backends import Compiled, Job
 from ebmppl.sampling.engines import Refused
-from ebmppl.sampling.hashed import begin
+from ebmppl.sampling.hashed import compile_ahead
 from ebmppl.sampling.imports import import_inductor
-from ebmppl.sampling.noise import NoiseSource, is_hashed
+from ebmppl.sampling.noise import is_hashed
 from ebmppl.sampling.parts import Parts, compiled_ticks
 from ebmppl.sampling.scopes import without_collections
 
@@ -54,17 +53,12 @@ def begin_ahead(backend: str, kernel: Kernel, draws: int) -> None:
     dtype, device = dtype_and_device(kernel.target)
     normal = dtype == torch.float32 and any(is_hashed(spec, device) for spec in kernel.noise().values())
     if normal and (backend == "inductor" or (backend == "auto" and planned >= LEAST_TICKS)):
-        begin()
+        compile_ahead()
 
 
 def choose_backend(
     wanted: Choice,
-    kernel: Kernel,
-    adaptation: Adaptation | None,
-    noise: NoiseSource,
-    state: Any,
-    tuning: Any,
-    averaging: Any | None,
+    job: Job,
     *,
     draws: int,
     ticks: int,
@@ -74,12 +68,7 @@ def choose_backend(
 
     Args:
         wanted: the back-end asked for, or the one decided for before.
-        kernel: the kernel.
-        adaptation: what its warm-up adapts.
-        noise: of the run's ticks.
-        state: of the chains.
-        tuning: of the kernel.
-        averaging: of the adaptation.
+        job: what is to be ticked.
         draws: that each chain will make.
         ticks: most ticks at a time.
         record: keep what compiled ticks give.
@@ -90,7 +79,7 @@ def choose_backend(
     Warns:
         SamplingWarning: when what was asked for is not possible; ticks are eager then.
     """
-    device = noise.device.type
+    kernel, noise, device = job.kernel, job.noise, job.noise.device.type
     require(wanted.backend != "cudagraph" or device == "cuda", "chains on a CUDA device for 'cudagraph'", device)
     backend, planned = wanted.backend, draws * kernel.ticks_per_draw
     counts = f"{noise.chains} chains of {kernel.target.event_shape.numel()} numbers, about {planned} ticks"
@@ -102,10 +91,8 @@ def choose_backend(
     try:
         with without_collections():
             import_inductor()
-            compiled = compiled_ticks(
-                kernel, adaptation, noise, state, tuning, averaging,
-                ticks=ticks, capture=backend == "cudagraph", least_nodes=least, record=record,
-            )  # fmt: skip
+            capture = backend == "cudagraph"
+            compiled = compiled_ticks(job, ticks=ticks, capture=capture, least_nodes=least, record=record)
     except Refused as refusal:
         choice = Choice("eager", f"{refusal} ({counts})")
         if wanted.backend != "auto" or refusal.worth_a_warning:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ebmppl.energies.fingerprint import fingerprint, same
 from ebmppl.energies.function import same_energy
+from ebmppl.errors import one_line
 from ebmppl.kernels.gradients import TRACING
-from ebmppl.sampling.engines import Engine, Refused, compile_traced
+from ebmppl.sampling.engines import Engine, Refused, compile_traced, form, get, put
 from ebmppl.sampling.program import make_graph
 from ebmppl.sampling.replay import NotReplayable, Repeat
 from ebmppl.sampling.scopes import threads
@@ -38,13 +39,8 @@ class Compiling(NamedTuple):
     axes: Sequence[int]
     name: str
 
-    @property
-    def forms(self) -> Hashable:
-        """What it is compiled for."""
-        return tuple((t.shape, t.stride(), t.dtype, t.device) for t in self.inputs)
 
-
-class Compiled(NamedTuple):
+class CompiledFunction(NamedTuple):
     """What a function was compiled to.
 
     Attributes:
@@ -68,10 +64,10 @@ class Compiled(NamedTuple):
         return output
 
 
-_known: OrderedDict[Hashable, Compiled] = OrderedDict()
+_known: OrderedDict[Hashable, CompiledFunction] = OrderedDict()
 
 
-def compiled_functions(wanted: Sequence[Compiling], of: Sequence[object]) -> list[Compiled]:
+def compiled_functions(wanted: Sequence[Compiling], of: Sequence[object]) -> list[CompiledFunction]:
     """Compile functions without gradients, or find them compiled.
 
     The tensors that they hold are inputs of the compiled ones, so that changes in place are seen. What was compiled is compared
@@ -87,21 +83,18 @@ def compiled_functions(wanted: Sequence[Compiling], of: Sequence[object]) -> lis
     now, found = fingerprint(list(of)), []
     with torch.no_grad(), TRACING:
         for one in wanted:
-            key = (one.name, *map(same, of), one.forms, torch.get_num_threads())
-            known, right = _known.get(key), _right(one)
+            key = (one.name, *map(same, of), form(one.inputs), torch.get_num_threads())
+            known, right = get(_known, key), _right(one)
             if known is None or known.fingerprint != now or not right(known):
-                known = _known[key] = _compile(one, now)
+                known = _compile(one, now)
                 if not right(known):
-                    del _known[key]
                     raise Refused("the compiled function differs from the eager one, or rows depend on one another")
-            _known.move_to_end(key)
+                put(_known, key, _KEPT, known)
             found.append(known)
-        while len(_known) > _KEPT:
-            _known.popitem(last=False)
     return found
 
 
-def _right(one: Compiling) -> Callable[[Compiled], bool]:
+def _right(one: Compiling) -> Callable[[CompiledFunction], bool]:
     """Whether what was compiled gives what the function gives, in rows from all over the batch."""
     rows = one.inputs[0].shape[one.axes[0]]
     at = torch.arange(0, rows, max(1, rows // _COMPARED), device=one.inputs[0].device)
@@ -109,13 +102,13 @@ def _right(one: Compiling) -> Callable[[Compiled], bool]:
     return lambda known: same_energy(known.call(*one.inputs).index_select(0, at), eager, of_batches=True)
 
 
-def _compile(one: Compiling, now: tuple[Any, ...]) -> Compiled:
+def _compile(one: Compiling, now: tuple[Any, ...]) -> CompiledFunction:
     try:
         traced = make_graph(lambda *tensors: [one.fn(*tensors)], one.inputs, lambda: ())
     except Exception as error:  # the user's code may raise anything
-        raise Refused(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from error
-    engine = compile_traced(traced, [*one.inputs, *traced.constants], one.forms, threads(traced.work))
+        raise Refused(one_line(error)) from error
+    engine = compile_traced(traced, [*one.inputs, *traced.constants], form(one.inputs), threads(traced.work))
     repeat = None
     with suppress(NotReplayable):
         repeat = Repeat(engine.run, one.inputs, traced.constants)
-    return Compiled(now, traced.constants, engine, traced.work, repeat)
+    return CompiledFunction(now, traced.constants, engine, traced.work, repeat)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, fx
 from torch.distributions import Distribution
 
+from ebmppl.errors import one_line
 from ebmppl.sampling.gcc import build
 from ebmppl.sampling.quicker import fake_mode, quicker
 from ebmppl.sampling.scopes import without_collections
@@ -65,7 +66,7 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Flat:
         except (ImportError, AttributeError, TypeError):
             return _by_dynamo(graph, inputs)
         except Exception as error:  # compilers fail in many ways
-            raise CompileError(_one_line(error)) from error
+            raise CompileError(one_line(error)) from error
 
 
 @contextmanager
@@ -94,7 +95,7 @@ def one_unit() -> Iterator[None]:
         try:
             unit.compile()
         except Exception as error:
-            raise CompileError(_one_line(error)) from error
+            raise CompileError(one_line(error)) from error
 
 
 def _inner_compile(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Flat:
@@ -175,7 +176,7 @@ def load(source: str) -> ctypes.CDLL:
             warnings.simplefilter("ignore")
             return _build(source)
     except Exception as error:
-        raise CompileError(_one_line(error)) from error
+        raise CompileError(one_line(error)) from error
 
 
 def load_ahead(source: str) -> None:
@@ -264,15 +265,10 @@ def _by_dynamo(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Flat:
         with torch.no_grad():
             compiled(*(tensor.clone() for tensor in inputs))  # it compiles at the first call
     except Exception as error:
-        raise CompileError(_one_line(error)) from error
+        raise CompileError(one_line(error)) from error
 
     def run(tensors: list[Tensor]) -> Sequence[Tensor]:
         with torch.no_grad():
             return compiled(*tensors)
 
     return run
-
-
-def _one_line(error: BaseException) -> str:
-    text = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {text[:300]}"

@@ -41,6 +41,11 @@ class Engine(NamedTuple):
 _engines: OrderedDict[Hashable, Engine] = OrderedDict()  # by traced code and shapes
 
 
+def form(tensors: Sequence[Tensor]) -> Hashable:
+    """What code is compiled for."""
+    return tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """What is compiled within can be called after it; where its C++ fails, none of it is kept.
@@ -64,8 +69,7 @@ def compile_traced(traced: Traced, inputs: Sequence[Tensor], shapes: Hashable, u
     assert graph is not None  # just traced
     if traced.nodes > MOST_NODES:
         raise Refused(f"the graph of a tick has {traced.nodes} nodes, more than {MOST_NODES}")
-    constants = tuple((t.shape, t.stride(), t.dtype) for t in traced.constants)
-    key = (graph.code, shapes, constants, use)
+    key = (graph.code, shapes, form(traced.constants), use)
     engine = get(_engines, key)
     if engine is None:
         with using_threads(use), together():

@@ -46,8 +46,7 @@ def generate(
     Warns:
         SamplingWarning: where draws failed: which ones, when, and whether the score was not finite or a tolerance not met.
     """
-    got = repr(kernel) if isinstance(kernel, Kernel) else type(kernel).__name__
-    require(isinstance(kernel, Kernel) and kernel.independent, "a kernel that gives independent draws", got)
+    _require_independent(kernel)
     require_backend(backend)
     n, event = whole("n", n, 1), kernel.target.event_shape
     rows = num_conditions(kernel.target.fn)
@@ -74,8 +73,7 @@ def transport(kernel: Kernel, x: Tensor, *, seed: int | None = None, backend: st
     Warns:
         SamplingWarning: as ``generate``.
     """
-    got = repr(kernel) if isinstance(kernel, Kernel) else type(kernel).__name__
-    require(isinstance(kernel, Kernel) and kernel.independent, "a kernel that gives independent draws", got)
+    _require_independent(kernel)
     require_backend(backend)
     shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
     batch = isinstance(x, Tensor) and x.dim() == len(kernel.target.event_shape) + 1 and len(x) > 0
@@ -83,6 +81,11 @@ def transport(kernel: Kernel, x: Tensor, *, seed: int | None = None, backend: st
     x = given_points(kernel.target, x, len(x))
     seed = fresh_seed() if seed is None else whole("seed", seed, 0)
     return _draw(Chains(kernel, x, seed, backend, record=False), 1, len(x))
+
+
+def _require_independent(kernel: object) -> None:
+    got = repr(kernel) if isinstance(kernel, Kernel) else type(kernel).__name__
+    require(isinstance(kernel, Kernel) and kernel.independent, "a kernel that gives independent draws", got)
 
 
 def _draw(chains: Chains, rounds: int, n: int, choose: Callable[[Tensor], None] | None = None) -> Tensor:
@@ -94,11 +97,11 @@ def _draw(chains: Chains, rounds: int, n: int, choose: Callable[[Tensor], None] 
         if choose is not None:
             choose(torch.arange(k * chains.num_chains, (k + 1) * chains.num_chains))
         chains.advance(1)
+        state = chains.now.state
         draws.append(chains.position().clone())
-        failed_at.append(chains.now.state.failure.clone())
-        unmet.append(
-            getattr(chains.now.state, "tolerance_unmet", torch.zeros_like(failed_at[-1], dtype=torch.bool)).clone()
-        )
+        failed_at.append(state.failure.clone())
+        none = torch.zeros_like(state.failure, dtype=torch.bool)  # of kernels without a tolerance
+        unmet.append(getattr(state, "tolerance_unmet", none).clone())
     time = "t" if getattr(chains.kernel.target, "sde", None) is not None else "noise level"
     told = failures(torch.cat(failed_at)[:n], torch.cat(unmet)[:n], "draws", time)
     if told is not None:

@@ -83,7 +83,7 @@ class Hashed:
         return partial(Call(_library().draw_tick), self._labels, form, tick, *given, out)
 
 
-def begin() -> None:
+def compile_ahead() -> None:
     """Begin to compile what ``Hashed.native`` asks for."""
     if not _library.cache_info().currsize:
         load_ahead(_SOURCE)

@@ -134,18 +134,14 @@ def _levels(levels: Levels, uniform: Tensor) -> Tensor:
 def _require_tensors(target: Energy, by_site: Mapping[str, Tensor], what: str) -> None:
     """Raise ``ValueError`` unless these are numbers; floating point ones for continuous energies, inside discrete supports."""
     for name, value in by_site.items():
-        whole = is_discrete(target.site_support(name)) if name in target.sites else discrete(target)
+        known = name in target.sites  # not the name of a packed vector, nor one that is refused later
+        support = target.site_support(name) if known else None
+        whole = discrete(target) if support is None else is_discrete(support)
         if not isinstance(value, Tensor) or value.is_complex() or not (whole or value.is_floating_point()):
             got = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"expected {'' if whole else 'floating point '}tensors as {what}, got {got}")
-    for name, shape in target.sites.items():
-        support = target.site_support(name)
-        if (
-            is_discrete(support)
-            and name in by_site
-            and by_site[name].shape[by_site[name].dim() - len(shape) :] == shape
-        ):
-            value = by_site[name]
+        shape = target.sites[name] if known else ()
+        if support is not None and whole and value.shape[value.dim() - len(shape) :] == shape:
             require_inside(name, value.reshape(-1, *shape), support)
 
 

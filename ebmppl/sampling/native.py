@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebmppl.sampling.unit import Kernel, pointers, torch_library
+from ebmppl.sampling.unit import CppKernel, pointers, torch_library
 
 _SHIMS = {  # what takes tensors and an ``out``: kind of step, and its name in torch's C interface
     torch.mm: (1, "aoti_torch_cpu_mm_out"),
@@ -67,7 +67,7 @@ class Driver:
     """
 
     def __init__(self, sets: Sequence[Sequence[partial[object]]]) -> None:
-        kernels = [call.func for call in sets[0] if isinstance(call.func, Kernel)]
+        kernels = [call.func for call in sets[0] if isinstance(call.func, CppKernel)]
         library = kernels[0].unit.library if kernels else None
         if library is None or len({len(calls) for calls in sets}) > 1:
             raise NotNative("no unit of its kernels")
@@ -91,7 +91,7 @@ class Driver:
         function, tensors, options = call.func, list(call.args), dict(call.keywords)
         if not all(isinstance(tensor, Tensor) for tensor in tensors):
             raise NotNative("an argument that is not a tensor")
-        if isinstance(function, (Kernel, Call)):
+        if isinstance(function, (CppKernel, Call)):
             args = self._keep([tensor.data_ptr() for tensor in tensors])
             return _Step(0, ctypes.cast(function.call, ctypes.c_void_p).value, args, 0.0, 0.0)
         kind, name = _shim(function)

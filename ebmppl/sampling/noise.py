@@ -71,6 +71,13 @@ class NoiseSource:
         dtype: of the numbers; bits are int32.
         device: of the numbers.
         stream: independent streams of one seed: "ticks", "initial" or "step_size".
+
+    Attributes:
+        hashed: by name, the numbers that are hashes.
+        rows: by name, how many rows one draw has.
+        ticks: by name, for how many ticks it is: the same, or as many as a row is held for.
+        held_rows: by name, how many rows ``fill`` gives: those of one draw or several.
+        held: by name, for how many ticks these are.
     """
 
     def __init__(
@@ -88,24 +95,19 @@ class NoiseSource:
         self.specs, self.chains, self.dtype, self.device = dict(specs), chains, dtype, device
         self._generator = torch.Generator(device)
         sequence = np.random.SeedSequence([seed, STREAMS[stream]])
-        starts = zip(
-            *(sequence.generate_state(len(self.specs), t).tolist() for t in (np.uint32, np.uint64)), strict=True
-        )
-        self._starts, self.hashed, self.rows = (
-            dict[str, int](),
-            dict[str, Hashed](),
-            dict[str, int](),
-        )  # rows of one draw
-        for (name, spec), (start, long_start) in zip(self.specs.items(), starts, strict=True):
-            self._starts[name] = start
+        starts, long_starts = (sequence.generate_state(len(specs), t).tolist() for t in (np.uint32, np.uint64))
+        self._starts: dict[str, int] = dict(zip(specs, starts, strict=True))
+        self.hashed: dict[str, Hashed] = {}
+        self.rows: dict[str, int] = {}
+        for (name, spec), start in zip(self.specs.items(), long_starts, strict=True):
+            self.rows[name] = 1 if spec.held > 1 else _at_once(spec, device)
             if is_hashed(spec, device):
-                self.hashed[name] = Hashed(_size(spec), chains, long_start, dtype)
-            of_hash = self.hashed[name].at_once if name in self.hashed else 0
-            self.rows[name] = 1 if spec.held > 1 else of_hash or _at_once(spec, device)
-        self.ticks = {name: max(self.rows[name], spec.held) for name, spec in self.specs.items()}  # that use them
+                self.hashed[name] = hashed = Hashed(_size(spec), chains, start, dtype)
+                self.rows[name] = hashed.at_once
+        self.ticks = {name: max(self.rows[name], spec.held) for name, spec in self.specs.items()}
         self.blocks = -(-chains // BLOCK)
         draws = {name: self._draws(name) for name in self.specs}  # of one ``fill``
-        self.held = {name: draws[name] * ticks for name, ticks in self.ticks.items()}  # ticks that it is for
+        self.held = {name: draws[name] * ticks for name, ticks in self.ticks.items()}
         self.held_rows = {name: draws[name] * rows for name, rows in self.rows.items()}
         self._drawn: dict[str, _Drawn] = {}
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ebmppl.energies.fingerprint import fingerprint
-from ebmppl.kernels.adaptation import Adaptation
 from ebmppl.kernels.base import Kernel
 from ebmppl.kernels.hamiltonian import HamiltonianKernel
-from ebmppl.sampling.at_hand import AtHand
-from ebmppl.sampling.backends import Compiled, Share, program_at_hand
+from ebmppl.sampling.backends import Compiled, Job, Share, program_at_hand
 from ebmppl.sampling.native import Driver, Team
-from ebmppl.sampling.noise import NoiseSource
+from ebmppl.sampling.noise_at_hand import NoiseAtHand
 from ebmppl.sampling.places import Places, in_order, pack
 from ebmppl.sampling.pool import Pool, Unsuited, copy_all
 from ebmppl.sampling.program import Carried, first_log
@@ -28,17 +27,14 @@ _LARGE = 1 << 24  # numbers of a state whose own memory counts more
 _SMALL = 1 << 17  # numbers that a tick of all chains makes; under it a second thread costs more than it brings
 
 
-def compiled_ticks(kernel: Kernel, *run: Any, capture: bool, **options: Any) -> Compiled | Parts:
+def compiled_ticks(job: Job, *, capture: bool, **options: Any) -> Compiled | Parts:
     """The compiled ticks of a run, in parts where that suits it; arguments as of ``Compiled``."""
-    noise, state = run[1:3]
-    rows = isinstance(kernel, HamiltonianKernel)  # whose states are known to be
-    size = part_size(state, noise.chains) if rows and not capture else None
+    rows = isinstance(job.kernel, HamiltonianKernel)  # whose states are known to be one row for each chain
+    size = part_size(job.state, job.noise.chains) if rows and not capture else None
     if size is not None:
-        try:
-            return Parts(kernel, *run, size=size, **options)
-        except Unsuited:
-            pass
-    return Compiled(kernel, *run, capture=capture, **options)
+        with suppress(Unsuited):
+            return Parts(job, size=size, **options)
+    return Compiled(job, capture=capture, **options)
 
 
 def part_size(state: Any, chains: int) -> int | None:
@@ -64,43 +60,40 @@ class Parts:
 
     def __init__(
         self,
-        kernel: Kernel,
-        adaptation: Adaptation | None,
-        noise: NoiseSource,
-        state: Any,
-        tuning: Any,
-        averaging: Any | None,
+        job: Job,
         *,
         size: int,
         ticks: int,
         least_nodes: int = 0,
         record: bool = True,
     ) -> None:
-        self.noise, self._at_hand = noise, AtHand(noise)
-        self.program = program_at_hand(kernel, adaptation, self._at_hand)
-        self.first = self.program.first(state, tuning, averaging)
-        self._home, self._tuning, self._adaptation = self.first.state, self.first.tuning, adaptation
+        self.noise, self._at_hand = job.noise, NoiseAtHand(job.noise)
+        self.program = program_at_hand(job, self._at_hand)
+        self.first = self.program.first(job.state, job.tuning, job.averaging)
+        self._home, self._tuning, self._adaptation = self.first.state, self.first.tuning, job.adaptation
         own = self._own_steps(self.first.averaging)
         self._used = type(own)(*(a if a is b else a.clone() for a, b in zip(own, self._tuning, strict=True)))
         self.chunks = self._at_hand.chunks
         self.log, info = first_log(self.program, self.first, self.chunks, ticks, record=record)
-        if not all(value.dim() and len(value) == noise.chains for value in info):
+        if not all(value.dim() and len(value) == job.noise.chains for value in info):
             raise Unsuited
         pool = None
-        if record and averaging is not None and adaptation is not None:
+        if record and job.averaging is not None and job.adaptation is not None:
             of_run = self._tuning, self._used, self.first.averaging, self.log, info
-            pool = Pool(kernel.identity(), adaptation, *of_run)
+            pool = Pool(job.kernel.identity(), job.adaptation, *of_run)
         self._beside: Callable[[], None] = (lambda: None) if pool is None else pool.compile
         self._size = size
         self.places: Places | None = None  # of the chains that tick, where they are not all
-        self._which = torch.arange(noise.chains).split(size)  # chains of each part, read by what draws their numbers
+        self._which = torch.arange(job.noise.chains).split(
+            size
+        )  # chains of each part, read by what draws their numbers
         self.parts: list[Compiled] = []
-        for begin in range(0, noise.chains, size):
-            self.parts.append(self._part(kernel, begin, begin + size, ticks, least_nodes))
+        for begin in range(0, job.noise.chains, size):
+            self.parts.append(self._part(job.kernel, begin, begin + size, ticks, least_nodes))
         self.engine, self.traced = self.parts[0].engine, self.parts[0].traced
         work = self.traced.work * len(self.parts)
         self.threads = min(len(self.parts), threads() if work >= _SMALL else 1)
-        self._fingerprint = fingerprint(kernel.target)
+        self._fingerprint = fingerprint(job.kernel.target)
         self._adapting, self._pool = False, None
         if pool is not None:
             pool.prepare()
@@ -117,8 +110,8 @@ class Parts:
             self._at_hand, self._which[len(self.parts)], chunks, self.log.part(begin, end), tuning, known, self._beside
         )
         state = type(self._home)(*(leaf[begin:end] for leaf in self._home))
-        options: dict[str, Any] = {"ticks": ticks, "capture": False, "least_nodes": least_nodes}
-        return Compiled(kernel, None, self.noise, state, tuning, None, share=share, **options)
+        job = Job(kernel, None, self.noise, state, tuning, None)
+        return Compiled(job, ticks=ticks, capture=False, least_nodes=least_nodes, share=share)
 
     def _own_steps(self, averaging: Any | None) -> Any:
         """What ticks take of the tuning in warm-up."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from ebmppl.energies.function import same_energy
 from ebmppl.kernels.adaptation import Adaptation
 from ebmppl.kernels.gradients import TRACING
-from ebmppl.sampling.engines import Engine, Refused, compile_traced, get, put
+from ebmppl.sampling.engines import Engine, Refused, compile_traced, form, get, put
 from ebmppl.sampling.program import Log, make_graph
 from ebmppl.sampling.replay import NotReplayable, Replay
 from ebmppl.sampling.scopes import using_threads
@@ -55,14 +55,8 @@ class Pool:
     def __init__(
         self, kernel: Hashable, adaptation: Adaptation, tuning: Any, used: Any, averaging: Any, log: Log, info: Any
     ) -> None:
-        self._kernel, self._adaptation, self._tuning, self._used, self._form = (
-            kernel,
-            adaptation,
-            tuning,
-            used,
-            type(averaging),
-        )
-        self._log, self._info, self._first = log, info, averaging
+        self._kernel, self._adaptation, self._log, self._info = kernel, adaptation, log, info
+        self._tuning, self._used, self._first, self._form = tuning, used, averaging, type(averaging)
         own = [leaf for leaf, common in zip(used, tuning, strict=True) if leaf is not common]
         self._inputs = [leaf.clone() for leaf in averaging] + [torch.zeros(1, dtype=torch.int64)]
         self._given = len(self._inputs)
@@ -72,7 +66,7 @@ class Pool:
 
     def compile(self) -> None:
         """Find its engine."""
-        shapes = tuple((t.shape, t.stride(), t.dtype, t.device) for t in self._inputs)
+        shapes = form(self._inputs)
         key = (self._kernel, type(self._adaptation), shapes)
         self._made = self._made or get(_known, key)
         if self._made is None:

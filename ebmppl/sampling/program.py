@@ -13,9 +13,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ebmppl.kernels.adaptation import Adaptation
 from ebmppl.kernels.base import Kernel
 from ebmppl.kernels.tracer import import_tracer
-from ebmppl.sampling.at_hand import EVER
 from ebmppl.sampling.compiler import Flat
 from ebmppl.sampling.decompositions import decompositions
+from ebmppl.sampling.noise_at_hand import EVER
 
 
 class Carried(NamedTuple):

@@ -10,7 +10,7 @@ from ebmppl.sampling.draws import Counts
 
 ENOUGH = 10  # draws of each chain that tell whether a window of warm-up is lost
 FEW = 5  # that tell whether a whole short warm-up is lost
-_LAST_TICKS = 4  # least between two looks, where chains finish at their own pace
+_FEWEST_TICKS = 4  # least between two looks, where chains finish at their own pace
 
 
 class Window(NamedTuple):
@@ -70,7 +70,7 @@ def ticks_to_next_look(left: int, drawn: int, ticks: int, chains: int, synchrono
     if synchronous:
         return max(1, least)
     # less than the pace so far tells, so that a window ends only some ticks late
-    return max(_LAST_TICKS, least, 3 * left * ticks // (4 * max(1, drawn)))
+    return max(_FEWEST_TICKS, least, 3 * left * ticks // (4 * max(1, drawn)))
 
 
 def require_some_good(begun: Counts, now: Counts, enough: int, tuning: Any) -> None:

@@ -1,4 +1,4 @@
-"""Scopes in which ticks run: at a number of threads, with modules in evaluation mode, whole under Ctrl-C; and compiling."""
+"""Scopes in which ticks run: at a number of threads, with modules in evaluation mode, whole blocks; and compiling."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+from ebmppl.errors import SamplingError
+
+if TYPE_CHECKING:
+    from ebmppl.sampling.chains import Chains
 
 PASSES = 32  # of an eager tick over the positions
 _SMALL = 1 << 20  # numbers that a tick makes; under it a second thread costs more than it brings
@@ -87,6 +92,26 @@ def uninterrupted() -> Iterator[None]:
             before(*pressed[0])
         elif pressed and before is signal.SIG_DFL:
             signal.raise_signal(signal.SIGINT)
+
+
+@contextmanager
+def unbroken(chains: Chains) -> Iterator[None]:
+    """Ctrl-C waits until the block is made; whatever else stops it leaves the chains ``broken``."""
+    with uninterrupted():
+        try:
+            yield
+        except BaseException:
+            chains.broken = True
+            raise
+
+
+def require_unbroken(chains: Chains) -> None:
+    """Raise ``SamplingError`` for chains that were stopped within a block."""
+    if chains.broken:
+        raise SamplingError(
+            "an exception stopped the chains within a block of ticks, and their state is no point of the run: "
+            "the draws so far can be read, but no more be added; begin again with run(), or from a saved run"
+        )
 
 
 @contextmanager

@@ -34,7 +34,7 @@ _PIECE = 25_000  # letters: a quarter of a second of the compiler
 
 
 class Unit:
-    """The kernels of one graph, or of several.
+    """The kernels of graphs that are compiled together.
 
     Where it is read in no time, their C++ is compiled in pieces, each as soon as it is there, beside what writes the next.
 
@@ -45,9 +45,9 @@ class Unit:
 
     def __init__(self, build: Callable[[str], ctypes.CDLL], ahead: Callable[[str], None]) -> None:
         self._build, self._ahead = build, ahead
-        self.kernels: list[Kernel] = []
+        self.kernels: list[CppKernel] = []
         self.library: ctypes.CDLL | None = None
-        self._by_source: dict[tuple[tuple[str, ...], str], Kernel] = {}
+        self._by_source: dict[tuple[tuple[str, ...], str], CppKernel] = {}
         self._pieces: list[str] = []  # their kernels
         self._rest = ""  # kernels of no piece yet
 
@@ -65,7 +65,7 @@ class Unit:
         kernel.bind = bind
         return kernel
 
-    def foresee(self, types: Sequence[str], source: str) -> Kernel | None:
+    def foresee(self, types: Sequence[str], source: str) -> CppKernel | None:
         """Begin with a kernel that will be added; None when the source is not what one unit can hold."""
         known = self._by_source.get((tuple(types), source))
         if known is not None:
@@ -76,7 +76,7 @@ class Unit:
             return None
         args = ", ".join(f"static_cast<{form}>(p[{i}])" for i, form in enumerate(types))
         name = f"kernel{len(self.kernels)}"
-        kernel = Kernel(self, name, _KERNEL.format(name=name, body=in_line(body), args=args))
+        kernel = CppKernel(self, name, _KERNEL.format(name=name, body=in_line(body), args=args))
         self._by_source[tuple(types), source] = kernel
         self.kernels.append(kernel)
         self._rest += kernel.text
@@ -135,8 +135,8 @@ def _small(kernels: str) -> str:
     return VECTORS + in_small(FAST_MATH + kernels)
 
 
-class Kernel:
-    """A kernel of a unit, called with tensors."""
+class CppKernel:
+    """A kernel of Inductor's in a unit, called with tensors."""
 
     call: Any
     alone: Callable[..., object] | None = None

@@ -27,9 +27,15 @@ def look(score: Score, x: Tensor, t: Tensor) -> Tensor:
             that mixes the rows of a batch, and for conditions that don't fit.
     """
     require_state(x)
-    with of_its_dtype(x):
-        check_conditions(score, x, t)
-        found = same_shape(_untouched(score, x, t), x)
+    try:
+        with of_its_dtype(x):
+            check_conditions(score, x, t)
+            found = same_shape(_untouched(score, x, t), x)
+    except (RuntimeError, TypeError) as error:
+        if type(error) not in (RuntimeError, TypeError):  # memory that is not there, an energy's own error
+            raise
+        given = f"points {form(x)} and times {form(t)}, one for each row, t.view(-1, 1, ...) beside points"
+        raise ValueError(f"expected a score (x, t), got one that fails at {given}: {error}") from error
     if found.dtype != x.dtype or found.device != x.device:
         raise ValueError(f"expected a score {x.dtype} on {x.device}, got {found.dtype} on {found.device}")
     _require_rows_apart(score, x, t, found)
@@ -55,6 +61,26 @@ def look_at_rates(sde: SDE, x: Tensor) -> None:
     require(close, f"{name}.drift(x, t) with a time for each row, t.view(-1, 1, ...)", "one that mixes rows")
 
 
+def look_at_times(score: Score, sde: SDE, x: Tensor) -> None:
+    """Raise ``ValueError`` for a score that takes the times for coordinates, as ``-t * x`` may where there are as many of both.
+
+    With the same time for all, a look at rows does not show it.
+    """
+    if x.dim() < 2 or not len(x) == x.shape[-1] > 1:
+        return
+    times, points = sde.t_max * torch.linspace(0.5, 1.0, len(x), dtype=x.dtype, device=x.device), x + 1.0
+    found = score(points.clone(), times.clone())
+    with chosen_rows(score, torch.zeros(1, dtype=torch.int64)):
+        alone = score(points[:1].clone(), times[:1].clone())
+    require(_same(alone, found[:1]), "a score with a time for each row, t.view(-1, 1, ...)", "one that mixes rows")
+
+
+def _same(a: Tensor, b: Tensor, *, of_batches: bool = True) -> bool:
+    from ebmppl.energies.function import same_energy
+
+    return same_energy(a, b, of_batches=of_batches)
+
+
 def _untouched(score: Score, x: Tensor, t: Tensor) -> Tensor:
     given = x.clone(), t.clone()
     found = score(*given)
@@ -64,14 +90,12 @@ def _untouched(score: Score, x: Tensor, t: Tensor) -> Tensor:
 
 
 def _require_rows_apart(score: Score, x: Tensor, t: Tensor, found: Tensor) -> None:
-    from ebmppl.energies.function import same_energy
-
     row = len(x) // 2  # not the first or last one, which a score of one row for all would show
     with chosen_rows(score, torch.tensor([row])):
         alone = score(x[row : row + 1].clone(), t[row : row + 1].clone())
-    if same_energy(alone, found[row : row + 1], of_batches=True):
+    if _same(alone, found[row : row + 1]):
         return
-    again = same_energy(score(x.clone(), t.clone()), found)
+    again = _same(score(x.clone(), t.clone()), found, of_batches=False)
     require(again, "the same score for the same points", "another at a second call: is something random inside?")
     raise ValueError(
         f"the score mixes the rows of a batch: that of chain {row} alone differs from the one beside others"

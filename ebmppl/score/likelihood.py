@@ -17,7 +17,7 @@ from ebmppl.errors import SamplingWarning
 from ebmppl.score.agreement import require_process
 from ebmppl.score.base import SDE
 from ebmppl.score.conditions import num_conditions
-from ebmppl.score.contract import look, look_at_rates
+from ebmppl.score.contract import look, look_at_rates, look_at_times
 from ebmppl.score.dtypes import require_state
 from ebmppl.score.failures import failures
 from ebmppl.score.ode import Solution, solve
@@ -195,6 +195,7 @@ def _flow(
     begun = x.new_full((len(some),), t_min)
     look(score, some, begun)
     look_at_rates(sde, some)
+    look_at_times(score, sde, some)
     require_gradient(lambda at: score(at, begun), some, "a score")
     compiled = backend == "inductor" or (backend == "auto" and x.device.type == "cpu" and len(x) >= _WORTH_COMPILING)
     most = max(1, min(_ROWS if compiled else len(x), _NUMBERS // x[0].numel()))

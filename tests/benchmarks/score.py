@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that the scri
 
 import ebmppl as eb
 from ebmppl.kernels.score import SteppedKernel
-from ebmppl.sampling.apart import advance_together
+from ebmppl.sampling.advance import advance_together
 from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.compiler import compile_graph
 from ebmppl.sampling.program import _lift

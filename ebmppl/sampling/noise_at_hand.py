@@ -13,7 +13,7 @@ from ebmppl.sampling.noise import NoiseSource
 EVER = 1 << 62  # ticks: of numbers that are drawn as they are needed
 
 
-class AtHand:
+class NoiseAtHand:
     """The numbers of the ticks to come, in memory that a compiled run reads.
 
     Args:

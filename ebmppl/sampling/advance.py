@@ -1,4 +1,4 @@
-"""Draws of which only the last counts: of chains that take unlike many ticks, and of chains in step."""
+"""Eager ticks of which only the last draw counts: of chains at their own pace, and of chains in step."""
 
 from __future__ import annotations
 

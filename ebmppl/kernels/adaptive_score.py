@@ -1,25 +1,22 @@
-"""What a person looks at of kernels that follow a score, by chain."""
+"""What the kernels that follow a score with a step size for each chain share."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
-class ScoreInfo(NamedTuple):
-    """Of a kernel that takes given steps."""
+class AdaptiveTuning(NamedTuple):
+    """Nothing adapts across draws; the first and last times."""
 
-    done: Tensor
-    acceptance_rate: Tensor  # 1, or 0 once a score was not finite
-    diverging: Tensor  # whether a score of this draw was not finite
-    time: Tensor  # at which the score was taken
-    failed_at: Tensor  # the first time at which that was so; 0 where all went well
-    n_steps: Tensor  # network calls of this draw so far
+    first: Tensor
+    last: Tensor
 
 
 class AdaptiveInfo(NamedTuple):
-    """Of a kernel with a tolerance."""
+    """What a person looks at, by chain."""
 
     done: Tensor
     acceptance_rate: Tensor  # 1, or 0 where the draw failed
@@ -28,3 +25,8 @@ class AdaptiveInfo(NamedTuple):
     failed_at: Tensor  # the time at which that was so; 0 where all went well
     tolerance_unmet: Tensor  # bool: the score was finite, and the step size fell under its limit
     n_steps: Tensor  # network calls of this draw so far
+
+
+def least_step(dtype: torch.dtype) -> float:
+    """The smallest step size, of the time between the ends; under it a tolerance can't be met."""
+    return 1e-9 if dtype == torch.float64 else 1e-5
