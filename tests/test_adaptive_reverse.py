@@ -54,6 +54,21 @@ def test_noise_after_a_rejection_keeps_its_law() -> None:
     assert wrong < -10
 
 
+def test_a_shorter_step_takes_its_part_by_a_brownian_bridge() -> None:
+    """Of w over L a part s has N(s w / L, s (L - s) / L): sums over both parts, as draws are, would not show another one."""
+    kernel = eb.AdaptiveReverseSDE(lambda x, t: -x, VP(), ())
+    w, z, length, size = torch.tensor([1.5, 0.0]), torch.tensor([0.0, 2.0]), 0.5, 0.15
+    state = kernel.init(torch.zeros(2))
+    known = {"increment": w.unsqueeze(1), "length": torch.full((2,), length), "step_size": torch.full((2,), size)}
+    state = state._replace(**known)
+    found = kernel._brownian(state, torch.ones(2), z.unsqueeze(1))
+    torch.testing.assert_close(found.length, torch.full((2,), size))
+    wanted = size / length * w + math.sqrt(size * (length - size) / length) * z
+    torch.testing.assert_close(found.increment.squeeze(1), wanted)
+    torch.testing.assert_close(state.ahead[:, 0, 0], w - wanted)  # the rest comes next
+    torch.testing.assert_close(state.lengths[:, 0], torch.full((2,), length - size))
+
+
 def local_error(sde: LinearSDE, h: float) -> float:
     """Of the variance after one step from the exact law of data N(0, 0.7) amid the way, exactly.
 

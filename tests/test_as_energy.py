@@ -559,3 +559,8 @@ def test_the_dtype_of_the_initial_points_is_that_of_the_run() -> None:
     run(energy, normal(4, 3, dtype=torch.float64), 4)
     with pytest.raises(EnergyError, match="dtype torch.float32"):
         run(energy, normal(4, 3), 4)
+
+
+def test_inference_mode_is_told() -> None:
+    with torch.inference_mode(), pytest.raises(EnergyError, match=r"got torch\.inference_mode\(\); use no_grad\(\)"):
+        check_energy(as_energy(lambda x: x.square().sum(-1), (2,)), torch.ones(3, 2))

@@ -118,7 +118,7 @@ def test_draws_that_chains_had_ahead_are_not_those_of_another_energy(thinning: i
     options: dict[str, Any] = {"seed": 3, "thinning": thinning, "backend": backend, "disable_progbar": True}
     mcmc = eb.MCMC(kernel, 20, 0, start, 64, **options)
     mcmc.run()
-    assert int(mcmc.now.counts.finished.max()) > 22 * thinning
+    assert int(mcmc.now.counts.finished.max()) > 20 * thinning  # some chain is ahead
     before = mcmc.get_samples(group_by_chain=True)["x"]
     bowl.mean[0] = 1000.0
     with pytest.warns(SamplingWarning, match="draws to come are of it"):

@@ -147,6 +147,8 @@ def _gradient(energy: Energy, x: Tensor) -> Tensor:
     try:
         _, grad = energy.value_and_grad(x)
     except RuntimeError as error:
+        if torch.is_inference_mode_enabled():
+            raise EnergyError("expected gradients to be possible, got torch.inference_mode(); use no_grad()") from error
         if "does not require grad" in str(error) or "not have been used" in str(error):
             raise EnergyError(
                 "expected an energy that is differentiable in its points, got one whose value does not "

@@ -16,7 +16,7 @@ from ebmppl.kernels.adaptation import Adaptation
 from ebmppl.kernels.base import Kernel
 from ebmppl.kernels.gradients import TRACING
 from ebmppl.sampling.capture import Captured
-from ebmppl.sampling.engines import Engine, Refused, compile_traced, form, get, put, together
+from ebmppl.sampling.engines import Engine, Refused, compile_traced, get, layouts, put, together
 from ebmppl.sampling.noise import NoiseSource
 from ebmppl.sampling.noise_at_hand import EVER, NoiseAtHand
 from ebmppl.sampling.places import Places, in_order
@@ -132,7 +132,7 @@ class Compiled:
         x = kernel.position(self.first.state)
         kernel.prepare(x, values=True, many=False)  # what this kernel has traced is tried against the energy itself
         inputs = [*flatten(self.first), *self.chunks, *self.log.buffers]
-        shapes = form(inputs)
+        shapes = layouts(inputs)
         key = (kernel.identity(), shapes, tuple(self._at_hand.held.items()), threads())
         known = get(_known, key)
         now = fingerprint(energy)

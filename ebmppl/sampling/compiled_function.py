@@ -14,7 +14,7 @@ from ebmppl.energies.fingerprint import fingerprint, same
 from ebmppl.energies.function import same_energy
 from ebmppl.errors import one_line
 from ebmppl.kernels.gradients import TRACING
-from ebmppl.sampling.engines import Engine, Refused, compile_traced, form, get, put
+from ebmppl.sampling.engines import Engine, Refused, compile_traced, get, layouts, put
 from ebmppl.sampling.program import make_graph
 from ebmppl.sampling.replay import NotReplayable, Repeat
 from ebmppl.sampling.scopes import threads
@@ -83,7 +83,7 @@ def compiled_functions(wanted: Sequence[Compiling], of: Sequence[object]) -> lis
     now, found = fingerprint(list(of)), []
     with torch.no_grad(), TRACING:
         for one in wanted:
-            key = (one.name, *map(same, of), form(one.inputs), torch.get_num_threads())
+            key = (one.name, *map(same, of), layouts(one.inputs), torch.get_num_threads())
             known, right = get(_known, key), _right(one)
             if known is None or known.fingerprint != now or not right(known):
                 known = _compile(one, now)
@@ -107,7 +107,7 @@ def _compile(one: Compiling, now: tuple[Any, ...]) -> CompiledFunction:
         traced = make_graph(lambda *tensors: [one.fn(*tensors)], one.inputs, lambda: ())
     except Exception as error:  # the user's code may raise anything
         raise Refused(one_line(error)) from error
-    engine = compile_traced(traced, [*one.inputs, *traced.constants], form(one.inputs), threads(traced.work))
+    engine = compile_traced(traced, [*one.inputs, *traced.constants], layouts(one.inputs), threads(traced.work))
     repeat = None
     with suppress(NotReplayable):
         repeat = Repeat(engine.run, one.inputs, traced.constants)

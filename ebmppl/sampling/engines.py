@@ -41,8 +41,8 @@ class Engine(NamedTuple):
 _engines: OrderedDict[Hashable, Engine] = OrderedDict()  # by traced code and shapes
 
 
-def form(tensors: Sequence[Tensor]) -> Hashable:
-    """What code is compiled for."""
+def layouts(tensors: Sequence[Tensor]) -> Hashable:
+    """Of tensors, what code is compiled for."""
     return tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
 
 
@@ -69,7 +69,7 @@ def compile_traced(traced: Traced, inputs: Sequence[Tensor], shapes: Hashable, u
     assert graph is not None  # just traced
     if traced.nodes > MOST_NODES:
         raise Refused(f"the graph of a tick has {traced.nodes} nodes, more than {MOST_NODES}")
-    key = (graph.code, shapes, form(traced.constants), use)
+    key = (graph.code, shapes, layouts(traced.constants), use)
     engine = get(_engines, key)
     if engine is None:
         with using_threads(use), together():

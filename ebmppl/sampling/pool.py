@@ -12,7 +12,7 @@ from torch import Tensor
 from ebmppl.energies.function import same_energy
 from ebmppl.kernels.adaptation import Adaptation
 from ebmppl.kernels.gradients import TRACING
-from ebmppl.sampling.engines import Engine, Refused, compile_traced, form, get, put
+from ebmppl.sampling.engines import Engine, Refused, compile_traced, get, layouts, put
 from ebmppl.sampling.program import Log, make_graph
 from ebmppl.sampling.replay import NotReplayable, Replay
 from ebmppl.sampling.scopes import using_threads
@@ -66,7 +66,7 @@ class Pool:
 
     def compile(self) -> None:
         """Find its engine."""
-        shapes = form(self._inputs)
+        shapes = layouts(self._inputs)
         key = (self._kernel, type(self._adaptation), shapes)
         self._made = self._made or get(_known, key)
         if self._made is None:
