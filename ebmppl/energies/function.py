@@ -16,7 +16,7 @@ from ebmppl.errors import EnergyError
 
 RANDOM = (
     "expected the same energy for the same points, got another at a second call: "
-    "an energy must be a function, without random numbers inside"
+    "an energy must be a function, without random numbers inside (dropout? give the module itself, or call its eval())"
 )
 
 
