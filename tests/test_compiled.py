@@ -29,7 +29,7 @@ import ebmppl as eb
 from ebmppl.energies import Energy, Gaussian, as_energy
 from ebmppl.errors import SamplingError, SamplingWarning
 from ebmppl.kernels import Kernel
-from ebmppl.sampling import backends, choice, compiler, engines, hashed, imports, native, noise, pool
+from ebmppl.sampling import backends, choice, compiler, engines, hashed, imports, noise, pool, unit
 from ebmppl.sampling import chains as chains_module
 from ebmppl.sampling.backends import Compiled
 from ebmppl.sampling.chains import Chains
@@ -315,7 +315,7 @@ def test_ticks_in_c_are_what_inductors_own_kernels_called_from_python_give(
     energy: Callable[[Tensor], Tensor], dtype: torch.dtype, compiles: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit, in every number that a tick leaves and logs, with the same elementary functions."""
-    monkeypatch.setattr(native, "in_line", lambda kernel: kernel)
+    monkeypatch.setattr(unit, "in_line", lambda kernel: kernel)
     x = torch.randn(STATES, 3, dtype=dtype, generator=torch.Generator().manual_seed(4))
     runs = []
     for own in (False, True):
@@ -333,6 +333,7 @@ def test_ticks_in_c_are_what_inductors_own_kernels_called_from_python_give(
 
 def test_the_kernels_of_a_graph_are_one_unit(compiles: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     sources: list[str] = []
+    hashed._library()  # of no graph
     build = compiler._build
     monkeypatch.setattr(compiler, "_build", lambda source: (sources.append(source), build(source))[1])
     monkeypatch.setattr(
@@ -382,9 +383,9 @@ def test_where_kernels_cant_be_one_unit_each_is_compiled_alone(
     change: str, compiles: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if change == "the unit":
-        monkeypatch.setattr(native, "DRIVER", "not C++")
+        monkeypatch.setattr(unit, "DRIVER", "not C++")
     elif change == "the source":
-        monkeypatch.setattr(native, "_SIGNATURE", re.compile("another name"))
+        monkeypatch.setattr(unit, "_SIGNATURE", re.compile("another name"))
     else:
         asked = CppPythonBindingsCodeCache.load_pybinding
         monkeypatch.setattr(AsyncCompile, "cpp_pybinding", property(lambda _: asked))

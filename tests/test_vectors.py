@@ -7,11 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor import config
 from torch._inductor.decomposition import select_decomp_table
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ebmppl.sampling import native
+from ebmppl.sampling import compiler, unit
 from ebmppl.sampling.compiler import compile_graph
 from ebmppl.sampling.vectors import VECTORS, in_small, suits
 
@@ -70,7 +71,7 @@ def traced(run: Callable[..., list[Tensor]], *inputs: Tensor) -> GraphModule:
 
 def test_kernels_give_what_torch_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     """In vectors and in the rest of a row; with torch's headers spoilt, so that what is compiled is the small one's."""
-    monkeypatch.setattr(native, "TORCHS", "#error not to be compiled\n")
+    monkeypatch.setattr(unit, "TORCHS", "#error not to be compiled\n")
     inputs = points(3, 29)
     wanted = everything(*inputs)
     run = compile_graph(traced(everything, *inputs), inputs)
@@ -80,8 +81,35 @@ def test_kernels_give_what_torch_gives(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
 
+def test_pieces_are_begun_while_the_rest_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All before Inductor's wrapper asks for the first kernel; they give what one piece gives, bit for bit."""
+
+    def tick(x: Tensor, y: Tensor) -> list[Tensor]:
+        return [(x.exp() @ y.T).tanh(), x.sum(0), y.amax(1).log1p(), x.t().clone()]
+
+    begun: list[str] = []
+    begun_when_asked: list[int] = []
+    ahead, add = compiler.load_ahead, unit.Unit.add
+    monkeypatch.setattr(compiler, "load_ahead", lambda source: (begun.append(source), ahead(source))[1])
+    monkeypatch.setattr(unit.Unit, "add", lambda *a: (begun_when_asked.append(len(begun)), add(*a))[1])
+    monkeypatch.setattr(unit, "TORCHS", "#error not to be compiled\n")
+    inputs = points(3, 29)[:2]
+    found = []
+    for most in (1 << 30, 1):
+        monkeypatch.setattr(unit, "_PIECE", most)
+        monkeypatch.setattr(compiler, "_LINES", most)
+        assert not begun
+        with config.patch(force_disable_caches=True):
+            run = compile_graph(traced(tick, *inputs), inputs)
+        found.append(run(list(inputs)))
+    assert len(begun) == len(begun_when_asked) - 2 > 2  # two are the first graph's
+    assert set(begun_when_asked) == {0, len(begun)}
+    assert not {source for _, source in compiler._ahead} & set(begun)  # all were taken
+    assert all(torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(*found, strict=True))
+
+
 def test_other_kernels_get_torchs_headers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "VECTORS", "#error not to be compiled\n")
+    monkeypatch.setattr(unit, "VECTORS", "#error not to be compiled\n")
     x = torch.linspace(1.0, 3.0, 40)
     run = compile_graph(traced(lambda x: [x.erf()], x), [x])
     torch.testing.assert_close(run([x])[0], x.erf(), rtol=1e-5, atol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import getpass
 import os
@@ -24,11 +25,12 @@ from torch.distributions import Distribution
 
 from ebmppl.errors import one_line
 from ebmppl.sampling.gcc import build
-from ebmppl.sampling.native import TORCHS, Unit
 from ebmppl.sampling.quicker import fake_mode, quicker
 from ebmppl.sampling.scopes import without_collections
+from ebmppl.sampling.unit import TORCHS, Unit
 
 _BEFORE_HEADERS = 3  # graphs
+_LINES = 400  # of a kernel, about; a piece of C++ is compiled beside the writing of the next one
 _patching = threading.Lock()  # what is replaced in Inductor is the process's own
 _compiled = 0  # graphs in this process
 _compiling = threading.local()  # its ``unit`` is what kernels are put in, and ``options`` how it is compiled
@@ -79,7 +81,7 @@ def one_unit() -> Iterator[None]:
     if getattr(_compiling, "unit", None) is not None:
         yield  # it is an outer one's
         return
-    _compiling.unit = unit = Unit(_build)
+    _compiling.unit = unit = Unit(_build, load_ahead)
     try:
         yield
     finally:
@@ -129,7 +131,35 @@ def _into_unit() -> Iterator[None]:
         expected = len(args) == 3 and not options and threading.get_ident() == here
         return unit.add(args[1], args[2], bind) if expected else bind()
 
-    with patch.object(AsyncCompile, "cpp_pybinding", cpp_pybinding) if callable(alone) else nullcontext():
+    with (
+        _foreseen(unit),
+        patch.object(AsyncCompile, "cpp_pybinding", cpp_pybinding) if callable(alone) else nullcontext(),
+    ):
+        yield
+
+
+@contextmanager
+def _foreseen(unit: Unit) -> Iterator[None]:
+    """A unit sees kernels when they are written, each of not too many lines, not only when all are."""
+    from torch._inductor.codegen.cpp import CppScheduling
+    from torch._inductor.codegen.wrapper import PythonWrapperCodegen
+
+    define, is_full, here = PythonWrapperCodegen.define_kernel, CppScheduling.ready_to_flush, threading.get_ident()
+
+    def define_kernel(self: Any, name: str, body: str, *args: Any, **options: Any) -> None:
+        define(self, name, body, *args, **options)
+        call = body.strip().removeprefix("async_compile.cpp_pybinding")
+        with suppress(ValueError, SyntaxError):  # another call; what isn't foreseen is seen later
+            if threading.get_ident() == here and call != body.strip():
+                unit.foresee(*ast.literal_eval(call))
+
+    def ready_to_flush(self: Any) -> bool:
+        return is_full(self) or len(self.kernel_group.loops_code._lines) > _LINES
+
+    with (
+        patch.object(PythonWrapperCodegen, "define_kernel", define_kernel),
+        patch.object(CppScheduling, "ready_to_flush", ready_to_flush),
+    ):
         yield
 
 

@@ -1,36 +1,18 @@
-"""A compiled tick's C++ kernels in one unit, with a driver that calls them in turn, so that ticks run without Python."""
+"""A driver in C++ that calls a compiled tick's kernels in turn, so that ticks run without Python."""
 
 from __future__ import annotations
 
 import ctypes
-import re
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from functools import cache, partial
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ebmppl.sampling.fast_math import FAST_MATH, in_line
-from ebmppl.sampling.ticks_in_c import DRIVER, TEAM
-from ebmppl.sampling.vectors import FUNCTIONS, VECTORS, in_small, suits
+from ebmppl.sampling.unit import CppKernel, pointers, torch_library
 
-Bind = Callable[[], Callable[..., object]]
-
-TORCHS = "#include <torch/csrc/inductor/cpp_prefix.h>\n"
-_INCLUDE = re.compile(r"#include <torch/csrc/inductor/cpp_prefix\.h>")
-_SIGNATURE = re.compile(r'extern "C"\s+void\s+kernel\(')
-_POINTER = re.compile(r"(const )?\w+\*")
-
-_KERNEL = """
-namespace {name}_ {{{body}}}
-extern "C" int {name}(void** p) {{
-    try {{ {name}_::kernel({args}); return 0; }}
-    catch (...) {{ return 1; }}  // of an index out of bounds
-}}
-"""
 _SHIMS = {  # what takes tensors and an ``out``: kind of step, and its name in torch's C interface
     torch.mm: (1, "aoti_torch_cpu_mm_out"),
     torch.bmm: (1, "aoti_torch_cpu_bmm_out"),
@@ -41,84 +23,6 @@ _SHIMS = {  # what takes tensors and an ``out``: kind of step, and its name in t
 
 class NotNative(ValueError):
     """A call that the driver can't make."""
-
-
-class Unit:
-    """The kernels of graphs that are compiled together.
-
-    Args:
-        build: compiles and loads C++.
-    """
-
-    def __init__(self, build: Callable[[str], ctypes.CDLL]) -> None:
-        self._build = build
-        self.kernels: list[CppKernel] = []
-        self.library: ctypes.CDLL | None = None
-
-    def add(self, types: Sequence[str], source: str, bind: Bind) -> Callable[..., object]:
-        """One more kernel.
-
-        Args:
-            types: of its arguments.
-            source: of a function ``kernel``.
-            bind: compiles it alone; the answer itself when the source is not what one unit can hold.
-        """
-        body, prefixes = _INCLUDE.subn("", source)
-        body, heads = _SIGNATURE.subn("static void kernel(", body)
-        if (prefixes, heads) != (1, 1) or "#include" in body or not all(map(_POINTER.fullmatch, types)):
-            return bind()
-        args = ", ".join(f"static_cast<{form}>(p[{i}])" for i, form in enumerate(types))
-        name = f"kernel{len(self.kernels)}"
-        self.kernels.append(CppKernel(self, name, _KERNEL.format(name=name, body=in_line(body), args=args), bind))
-        return self.kernels[-1]
-
-    def sources(self) -> Iterator[str]:
-        """C++ of all kernels and the driver: what is read in no time where that has all they need, then with torch's headers."""
-        kernels = "".join(kernel.text for kernel in self.kernels)
-        if suits(kernels):
-            yield VECTORS + in_small(FAST_MATH + kernels) + DRIVER + TEAM
-        yield TORCHS + FAST_MATH + kernels + DRIVER + TEAM
-
-    def compile(self) -> None:
-        """Make the kernels ready: in one unit, or each alone where that fails."""
-        if not self.kernels:
-            return
-        try:
-            self.library = self._first_built()
-            for kernel in self.kernels:
-                kernel.call = getattr(self.library, kernel.name)
-        except Exception:  # the compiler's errors are of many kinds; without one, the kernels' own say so
-            self.library = None
-            for kernel in self.kernels:
-                alone = kernel.bind()
-                kernel.alone = alone.result() if hasattr(alone, "result") else alone
-
-    def _first_built(self) -> ctypes.CDLL:
-        *preferred, last = self.sources()
-        for source in preferred:
-            with suppress(Exception):  # another compiler than GCC
-                library = self._build(source)
-                found = [ctypes.cast(getattr(_torch(), name), ctypes.c_void_p).value or 0 for name in FUNCTIONS]
-                library.give_functions(_pointers(found))
-                return library
-        return self._build(last)
-
-
-class CppKernel:
-    """A kernel of Inductor's in a unit, called with tensors."""
-
-    call: Any
-    alone: Callable[..., object] | None = None
-
-    def __init__(self, unit: Unit, name: str, text: str, bind: Bind) -> None:
-        self.unit, self.name, self.text, self.bind = unit, name, text, bind
-
-    def __call__(self, *tensors: Tensor) -> None:
-        """Compute, in place of what the kernel writes to."""
-        if self.alone is not None:
-            self.alone(*tensors)
-        elif self.call(_pointers([tensor.data_ptr() for tensor in tensors])):
-            raise RuntimeError(f"{self.name} of a compiled tick failed")
 
 
 class Call:
@@ -133,7 +37,7 @@ class Call:
 
     def __call__(self, *tensors: Tensor) -> None:
         """Call it with the memory of tensors."""
-        _require(self.call(_pointers([tensor.data_ptr() for tensor in tensors])))
+        _require(self.call(pointers([tensor.data_ptr() for tensor in tensors])))
 
 
 class _Step(ctypes.Structure):
@@ -196,11 +100,11 @@ class Driver:
             raise NotNative(f"other arguments of {name}")
         handles = _handles([out, *tensors])
         self._handles.extend(handles)
-        pointer = ctypes.cast(getattr(_torch(), name), ctypes.c_void_p).value
+        pointer = ctypes.cast(getattr(torch_library(), name), ctypes.c_void_p).value
         return _Step(kind, pointer, self._keep(handles), float(beta), float(alpha))
 
     def _keep(self, addresses: Sequence[int]) -> int:
-        made = _pointers(addresses)
+        made = pointers(addresses)
         self._kept.append(made)
         return ctypes.addressof(made)
 
@@ -241,10 +145,6 @@ def _require(failed: int) -> None:
         raise RuntimeError(f"operation {failed} of a compiled tick failed")
 
 
-def _pointers(addresses: Sequence[int]) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(addresses))(*addresses)
-
-
 def _handles(tensors: list[Tensor]) -> list[int]:
     """What torch's C interface knows tensors by; to be deleted by it."""
     address = ctypes.pythonapi.PyCapsule_GetPointer
@@ -255,17 +155,11 @@ def _handles(tensors: list[Tensor]) -> list[int]:
 
 def _delete(handles: list[int]) -> None:
     for handle in handles:
-        _torch().aoti_torch_delete_tensor_object(ctypes.c_void_p(handle))
+        torch_library().aoti_torch_delete_tensor_object(ctypes.c_void_p(handle))
 
 
 def _shim(function: object) -> tuple[int, str]:
     for known, found in _SHIMS.items():
-        if function is known and hasattr(_torch(), found[1]):
+        if function is known and hasattr(torch_library(), found[1]):
             return found
     raise NotNative(f"{function} is not in torch's C interface")
-
-
-@cache
-def _torch() -> ctypes.CDLL:
-    """Where torch's C interface is found: symbols of an extension's dependencies are seen through it."""
-    return ctypes.CDLL(torch._C.__file__)

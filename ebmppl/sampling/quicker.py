@@ -12,7 +12,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-_REVISION = 3  # of what is done to graphs: what an earlier one left in the disk cache is not found
+_REVISION = 4  # of what is done to graphs: what an earlier one left in the disk cache is not found
 _RELEASE = re.compile(r"\d+\.\d+\.\d+(\+\w+)?")
 
 
