@@ -797,6 +797,10 @@ def test_auto_decides_by_counts_and_the_run_keeps_what_it_chose(
     few = run(energy, backend="auto")
     assert few.backend == "eager"
     assert few.backend_reason == "5 chains of 4 numbers, about 50 ticks, fewer than 5000"
+    few.save(tmp_path / "run.pt")
+    loaded = eb.MCMC.load(tmp_path / "run.pt", eb.Langevin(energy, 0.05))
+    loaded.run(num_samples=5)
+    assert loaded.backend_reason == few.backend_reason
     monkeypatch.setattr(choice, "LEAST_TICKS", 50)
     small = run(energy, backend="auto")
     assert small.backend == "eager"

@@ -11,6 +11,7 @@ import torch
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.base import Kernel
 from ebmppl.sampling.chains import Chains
+from ebmppl.sampling.choice import Choice
 from ebmppl.sampling.draws import Counts, Draws, Now
 from ebmppl.sampling.scopes import require_unbroken
 
@@ -84,6 +85,7 @@ def load_run(cls: type[MCMC], path: str | Path, kernel: Kernel) -> MCMC:
         setattr(mcmc, name, saved["results"][name])
     mcmc.draws, mcmc.warmup_draws = (_restore(mcmc, saved[name]) for name in ("draws", "warmup_draws"))
     chains = mcmc.chains = Chains(kernel, saved["position"], mcmc.seed, mcmc.backend)
+    chains.choice = Choice(mcmc.backend, mcmc.backend_reason)
     blank = chains.now
     chains.now = Now(
         tick=saved["tick"],
