@@ -11,7 +11,9 @@ def first_line(error: BaseException) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's kind, and the first line of what it says, of at most 300 characters."""
+    """An error's kind, and the first line of what it says, of at most 300 characters; the tracer's in plain words."""
+    if "value out of a tracing tensor" in str(error):
+        return "code looks at values (if, float() or .item() of a tensor), which a trace can't follow"
     return f"{type(error).__name__}: {first_line(error)[:300]}"
 
 
