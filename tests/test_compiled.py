@@ -29,7 +29,7 @@ import ebmppl as eb
 from ebmppl.energies import Energy, Gaussian, as_energy
 from ebmppl.errors import SamplingError, SamplingWarning
 from ebmppl.kernels import Kernel
-from ebmppl.sampling import backends, choice, compiler, engines, hashed, imports, noise, pool, unit
+from ebmppl.sampling import backends, choice, compiler, cpp_unit, engines, hashed, imports, noise, pool
 from ebmppl.sampling import chains as chains_module
 from ebmppl.sampling.backends import Compiled
 from ebmppl.sampling.chains import Chains
@@ -315,7 +315,7 @@ def test_ticks_in_c_are_what_inductors_own_kernels_called_from_python_give(
     energy: Callable[[Tensor], Tensor], dtype: torch.dtype, compiles: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit, in every number that a tick leaves and logs, with the same elementary functions."""
-    monkeypatch.setattr(unit, "in_line", lambda kernel: kernel)
+    monkeypatch.setattr(cpp_unit, "in_line", lambda kernel: kernel)
     x = torch.randn(STATES, 3, dtype=dtype, generator=torch.Generator().manual_seed(4))
     runs = []
     for own in (False, True):
@@ -383,9 +383,9 @@ def test_where_kernels_cant_be_one_unit_each_is_compiled_alone(
     change: str, compiles: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if change == "the unit":
-        monkeypatch.setattr(unit, "DRIVER", "not C++")
+        monkeypatch.setattr(cpp_unit, "DRIVER", "not C++")
     elif change == "the source":
-        monkeypatch.setattr(unit, "_SIGNATURE", re.compile("another name"))
+        monkeypatch.setattr(cpp_unit, "_SIGNATURE", re.compile("another name"))
     else:
         asked = CppPythonBindingsCodeCache.load_pybinding
         monkeypatch.setattr(AsyncCompile, "cpp_pybinding", property(lambda _: asked))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ebmppl.sampling import unit
+from ebmppl.sampling import cpp_unit
 from ebmppl.sampling.compiler import compile_graph
 from ebmppl.sampling.fast_math import FAST_MATH, in_line
 
@@ -45,7 +45,7 @@ def compiled(request: pytest.FixtureRequest) -> Callable[[str, Tensor], Tensor]:
     x = everywhere("exp")
     with pytest.MonkeyPatch.context() as patch:
         if not small:
-            patch.setattr(unit, "suits", lambda _: False)
+            patch.setattr(cpp_unit, "suits", lambda _: False)
         found = compile_graph(make_fx(run)(x), [x])
     return lambda name, x: found([x])[names.index(name)]
 

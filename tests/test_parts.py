@@ -16,7 +16,7 @@ from ebmppl.errors import SamplingWarning
 from ebmppl.kernels import Kernel
 from ebmppl.kernels.adaptation import HamiltonianAdaptation
 from ebmppl.sampling import chains as chains_module
-from ebmppl.sampling import parts, pool, unit
+from ebmppl.sampling import cpp_unit, parts, pool
 from ebmppl.sampling.backends import Compiled
 from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.choice import Choice
@@ -76,7 +76,9 @@ def test_tick_and_adaptation_are_one_unit_of_cpp(monkeypatch: pytest.MonkeyPatch
     assert compiled._pool is not None
     replays = [compiled.parts[0].calls, compiled._pool.calls]
     assert all(isinstance(replay, Replay) for replay in replays)
-    kernels = [[call.func for call in replay._calls[0] if isinstance(call.func, unit.CppKernel)] for replay in replays]
+    kernels = [
+        [call.func for call in replay._calls[0] if isinstance(call.func, cpp_unit.CppKernel)] for replay in replays
+    ]
     assert all(kernels)
     assert len({kernel.unit for kernel in sum(kernels, [])}) == 1
 

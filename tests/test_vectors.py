@@ -12,7 +12,7 @@ from torch._inductor.decomposition import select_decomp_table
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ebmppl.sampling import compiler, unit
+from ebmppl.sampling import compiler, cpp_unit
 from ebmppl.sampling.compiler import compile_graph
 from ebmppl.sampling.vectors import VECTORS, in_small, suits
 
@@ -71,7 +71,7 @@ def traced(run: Callable[..., list[Tensor]], *inputs: Tensor) -> GraphModule:
 
 def test_kernels_give_what_torch_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     """In vectors and in the rest of a row; with torch's headers spoilt, so that what is compiled is the small one's."""
-    monkeypatch.setattr(unit, "TORCHS", "#error not to be compiled\n")
+    monkeypatch.setattr(cpp_unit, "TORCHS", "#error not to be compiled\n")
     inputs = points(3, 29)
     wanted = everything(*inputs)
     run = compile_graph(traced(everything, *inputs), inputs)
@@ -89,14 +89,14 @@ def test_pieces_are_begun_while_the_rest_is_written(monkeypatch: pytest.MonkeyPa
 
     begun: list[str] = []
     begun_when_asked: list[int] = []
-    ahead, add = compiler.load_ahead, unit.Unit.add
+    ahead, add = compiler.load_ahead, cpp_unit.Unit.add
     monkeypatch.setattr(compiler, "load_ahead", lambda source: (begun.append(source), ahead(source))[1])
-    monkeypatch.setattr(unit.Unit, "add", lambda *a: (begun_when_asked.append(len(begun)), add(*a))[1])
-    monkeypatch.setattr(unit, "TORCHS", "#error not to be compiled\n")
+    monkeypatch.setattr(cpp_unit.Unit, "add", lambda *a: (begun_when_asked.append(len(begun)), add(*a))[1])
+    monkeypatch.setattr(cpp_unit, "TORCHS", "#error not to be compiled\n")
     inputs = points(3, 29)[:2]
     found = []
     for most in (1 << 30, 1):
-        monkeypatch.setattr(unit, "_PIECE", most)
+        monkeypatch.setattr(cpp_unit, "_PIECE", most)
         monkeypatch.setattr(compiler, "_LINES", most)
         assert not begun
         with config.patch(force_disable_caches=True):
@@ -109,7 +109,7 @@ def test_pieces_are_begun_while_the_rest_is_written(monkeypatch: pytest.MonkeyPa
 
 
 def test_other_kernels_get_torchs_headers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unit, "VECTORS", "#error not to be compiled\n")
+    monkeypatch.setattr(cpp_unit, "VECTORS", "#error not to be compiled\n")
     x = torch.linspace(1.0, 3.0, 40)
     run = compile_graph(traced(lambda x: [x.erf()], x), [x])
     torch.testing.assert_close(run([x])[0], x.erf(), rtol=1e-5, atol=1e-6)

@@ -24,10 +24,10 @@ from torch import Tensor, fx
 from torch.distributions import Distribution
 
 from ebmppl.errors import one_line
+from ebmppl.sampling.cpp_unit import TORCHS, Unit
 from ebmppl.sampling.gcc import build
 from ebmppl.sampling.quicker import fake_mode, quicker
 from ebmppl.sampling.scopes import without_collections
-from ebmppl.sampling.unit import TORCHS, Unit
 
 _BEFORE_HEADERS = 3  # graphs
 _LINES = 400  # of a kernel, about; a piece of C++ is compiled beside the writing of the next one

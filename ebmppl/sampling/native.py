@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebmppl.sampling.unit import CppKernel, pointers, torch_library
+from ebmppl.sampling.cpp_unit import CppKernel, pointers, torch_library
 
 _SHIMS = {  # what takes tensors and an ``out``: kind of step, and its name in torch's C interface
     torch.mm: (1, "aoti_torch_cpu_mm_out"),
