@@ -75,6 +75,11 @@ CASES |= {
         ("metropolis", "potts, lattice"),
         ("gibbs with gradients", "ising, lattice"),
         ("dmala", "rbm"),
+        ("swendsen-wang", "ising, ferromagnet"),
+        ("swendsen-wang", "ising, mattis glass"),
+        ("swendsen-wang", "potts, ferromagnet in a field"),
+        ("wolff", "ising, ferromagnet in a field"),
+        ("wolff", "potts, tempered"),
     )
 }
 CASES |= {

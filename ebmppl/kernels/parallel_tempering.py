@@ -151,6 +151,10 @@ class ParallelTempering(Kernel):
             return self._inner.untraced(rows)
         return next((why for g in self._gradients if (why := g.untraced(self._points(rows))) is not None), None)
 
+    def holds(self) -> bool:
+        """Whether what the inner kernel found of the energy is still so."""
+        return self._inner.holds()
+
     def _rows(self, x: Tensor) -> Tensor:
         return x.repeat_interleave(self.num_replicas, 0)
 
