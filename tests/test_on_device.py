@@ -21,6 +21,7 @@ from ebmppl.score import VP, geometric_sigmas
 from tests.discrete import states_of
 from tests.discrete_registry import DISCRETE, DISCRETE_KERNELS
 from tests.registry import KERNELS
+from tests.test_own_pace import two_wells
 
 
 @pytest.fixture(autouse=True)
@@ -205,3 +206,28 @@ def test_graphs_give_the_eager_draws(name: str, device: torch.device) -> None:
     assert not torch.equal(a, start)
     apart = (a - b).abs().amax(1) > 1e-3
     assert int(apart.sum()) <= 5
+
+
+@pytest.mark.parametrize("backend", ["eager", "inductor", "cudagraph"])
+def test_runs_with_a_straggler_go_on_as_if_uninterrupted(backend: str, device: torch.device) -> None:
+    """Chains that have their draws leave out ticks, and make them when the run goes on."""
+
+    def run(draws: int) -> eb.MCMC:
+        start = torch.randn(100, 2, generator=torch.Generator().manual_seed(1))
+        start[50, 0] += 1e4  # in the wide well, whose trees are a hundred times as large
+        kernel = eb.NUTS(
+            eb.as_energy(two_wells, (2,), batched=True), 1.4, adapt_step_size=False, adapt_mass_matrix=False
+        )
+        options = {"seed": 3, "backend": backend, "disable_progbar": True}
+        mcmc = eb.MCMC(kernel, draws, 0, start.to(device), 100, **options)
+        mcmc.run()
+        assert mcmc.backend == backend
+        return mcmc
+
+    whole, parts = run(6), run(2)
+    parts.run(num_samples=3)
+    parts.run(num_samples=1)
+    (a,), (b,) = (m.get_samples(group_by_chain=True).values() for m in (whole, parts))
+    assert a.device.type == device.type
+    assert torch.equal(a, b)
+    assert float(a[50, :, 0].min()) > 5000
