@@ -70,6 +70,12 @@ class ClusterKernel(DiscreteKernel):
         """State at points ``(chains, *event)``."""
         return ClusterState(self.flat(x))
 
+    def move(self, device: torch.device) -> None:
+        """The levels, the ends of edges and the gauge."""
+        super().move(device)
+        self._ends = self._ends[0].to(device), self._ends[1].to(device)
+        self._gauge = None if self._gauge is None else self._gauge.to(device)
+
     def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
         """Look again at the signs, and whether there are fields: parameters change in training.
 
@@ -78,8 +84,6 @@ class ClusterKernel(DiscreteKernel):
         """
         super().prepare(x, values=values, many=many)
         self._look()
-        self._ends = self._ends[0].to(x.device), self._ends[1].to(x.device)
-        self._gauge = None if self._gauge is None else self._gauge
 
     def holds(self) -> bool:
         """Whether the same strengths are negative, and there are fields or none, as before."""
@@ -130,6 +134,7 @@ class ClusterKernel(DiscreteKernel):
                 self.num_levels == 2, f"strengths >= 0 with {self.num_levels} levels", f"{worst:.6g} at edge {edge}"
             )
             gauge = balanced(self._bonds.edges.cpu(), strengths.sum(0).sign(), self.num_coordinates)
+            gauge = gauge.to(self._ends[0].device)
         self._gauge, self._negative = gauge, negative
 
     def clusters(self, x: Tensor, uniform: Tensor) -> Clusters:
