@@ -33,9 +33,9 @@ class DiscreteKernel(Kernel):
         self._levels = levels_of(self.target)
         self.num_coordinates = self.target.event_shape.numel()
 
-    def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
-        """Have the levels where the chains are: a tick that copied them would wait for a GPU."""
-        self._levels = self._levels.to(x.device)
+    def move(self, device: torch.device) -> None:
+        """The levels."""
+        self._levels = self._levels.to(device)
 
     def init_tuning(self, x: Tensor) -> Any:
         """None, unless a kernel says otherwise."""

@@ -61,8 +61,7 @@ class ParallelTempering(Kernel):
         betas: inverse temperatures, positive, increasing, ending at 1; or how many replicas, in geometric progression.
         beta_min: the least of these.
         adapt_betas: adapt the inverse temperatures between the hottest and 1 in warm-up.
-        base: E_0, an energy over the same space that is easy to explore; betas may then begin at 0, and a number of them is
-            evenly spaced from there.
+        base: E_0, an energy over the same space, easy to explore; betas may then begin at 0, a number of them evenly spaced.
 
     Raises:
         ValueError: for betas that are not so, a kernel whose ticks don't finish a draw of every chain (HMC, NUTS), one
@@ -133,8 +132,13 @@ class ParallelTempering(Kernel):
         """Where these gradients are taken."""
         return self._inner.real_points(rows) if isinstance(self._inner, DiscreteGradientKernel) else rows
 
+    def move(self, device: torch.device) -> None:
+        """The inner kernel's."""
+        self._inner.move(device)
+
     def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
         """Trace the gradient at beta = 1 of all replicas, of discrete energies after a check; or what the inner kernel must."""
+        super().prepare(x, values=values, many=many)
         rows = self._rows(x)
         if isinstance(self._inner, DiscreteGradientKernel):
             with self._replicas.at(torch.ones(len(rows), dtype=self.random_dtype(x), device=x.device)):
