@@ -109,6 +109,11 @@ CASES |= {
         ("gibbs with gradients", "potts, lattice"),
         ("dmala", "rbm"),
         ("dmala", "callable, ordered"),
+        ("swendsen-wang", "ising, ferromagnet"),
+        ("swendsen-wang", "ising, mattis glass"),
+        ("swendsen-wang", "potts, ferromagnet in a field"),
+        ("wolff", "ising, ferromagnet in a field"),
+        ("wolff", "potts, tempered"),
     )
 }
 CASES |= {
@@ -119,6 +124,7 @@ CASES |= {
         ("metropolis", "potts, lattice"),
         ("gibbs with gradients", "ising, lattice"),
         ("dmala", "potts, lattice"),
+        ("swendsen-wang", "ising, ferromagnet in a field"),
     )
 }
 CASES |= {
