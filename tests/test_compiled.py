@@ -782,6 +782,16 @@ def test_what_is_written_into_a_view_leaves_what_it_views() -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, function(x), strict=True))
 
 
+def test_options_that_a_release_of_torch_lacks_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them kept every graph from the inner compile, in silence."""
+    monkeypatch.setattr(compiler, "_headers", lambda: {"aot_inductor.no_such_thing": True, "nor_this": 1})
+    monkeypatch.setattr(compiler, "_by_dynamo", lambda *_: pytest.fail("by Dynamo"))
+    x = torch.ones(3)
+    traced = make_graph(lambda x: [x * 2], [x], lambda: [0])
+    (found,) = compiler.compile_graph(traced.graph, [x, *traced.constants])([x, *traced.constants])
+    assert torch.equal(found, x * 2)
+
+
 def test_numbers_of_a_graph_are_where_its_chains_are() -> None:
     """One on the CPU among inputs on a GPU would make CUDA graphs wait; for want of a GPU, of a device without memory."""
 
