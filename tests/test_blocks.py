@@ -474,3 +474,25 @@ def test_bad_blocks(made: Any, message: str) -> None:
 def test_an_energy_without_names_is_refused() -> None:
     with pytest.raises(ValueError, match="named sites"):
         eb.Blocks(eb.models.Ising((3, 3)), {"x": eb.Gibbs})
+
+
+def test_what_ticks_look_up_moves_to_the_chains_device() -> None:
+    """A tick that copied it would wait for a GPU; for want of one, to no device at all."""
+    sites = {"s": (2,), "x": (2,)}
+    energy = as_energy(lambda v: (v["x"] - v["s"]).square().sum(-1), sites, {"s": spin}, batched=True)
+    nowhere = torch.device("meta")
+    for kind in (eb.Gibbs, eb.kernels.Metropolis, eb.GibbsWithGradients):
+        blocks = eb.Blocks(energy, {"s": kind, "x": eb.MALA})
+        spins = as_energy(lambda s: s.sum(-1), (2,), spin, batched=True)
+        tempered = eb.ParallelTempering(kind(spins))
+        blocks.move(nowhere)
+        tempered.move(nowhere)
+        for inner in (blocks._blocks[0].kernel, tempered._inner):
+            assert inner._levels.table.device == nowhere
+            if kind is eb.GibbsWithGradients:
+                assert inner._differences.levels.table.device == nowhere
+            elif kind is eb.kernels.Metropolis:
+                assert all(members.device == nowhere for members in inner._blocks)
+            else:
+                assert all(members.device == nowhere for members in inner._sweep._blocks)
+        assert all(block.energy.columns.device == nowhere for block in blocks._blocks)

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -46,6 +47,103 @@ class Net(nn.Module):
 def assigned(net: Net) -> None:
     net.load_state_dict(net.state_dict(), assign=True)
     net.linear.weight = nn.Parameter(torch.zeros(1, 2))
+
+
+@dataclass(slots=True)
+class Slots:
+    scale: float = 1.0
+
+
+class Settings:
+    scale = 1.0
+
+
+class Plain:
+    """Of which the class holds what its call comes to."""
+
+    scale = 1.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.scaled(x).sum(-1)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        return self.scale * helper(x)
+
+    def unused(self) -> Any:
+        return UNUSED
+
+
+class Derived(Plain, nn.Module):
+    forward = Plain.__call__
+
+
+UNUSED: list[int] = []
+SLOTS = Slots()
+# by what is changed: a function of the energy's, and the change
+REACHED: dict[str, tuple[Callable[..., Any], Callable[[pytest.MonkeyPatch], None]]] = {
+    "a global of a generator": (
+        lambda x: sum(NAMED["scale"] * x[..., i] for i in range(2)),
+        lambda patch: patch.setitem(NAMED, "scale", 3.0),
+    ),
+    "a global of a function inside": (
+        lambda x: (lambda y: NAMED["scale"] * y)(x),
+        lambda patch: patch.setitem(NAMED, "scale", 3.0),
+    ),
+    "a number in slots": (lambda x: SLOTS.scale * x, lambda patch: patch.setattr(SLOTS, "scale", 2.0)),
+    "a number of a class": (lambda x: Settings.scale * x, lambda patch: patch.setattr(Settings, "scale", 2.0)),
+    "a number of an object's class": (Plain(), lambda patch: patch.setattr(Plain, "scale", 2.0)),
+    "a method": (Plain(), lambda patch: patch.setattr(Plain, "scaled", lambda self, x: x)),
+    "a global of a method's": (Plain(), lambda patch: patch.setitem(NAMED, "scale", 3.0)),
+    "a number of the class that a module's is derived from": (
+        Derived(),
+        lambda patch: patch.setattr(Plain, "scale", 2.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REACHED)
+def test_what_code_reaches_is_seen(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was not, and chains whose first points lie where the old and the new energy agree sampled the old one."""
+    function, change = REACHED[what]
+    energy = as_energy(function, (2,))
+    before = fingerprint(energy)
+    UNUSED.append(0)  # what no code that is called names
+    assert fingerprint(energy) == before
+    change(monkeypatch)
+    assert fingerprint(energy) != before
+
+
+def test_modules_of_the_users_are_looked_into() -> None:
+    """Also those of a name that begins like a library's, and only where code names them."""
+    module = ModuleType("pyro_models")
+    exec("scale, other = 1.0, 1.0\ndef energy(x): return scale * x.sum(-1)", vars(module))
+    for energy in (as_energy(module.energy, (2,)), as_energy(lambda x: module.energy(x), (2,))):
+        before = fingerprint(energy)
+        module.other += 1
+        assert fingerprint(energy) == before
+        module.scale += 1
+        assert fingerprint(energy) != before
+
+
+def test_hooks_and_other_strides_are_seen() -> None:
+    net, square = Net(), torch.zeros(2, 2)
+    before = fingerprint([net, square])
+    square.t_()
+    turned = fingerprint([net, square])
+    net.register_forward_hook(lambda module, args, out: 2 * out)
+    assert len({before, turned, fingerprint([net, square])}) == 3
+
+
+def test_another_object_never_has_the_address_of_an_old_one() -> None:
+    """Python gives an object's memory to the next one of its size."""
+    holder = SimpleNamespace(prior=None)
+    energy = as_energy(lambda x: -holder.prior.log_prob(x).sum(-1), (2,))
+    known = []
+    for i in range(20):
+        holder.prior = None
+        holder.prior = torch.distributions.Normal(float(i), 1.0)
+        known.append(fingerprint(energy))
+    assert len(set(known)) == 20
 
 
 CHANGES: dict[str, Callable[[Net], Any]] = {

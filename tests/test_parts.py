@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,24 @@ def test_a_wrong_adaptation_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(pool, "make_graph", wrong)
     with pytest.warns(SamplingWarning, match="the compiled adaptation differs from the eager one"):
         assert run(KERNELS["nuts"].factory).backend == "eager"
+
+
+@pytest.mark.parametrize("chains", [CHAINS, 5])
+def test_a_run_after_one_that_was_interrupted_while_compiling(chains: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What had no C++ yet is not found again."""
+
+    def interrupt(self: object) -> None:
+        raise KeyboardInterrupt
+
+    make = partial(eb.MCMC, eb.NUTS(BANANA), 5, 10, num_chains=chains, seed=0, disable_progbar=True)
+    begin_anew(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(cpp_unit.Unit, "compile", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            make(backend="inductor").run()
+    again = make(backend="inductor")
+    again.run()
+    assert again.backend == "inductor"
 
 
 @pytest.mark.long

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from functools import cached_property, partial
+from types import BuiltinFunctionType, CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.
 _EXACTLY = frozenset(_PLAIN) - {float, complex}  # types whose values tell all that their equality does
 _BOXES = (dict, OrderedDict, set)  # of which every module has twenty: asked for first, because that is quick
 _MOST = 5000  # values of one fingerprint
-_LIBRARIES = ("torch", "pyro", "numpy", "math", "builtins", "functools", "typing", "scipy", "ebmppl")
+_LIBRARIES = frozenset(("torch", "pyro", "numpy", "math", "builtins", "functools", "typing", "scipy", "ebmppl"))
+_CALLED = ("forward", "__call__", "value_and_grad")  # of objects, by us
 # attributes of our own energies and scores that hold a user's objects
 _OURS = ("fn", "model", "args", "kwargs", "score", "network", "likelihood")
 
@@ -48,71 +49,161 @@ def fingerprint(value: object) -> tuple[Any, ...]:
     """Of an energy, a kernel's setting or a callable; two that are equal mean the same code over the same tensors.
 
     Looked into are modules (tensors, modes, attributes), functions (closures, defaults and the globals they name),
-    lists, tuples, sets and dicts, and objects of the user's own classes. What changes in place inside an array of
-    NumPy's or behind a property is not seen.
+    lists, tuples, sets and dicts, and objects of the user's own classes; of these classes, and of the user's modules, what
+    that code names. What changes in place inside an array of NumPy's or an object of a library's, or behind a property,
+    is not seen.
     """
-    found: list[Any] = []
-    _walk(value, found, {})
-    return tuple(found[:_MOST])
+    walk = _Walk()
+    walk.into(value)
+    walk.what_code_names()
+    return (*walk.found[:_MOST], _Kept(walk.kept))
 
 
-def _walk(value: Any, found: list[Any], seen: dict[int, object]) -> None:
-    """Add what a value is made of to ``found``; in ``seen`` it is kept, so that no other object takes the place of one."""
-    kind = type(value)
-    if kind in _EXACTLY:
-        found.append((kind, value))
-    elif isinstance(value, _PLAIN):
-        found.append((kind, repr(value)))  # 0.0 is not -0.0, and NaN is itself
-    elif isinstance(value, Tensor):
-        found.append((id(value), value.data_ptr() if value.layout == torch.strided else 0, value.dtype))
-    elif id(value) in seen:
-        found.append("seen")
-    elif isinstance(value, (ModuleType, type, BuiltinFunctionType)):
-        found.append(id(value))
-    else:
-        seen[id(value)] = value
-        for name, part in _parts(value):
-            found.append(name)
-            _walk(part, found, seen)
-            if len(found) >= _MOST:
-                break
+class _Kept:
+    """Objects that no others may take the places of while a fingerprint holds their addresses; equal to any."""
+
+    __slots__ = ("objects",)
+
+    def __init__(self, objects: list[object]) -> None:
+        self.objects = objects
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Kept)
+
+    def __hash__(self) -> int:
+        return 0
 
 
-def _parts(value: Any) -> Iterator[tuple[Any, Any]]:
-    """By name, what a value is made of."""
-    kind = type(value)
-    if isinstance(value, Mapping):
-        yield from ((repr(key), part) for key, part in value.items())
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        yield from ((i, part) for i, part in enumerate(value))
-    elif isinstance(value, FunctionType):
-        yield from _of_function(value)
-    elif isinstance(value, MethodType):
-        yield from (("self", value.__self__), ("function", value.__func__))
-    elif isinstance(value, partial):
-        yield from (("function", value.func), ("args", value.args), ("keywords", value.keywords))
-    elif isinstance(value, nn.Module):
-        yield from _of_module(value)
-    elif hasattr(value, "__dict__") and not kind.__module__.startswith(_LIBRARIES):
-        yield from vars(value).items()
-    else:
-        yield kind.__name__, id(value)
+class _Walk:
+    """What a value is made of, as far as it was looked into."""
+
+    def __init__(self) -> None:
+        self.found: list[Any] = []
+        self.kept: list[object] = []  # of which the address is in ``found``
+        self._seen: dict[int, object] = {}  # kept, so that no other object takes the place of one
+        self._names = dict.fromkeys(_CALLED)  # which code asks objects for
+        self._holders: dict[int, type | ModuleType] = {}  # the user's classes and modules
+
+    def into(self, value: Any) -> None:
+        """Add what a value is made of."""
+        kind, found = type(value), self.found
+        if kind in _EXACTLY:
+            found.append((kind, value))
+        elif isinstance(value, _PLAIN):
+            found.append((kind, repr(value)))  # 0.0 is not -0.0, and NaN is itself
+        elif isinstance(value, Tensor):
+            strided = value.layout == torch.strided
+            place = (value.data_ptr(), value.stride()) if strided else None
+            found.append((self._address(value), place, value.shape, value.dtype))
+        elif id(value) in self._seen:
+            found.append("seen")
+        elif isinstance(value, (ModuleType, type, BuiltinFunctionType)):
+            found.append(self._address(value))
+            self._hold(value)
+        else:
+            self._seen[id(value)] = value
+            self._hold(kind)
+            for name, part in self._parts(value):
+                found.append(name)
+                self.into(part)
+                if len(found) >= _MOST:
+                    break
+
+    def what_code_names(self) -> None:
+        """Add the attributes of the user's classes and modules that code so far asks for, and so on."""
+        done: set[tuple[int, str]] = set()
+        while len(self.found) < _MOST:
+            named = [
+                (at, name, vars(holder)[name])
+                for at, holder in self._holders.items()
+                for name in self._names
+                if name in vars(holder) and (at, name) not in done
+            ]
+            if not named:
+                return
+            for at, name, value in named:
+                done.add((at, name))
+                self.found.append(name)
+                self.into(_written(value))
+
+    def _address(self, value: object) -> int:
+        self.kept.append(value)
+        return id(value)
+
+    def _hold(self, value: object) -> None:
+        """Note a class, with those that it is derived from, or a module."""
+        if isinstance(value, type):
+            self._holders |= {id(kind): kind for kind in value.__mro__ if not _is_of_library(kind.__module__)}
+        elif isinstance(value, ModuleType) and not _is_of_library(value.__name__):
+            self._holders[id(value)] = value
+
+    def _parts(self, value: Any) -> Iterator[tuple[Any, Any]]:
+        """By name, what a value is made of."""
+        kind = type(value)
+        if isinstance(value, Mapping):
+            yield from ((repr(key), part) for key, part in value.items())
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            yield from ((i, part) for i, part in enumerate(value))
+        elif isinstance(value, FunctionType):
+            yield from self._of_function(value)
+        elif isinstance(value, MethodType):
+            yield from (("self", value.__self__), ("function", value.__func__))
+        elif isinstance(value, partial):
+            yield from (("function", value.func), ("args", value.args), ("keywords", value.keywords))
+        elif isinstance(value, nn.Module):
+            yield from _of_module(value)
+        elif not _is_of_library(kind.__module__) and (fields := [*_fields(value)]):
+            yield from fields
+        else:
+            yield kind.__name__, self._address(value)
+
+    def _of_function(self, function: Callable[..., Any]) -> Iterator[tuple[Any, Any]]:
+        code = function.__code__
+        yield "code", self._address(code)
+        if _is_of_library(function.__module__):
+            return
+        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            try:
+                yield name, cell.cell_contents
+            except ValueError:  # not bound yet
+                yield name, None
+        yield "defaults", (function.__defaults__, function.__kwdefaults__)
+        for name in _named(code):
+            self._names[name] = None
+            if name in function.__globals__:
+                yield name, function.__globals__[name]
 
 
-def _of_function(function: Callable[..., Any]) -> Iterator[tuple[Any, Any]]:
-    code = function.__code__
-    yield "code", id(code)
-    if (function.__module__ or "").startswith(_LIBRARIES):
-        return
-    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            yield name, cell.cell_contents
-        except ValueError:  # not bound yet
-            yield name, None
-    yield "defaults", (function.__defaults__, function.__kwdefaults__)
-    for name in code.co_names:
-        if name in function.__globals__:
-            yield name, function.__globals__[name]
+def _is_of_library(module: object) -> bool:
+    return isinstance(module, str) and module.partition(".")[0] in _LIBRARIES
+
+
+def _named(code: CodeType) -> Iterator[str]:
+    """What code asks globals and objects for, with that of functions and generators inside it."""
+    yield from code.co_names
+    for part in code.co_consts:
+        if isinstance(part, CodeType):
+            yield from _named(part)
+
+
+def _fields(value: object) -> Iterator[tuple[str, Any]]:
+    """Of an object, and its class."""
+    kinds = type(value).__mro__
+    if hasattr(value, "__dict__"):
+        yield from (("class", kinds[0]), *vars(value).items())
+    for kind in kinds:
+        for name, member in vars(kind).items():
+            if isinstance(member, MemberDescriptorType) and hasattr(value, name):
+                yield name, getattr(value, name)
+
+
+def _written(value: Any) -> Any:
+    """What was written in a class, of what Python made of it."""
+    if isinstance(value, (staticmethod, classmethod)):
+        return value.__func__
+    if isinstance(value, property):
+        return value.fget
+    return value.func if isinstance(value, cached_property) else value
 
 
 def _of_module(module: nn.Module) -> Iterator[tuple[Any, Any]]:
@@ -126,6 +217,9 @@ def _of_module(module: nn.Module) -> Iterator[tuple[Any, Any]]:
             yield name, value
     forward = getattr(type(module), "forward", None)
     yield "forward", forward
+    for name in ("_forward_hooks", "_forward_pre_hooks"):
+        if hooks := vars(module).get(name):
+            yield name, hooks
     if forward is None:  # scripted
         yield "training", module.training
     yield from ((name, child) for name, child in module._modules.items() if child is not None)

@@ -70,8 +70,7 @@ class Kernel(MCMCKernel):
     def __init__(self, energy: Energy) -> None:
         hint = "; wrap a callable with as_energy(fn, event_shape)" if callable(energy) else ""
         require(isinstance(energy, Energy), "an Energy", type(energy).__name__ + hint)
-        self.energy = energy
-        self.target = energy  # the energy in the coordinates in which the chains move
+        self.energy = self.target = energy  # the target: in the coordinates in which the chains move
         self.model = None  # asked for by pyro.infer.MCMC
         self._under_pyro: UnderPyro | None = None
         self._warmup_steps = 0
@@ -143,14 +142,15 @@ class Kernel(MCMCKernel):
         """Of the random numbers of chains at such points."""
         return x.dtype
 
+    def move(self, device: torch.device) -> None:
+        """Have what ticks look up where the chains are: a tick that copied it would wait for a GPU."""
+
     def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
         """Before ticks of chains at points ``(chains, *event)``: look whether what was got ready still holds.
 
-        Args:
-            x: where the chains are.
-            values: compare values, too, at the price of some evaluations.
-            many: there are so many ticks that getting ready for them pays.
+        With ``values`` these are compared, too, at the price of some evaluations; getting ready pays for ``many`` ticks.
         """
+        self.move(x.device)
 
     @torch.no_grad()
     def outdated(self, state: Any) -> bool:

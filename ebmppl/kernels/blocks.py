@@ -122,8 +122,15 @@ class Blocks(Kernel):
         """Points as those at which the gradient is taken."""
         return x if x.is_floating_point() else x.to(self.random_dtype(x))
 
+    def move(self, device: torch.device) -> None:
+        """Of every block its kernel's, and where its sites are."""
+        for block in self._blocks:
+            block.energy.move(device)
+            block.kernel.move(device)
+
     def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
         """Check the gradients in discrete sites, trace that in all sites."""
+        super().prepare(x, values=values, many=many)
         for block in self._blocks:
             if isinstance(block.kernel, DiscreteGradientKernel):
                 with block.energy.at(x):

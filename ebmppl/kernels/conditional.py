@@ -33,7 +33,14 @@ class Given(Energy):
         index = energy.unpack(torch.arange(energy.event_shape.numel()))
         self.columns = torch.cat([index[name].reshape(-1) for name in names])
         self.integers = levels_of(self).dtype if discrete(self) else None
+        self._part: _Part | None = None
         self._whole: Tensor | None = None
+
+    def move(self, device: torch.device) -> None:
+        """Have what says where these sites are on a device."""
+        self.columns = self.columns.to(device)
+        if self._part is not None:
+            self._part.move(device)
 
     @contextmanager
     def at(self, whole: Tensor) -> Iterator[None]:
@@ -78,7 +85,10 @@ class Given(Energy):
         if self.integers is None:
             return None
         whole = self.energy.conditionals() if discrete(self.energy) else None
-        return ByEnergies(_Repeated(self), levels_of(self)) if whole is None else _Part(whole, self)
+        if whole is None:
+            return ByEnergies(_Repeated(self), levels_of(self))
+        self._part = _Part(whole, self)
+        return self._part
 
 
 class _Repeated(Energy):
@@ -103,6 +113,11 @@ class _Part:
         members = [[(k, place[int(c)]) for k, c in enumerate(b) if int(c) in place] for b in inside.blocks]
         self._used = [(b, torch.tensor([k for k, _ in m])) for b, m in enumerate(members) if m]
         self._blocks = [torch.tensor([i for _, i in m]) for m in members if m]
+
+    def move(self, device: torch.device) -> None:
+        """See ``Given``."""
+        self._used = [(b, columns.to(device)) for b, columns in self._used]
+        self._blocks = [members.to(device) for members in self._blocks]
 
     @property
     def blocks(self) -> Sequence[Tensor]:

@@ -14,8 +14,6 @@ from ebmppl.energies.discrete import Levels, one_hot
 from ebmppl.kernels.discrete import DiscreteKernel
 from ebmppl.kernels.gradients import Gradient
 
-_Tables = dict[tuple[torch.device, torch.dtype], Tensor]
-
 
 class Differences:
     r"""Estimates of energy differences from one gradient, :math:`d_i(k) = E(x) - E(x \text{ with } x_i = k)`.
@@ -49,8 +47,11 @@ class Differences:
         self._ragged = levels.ragged
         self.binary = levels.most == 2 and not self._ragged
         self._gradient = Gradient(self.energy, self._elsewhere)
-        self._tables: _Tables = {}
         self._checked = False
+
+    def move(self, device: torch.device) -> None:
+        """See ``Kernel.move``."""
+        self.levels = self.levels.to(device)
 
     def prepare(self, x: Tensor, dtype: torch.dtype, *, values: bool, many: bool) -> None:
         """See ``Kernel.prepare``; the first time the gradient is checked.
@@ -58,8 +59,6 @@ class Differences:
         Raises:
             EnergyError: for an energy that isn't differentiable, or a gradient that is not finite.
         """
-        for kind in (dtype, x.dtype):
-            self._tables[x.device, kind] = self.levels.table.to(x.device, kind)
         self.check(x, dtype)
         self._gradient.prepare(self.points(x, dtype), values=values, trace=many)
 
@@ -90,8 +89,7 @@ class Differences:
 
     def table(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Values ``(coordinates, levels)`` at a dtype, where x is."""
-        found = self._tables.get((x.device, dtype))
-        return self.levels.table.to(x.device, dtype) if found is None else found
+        return self.levels.table.to(x.device, dtype)
 
     def numbers(self, x: Tensor) -> Tensor:
         """Of the levels that flat values are at, int64."""
@@ -172,8 +170,14 @@ class DiscreteGradientKernel(DiscreteKernel):
         super().__init__(energy)
         self._differences = Differences(self.target, self._levels)
 
+    def move(self, device: torch.device) -> None:
+        """The levels."""
+        super().move(device)
+        self._differences.move(device)
+
     def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
         """Check the gradient and trace it."""
+        super().prepare(x, values=values, many=many)
         self._differences.prepare(self.flat(x), self.random_dtype(x), values=values, many=many)
 
     def check(self, x: Tensor, dtype: torch.dtype) -> None:

@@ -33,9 +33,9 @@ class DiscreteKernel(Kernel):
         self._levels = levels_of(self.target)
         self.num_coordinates = self.target.event_shape.numel()
 
-    def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
-        """Have the levels where the chains are: a tick that copied them would wait for a GPU."""
-        self._levels = self._levels.to(x.device)
+    def move(self, device: torch.device) -> None:
+        """The levels."""
+        self._levels = self._levels.to(device)
 
     def init_tuning(self, x: Tensor) -> Any:
         """None, unless a kernel says otherwise."""
@@ -83,7 +83,7 @@ class ByEnergies:
         count = len(values)
         tried = x.unsqueeze(1).repeat(1, count, 1)
         for k in range(count):
-            tried[:, k, block] = values[k]
+            tried[:, k, block].fill_(values[k])  # a number assigned would be a tensor on the CPU
         energy = self.energy(tried.view(len(x) * count, *self.energy.event_shape)).view(len(x), count)
         return (energy[:, 0] - energy[:, 1]).unsqueeze(1) if count == 2 else -energy.unsqueeze(1)
 

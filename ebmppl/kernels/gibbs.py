@@ -100,15 +100,16 @@ class Gibbs(DiscreteKernel):
         """Sweeps begin with points alone."""
         return state
 
+    def move(self, device: torch.device) -> None:
+        """The levels, and what the sweep looks up."""
+        super().move(device)
+        self._sweep.move(device)
+
     def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
         """Look which couplings are alike: parameters change in training."""
         super().prepare(x, values=values, many=many)
         if isinstance(self._sweep, PairSweep):
             self._sweep.look()
-        if isinstance(self._sweep, TwoLayers):
-            self._sweep.move(x.device)
-        if isinstance(self._conditionals, ByEnergies):
-            self._conditionals.levels = self._levels
 
     def holds(self) -> bool:
         """Whether couplings that were alike still are."""
@@ -178,6 +179,11 @@ class BlockSweep:
 
     def __init__(self, kernel: Gibbs) -> None:
         self.kernel = kernel
+        self._blocks = list(kernel._conditionals.blocks)
+
+    def move(self, device: torch.device) -> None:
+        """The blocks: those of parts know no device."""
+        self._blocks = [members.to(device) for members in self.kernel._conditionals.blocks]
 
     def noise(self) -> dict[str, NoiseSpec]:
         """One uniform for every coordinate."""
@@ -196,8 +202,8 @@ class BlockSweep:
         x, uniform = state.position, noise["uniform"]
         conditionals = self.kernel._conditionals
         table = self.kernel._levels.table.to(device=x.device, dtype=x.dtype)
-        for block, members in enumerate(conditionals.blocks):
-            members = members.to(x.device)  # those of parts may know no device
+        for block, members in enumerate(self._blocks):
+            members = members.to(x.device)
             u = uniform.index_select(1, members)
             logits = conditionals.logits(block, x)
             values = table.index_select(0, members)

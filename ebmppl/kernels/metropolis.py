@@ -58,6 +58,12 @@ class Metropolis(DiscreteKernel):
         super().__init__(energy)
         self.random_scan = flag("random_scan", random_scan)
         self._conditionals = None if random_scan else self.target.conditionals()
+        self._blocks = [] if self._conditionals is None else list(self._conditionals.blocks)
+
+    def move(self, device: torch.device) -> None:
+        """The levels and the blocks: those of parts know no device."""
+        super().move(device)
+        self._blocks = [] if self._conditionals is None else [b.to(device) for b in self._conditionals.blocks]
 
     @property
     def calls_per_tick(self) -> int:  # type: ignore[override]
@@ -118,7 +124,7 @@ class Metropolis(DiscreteKernel):
         """A sweep by the conditionals' logits, whose differences are those of the energy."""
         table, counts = self._table_and_counts(x)
         rates, diverged = torch.zeros_like(uniform[:, 0]), torch.zeros_like(uniform[:, 0], dtype=torch.bool)
-        for block, members in enumerate(conditionals.blocks):
+        for block, members in enumerate(self._blocks):
             members = members.to(x.device)
             here, of = x.index_select(1, members), table.index_select(0, members)
             proposal = _another(here, of, counts.index_select(0, members), level.index_select(1, members))

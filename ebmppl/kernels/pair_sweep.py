@@ -122,6 +122,10 @@ class PairSweep:
         """Two keys."""
         return {"keys": KEYS}
 
+    def move(self, device: torch.device) -> None:
+        """Where things are, which is found once for a device."""
+        self._tables(device)
+
     def look(self) -> None:
         """Find blocks whose couplings, a number for every edge, are alike at the present parameters."""
         self._alike = [self._found(block) for block in range(len(self._alike))]

@@ -61,8 +61,7 @@ class ParallelTempering(Kernel):
         betas: inverse temperatures, positive, increasing, ending at 1; or how many replicas, in geometric progression.
         beta_min: the least of these.
         adapt_betas: adapt the inverse temperatures between the hottest and 1 in warm-up.
-        base: E_0, an energy over the same space that is easy to explore; betas may then begin at 0, and a number of them is
-            evenly spaced from there.
+        base: E_0, an energy over the same space, easy to explore; betas may then begin at 0, a number of them evenly spaced.
 
     Raises:
         ValueError: for betas that are not so, a kernel whose ticks don't finish a draw of every chain (HMC, NUTS), one
@@ -133,8 +132,13 @@ class ParallelTempering(Kernel):
         """Where these gradients are taken."""
         return self._inner.real_points(rows) if isinstance(self._inner, DiscreteGradientKernel) else rows
 
+    def move(self, device: torch.device) -> None:
+        """The inner kernel's."""
+        self._inner.move(device)
+
     def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
         """Trace the gradient at beta = 1 of all replicas, of discrete energies after a check; or what the inner kernel must."""
+        super().prepare(x, values=values, many=many)
         rows = self._rows(x)
         if isinstance(self._inner, DiscreteGradientKernel):
             with self._replicas.at(torch.ones(len(rows), dtype=self.random_dtype(x), device=x.device)):
@@ -150,6 +154,10 @@ class ParallelTempering(Kernel):
         if not self._gradients:
             return self._inner.untraced(rows)
         return next((why for g in self._gradients if (why := g.untraced(self._points(rows))) is not None), None)
+
+    def holds(self) -> bool:
+        """Whether what the inner kernel found of the energy is still so."""
+        return self._inner.holds()
 
     def _rows(self, x: Tensor) -> Tensor:
         return x.repeat_interleave(self.num_replicas, 0)
@@ -234,16 +242,15 @@ class ParallelTempering(Kernel):
     def _inner_tuning(self, tuning: Any) -> Any:
         return self._tuning_type(*tuning[1:])
 
-    # A tick.
-
     def tick(self, state: Any, tuning: Any, noise: Noise) -> tuple[Any, Any]:
         """One tick of the inner kernel in every replica, then swaps of neighbours."""
         betas, chains = tuning.betas, len(state.energy)
         rows = betas.repeat(chains)
         given = {name: noise[name].flatten(0, 1) for name in noise if name != "swap"}
         inner = self._state_type(*(value.flatten(0, 1) for value in state[len(_OWN_STATE) :]))
+        based = self._replicas.base is not None
         with self._replicas.at(rows):
-            inner = self._times(rows, inner) if self._replicas.base is None else self._anew(inner)
+            inner = self._inner.init(self._inner.position(inner)) if based else self._times(rows, inner)
             inner, info = self._inner.tick(inner, self._tuning_by_row(tuning, rows), given)
         inner, energy, slope = self._ends(rows, inner, info)
         swap = metropolis((betas[:-1] - betas[1:]) * (slope[:, 1:] - slope[:, :-1]), noise["swap"])
@@ -254,9 +261,6 @@ class ParallelTempering(Kernel):
         fields = (v.index_select(0, source.flatten()).view(chains, -1, *v.shape[1:]) for v in inner)
         new = type(state)(energy, 1 - state.parity, label, state.round_trips + trips, *fields)
         return new, self._info(info, energy, swap.rate, new.round_trips)
-
-    def _anew(self, inner: Any) -> Any:
-        return self._inner.init(self._inner.position(inner))
 
     def _ends(self, rows: Tensor, inner: Any, info: Any) -> tuple[Any, Tensor, Tensor]:
         """What is kept of the inner state, and ``(chains, replicas)``: energies at beta = 1, and their slopes in beta."""

@@ -39,6 +39,7 @@ class Engine(NamedTuple):
 
 
 _engines: OrderedDict[Hashable, Engine] = OrderedDict()  # by traced code and shapes
+_under_way: list[list[tuple[OrderedDict[Hashable, Any], Hashable]]] = []  # by ``together``, what was put in it
 
 
 def layouts(tensors: Sequence[Tensor]) -> Hashable:
@@ -48,19 +49,24 @@ def layouts(tensors: Sequence[Tensor]) -> Hashable:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What is compiled within can be called after it; where its C++ fails, none of it is kept.
+    """What is compiled within can be called after it; where that fails or is interrupted, nothing put within is kept.
 
     Raises:
-        Refused: where it fails.
+        Refused: where the compiler fails.
     """
-    before = set(_engines)
+    added: list[tuple[OrderedDict[Hashable, Any], Hashable]] = []
+    _under_way.append(added)
     try:
         with one_unit():
             yield
-    except CompileError as error:
-        for key in set(_engines) - before:
-            del _engines[key]
-        raise Refused(f"the compiler failed: {error}") from error
+    except BaseException as error:  # Ctrl-C, too: an engine without its C++ would stop every later run of the energy
+        for store, key in added:
+            store.pop(key, None)
+        if isinstance(error, CompileError):
+            raise Refused(f"the compiler failed: {error}") from error
+        raise
+    finally:
+        _under_way.pop()
 
 
 def compile_traced(traced: Traced, inputs: Sequence[Tensor], shapes: Hashable, use: int) -> Engine:
@@ -88,5 +94,7 @@ def get(store: OrderedDict[Hashable, Any], key: Hashable) -> Any:
 def put(store: OrderedDict[Hashable, Any], key: Hashable, most: int, value: object) -> None:
     """Keep it, and the last used ``most`` in all."""
     store[key] = value
+    for added in _under_way:
+        added.append((store, key))
     while len(store) > most:
         store.popitem(last=False)
