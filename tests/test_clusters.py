@@ -18,9 +18,8 @@ from ebmppl.energies import Clamped, GeometricPath
 from ebmppl.energies.bonds import Bonds
 from ebmppl.energies.discrete import levels_of
 from ebmppl.energies.structure import Pairwise
-from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.clusters import Clusters, ClusterState, balanced
-from ebmppl.kernels.components import components, lattice_components
+from ebmppl.kernels.components import components, components_by_row, in_rounds, lattice_components
 from ebmppl.models import BoltzmannMachine, Graph, Hopfield, Ising, Potts, ProductOfExperts
 from ebmppl.sampling.chains import Chains
 from tests.discrete import exact_draws, law, number, p_value, states_of
@@ -90,6 +89,19 @@ GRAPHS: dict[str, Callable[[], tuple[Tensor, Tensor, int]]] = {
 def test_components_are_those_of_scipy(name: str) -> None:
     i, j, sites = GRAPHS[name]()
     assert torch.equal(components(i, j, sites).long(), _smallest(i, j, sites))
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("way", [components_by_row, in_rounds])
+def test_components_of_many_graphs_are_those_of_each(way: Any, name: str) -> None:
+    """Half of the edges of some rows, all or none of others; ``in_rounds`` looks at no value."""
+    i, j, sites = GRAPHS[name]()
+    joined = torch.rand(5, len(i), generator=torch.Generator().manual_seed(23)) < 0.5
+    joined[1], joined[3] = True, False
+    label = way(joined, i, j, sites).view(5, sites)
+    for row in range(5):
+        wanted = _smallest(i[joined[row]], j[joined[row]], sites)
+        assert torch.equal(label[row].long() - row * sites, wanted)
 
 
 class _Counting(torch.overrides.TorchFunctionMode):
@@ -244,10 +256,30 @@ def test_sites_without_edges(kernel: Any) -> None:
     assert p_value(torch.bincount(number(model, chains.position()), minlength=8), law(model)) > LIMIT
 
 
-def test_ticks_are_eager_and_say_why() -> None:
-    kernel = eb.SwendsenWang(Ising((4, 4), 0.4))
-    with pytest.warns(SamplingWarning, match="labelling clusters takes as many rounds as they need"):
-        eb.MCMC(kernel, 3, 0, num_chains=2, seed=22, backend="inductor", disable_progbar=True).run()
+# Compiled ticks.
+
+
+@pytest.mark.parametrize("kernel", [eb.SwendsenWang, pytest.param(eb.Wolff, marks=pytest.mark.long)])
+def test_compiled_ticks_see_parameters_that_change(kernel: Any) -> None:
+    """Strengths of the same signs go on in the same ticks; other signs, or the first field, take others."""
+    runs = []
+    for backend in ("eager", "inductor"):
+        model = Ising((4, 6), 0.3, dtype=F64)
+        chains = Chains(kernel(model), torch.ones(40, 4, 6, dtype=torch.int8), 22, backend, record=False)
+        draws, made = [], []
+        for coupling, field in ((0.3, 0.0), (0.45, 0.0), (-0.4, 0.0), (-0.4, 0.2)):
+            with torch.no_grad():
+                model.coupling.fill_(coupling)
+                model.field.fill_(field)
+            chains.advance(10)
+            draws.append(chains.position())
+            made.append(chains.compiled)
+        runs.append((draws, made))
+    (eager, none), (found, made) = runs
+    assert none == [None] * 4
+    assert all(map(torch.equal, eager, found))
+    assert None not in made
+    assert [a is b for a, b in zip(made[1:], made[:-1], strict=True)] == [True, False, False]
 
 
 def test_parameters_that_become_frustrated_are_refused() -> None:

@@ -821,6 +821,17 @@ def test_what_is_written_into_a_view_leaves_what_it_views() -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, function(x), strict=True))
 
 
+def test_numbers_of_a_graph_are_where_its_chains_are() -> None:
+    """One on the CPU among inputs on a GPU would make CUDA graphs wait; for want of a GPU, of a device without memory."""
+
+    def function(x: Tensor) -> list[Tensor]:
+        return [x * torch.tensor(0.5)]
+
+    nowhere = torch.device("meta")
+    (constant,) = make_graph(function, [torch.zeros(4, 3, device=nowhere)], lambda: [0]).constants
+    assert constant.device == nowhere
+
+
 def test_constrained_sites_and_scalar_events_compile() -> None:
     gamma = as_energy(lambda x: x - 2 * torch.log(x), (), constraints.positive)
     assert agree(run(gamma), run(gamma, backend="eager"))

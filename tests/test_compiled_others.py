@@ -32,8 +32,23 @@ MADE: dict[str, Callable[[], Kernel]] = {
     for model in ("ising, lattice", "potts, lattice", "rbm")
 }
 MADE |= {
+    f"{kernel}, {model}": partial(_discrete, kernel, model)
+    for kernel in ("swendsen-wang", "wolff")
+    for model in (
+        "ising, ferromagnet",  # a lattice that closes along one axis
+        "ising, ferromagnet in a field",
+        "ising, mattis glass",  # a graph, a gauge and fields
+        "potts, ferromagnet",
+        "potts, ferromagnet in a field",
+        "potts, tempered",  # a graph
+    )
+}
+MADE |= {
     "metropolis, random scan": partial(_discrete, "metropolis, random scan", "ising, tempered"),
     "tempered gibbs": partial(_discrete, "tempered gibbs", "ising, lattice"),
+    "tempered swendsen-wang": lambda: eb.ParallelTempering(
+        _discrete("swendsen-wang", "ising, ferromagnet in a field"), [0.4, 0.7, 1.0]
+    ),
     "tempered mala": lambda: eb.ParallelTempering(eb.MALA(BANANA, 0.3), 3),
     "blocks": lambda: eb.Blocks(pair().energy, {"s": eb.Gibbs, "x": partial(eb.HMC, step_size=0.3, num_steps=3)}),
 }
@@ -63,8 +78,11 @@ def _begin(kernel: Kernel) -> Tensor:
     return torch.randn(STATES, *kernel.target.event_shape, dtype=torch.float64, generator=generator)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("name", MADE)
+BY_DEFAULT = ("swendsen-wang, ising, mattis glass", "wolff, potts, ferromagnet in a field")
+ALL = [name if name in BY_DEFAULT else pytest.param(name, marks=pytest.mark.long) for name in MADE]
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_compiled_ticks_of_other_kernels_equal_eager_ones_state_by_state(name: str) -> None:
     """70 chains, 200 ticks, float64: sums of some ten numbers of size one in another order differ by some 1e-15."""
     kernel = MADE[name]()

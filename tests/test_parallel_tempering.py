@@ -17,7 +17,7 @@ import ebmppl as eb
 from ebmppl.diagnostics.tempering import ideal_round_trip_rate, tempering
 from ebmppl.energies import Energy, Gaussian, GaussianMixture
 from ebmppl.energies.discrete import indexed
-from ebmppl.errors import EnergyError, SamplingWarning
+from ebmppl.errors import EnergyError
 from ebmppl.kernels import Kernel, NoiseSpec
 from ebmppl.kernels.discrete import NoTuning
 from ebmppl.kernels.ladder import equal_rates, ladder
@@ -421,12 +421,23 @@ def test_kernels_out_of_step_are_refused(kind: Any) -> None:
         eb.ParallelTempering(kind(g), BETAS)
 
 
-def test_what_cant_be_compiled_says_why() -> None:
-    e = eb.models.Ising((3, 3), 0.3)
-    kernel = eb.ParallelTempering(eb.SwendsenWang(e), BETAS)
-    mcmc = eb.MCMC(kernel, 5, 5, num_chains=2, seed=0, backend="inductor", disable_progbar=True)
-    with pytest.warns(SamplingWarning, match="ticks run eagerly, slower: labelling clusters"):
-        mcmc.run()
+@pytest.mark.long
+@pytest.mark.parametrize("kind", [eb.SwendsenWang, eb.Wolff])
+def test_compiled_clusters_of_replicas_are_the_eager_ones(kind: Any) -> None:
+    """Also where couplings become negative between runs: the inner kernel then flips sites."""
+    ends = []
+    for backend in ("eager", "inductor"):
+        e = eb.models.Ising((4, 4), 0.3, 0.1, dtype=F64)
+        kernel = eb.ParallelTempering(kind(e), BETAS)
+        run = Chains(kernel, torch.ones(7, 4, 4, dtype=torch.int8), 22, backend, record=False)
+        run.advance(30)
+        assert (run.compiled is None) == (backend == "eager"), run.choice.reason
+        with torch.no_grad():
+            e.coupling.fill_(-0.5)
+        run.advance(30)
+        ends.append(run.position())
+    assert torch.equal(*ends)
+    assert ends[0].unique(dim=0).shape[0] > 1
 
 
 GRADIENTS: dict[str, Any] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,8 +10,9 @@ from torch import Tensor
 from ebmppl.arguments import require
 from ebmppl.energies.base import Energy
 from ebmppl.energies.structure import Lattice
+from ebmppl.kernels.accept import in_trace
 from ebmppl.kernels.base import NoiseSpec
-from ebmppl.kernels.components import components, lattice_components
+from ebmppl.kernels.components import components, components_by_row, lattice_components
 from ebmppl.kernels.discrete import DiscreteKernel
 
 _IN_CACHE = 1 << 16  # sites that one call of the labelling takes on a CPU
@@ -53,10 +54,11 @@ class ClusterKernel(DiscreteKernel):
         self._bonds = bonds
         table = self._levels.table
         require(bool((table == table[0]).all()), "the same levels of all coordinates", "different ones")
-        self._values = table[0]
+        self._values = [int(value) for value in table[0].tolist()]
         self._gauge: Tensor | None = None
         self._negative: Tensor | None = None
         self._without_fields = True
+        self._ends = self._ends_of_edges()
         self._look()
 
     @property
@@ -68,43 +70,71 @@ class ClusterKernel(DiscreteKernel):
         """State at points ``(chains, *event)``."""
         return ClusterState(self.flat(x))
 
+    def move(self, device: torch.device) -> None:
+        """The levels, the ends of edges and the gauge."""
+        super().move(device)
+        self._ends = self._ends[0].to(device), self._ends[1].to(device)
+        self._gauge = None if self._gauge is None else self._gauge.to(device)
+
     def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
         """Look again at the signs, and whether there are fields: parameters change in training.
 
         Raises:
             ValueError: for negative strengths without a gauge.
         """
+        super().prepare(x, values=values, many=many)
         self._look()
 
-    def untraced(self, x: Tensor) -> str | None:
-        """How many rounds the clusters take depends on them."""
-        return "labelling clusters takes as many rounds as they need"
+    def holds(self) -> bool:
+        """Whether the same strengths are negative, and there are fields or none, as before."""
+        same = self._negative is not None and torch.equal(self._negatives(), self._negative)
+        return same and self._without_fields == self._lacks_fields()
+
+    def kind(self) -> tuple[Any, ...]:
+        """Also which sites are flipped, and whether there are fields: a trace keeps it."""
+        gauge = None if self._gauge is None else tuple(self._gauge.tolist())
+        return (*super().kind(), self._without_fields, gauge)
 
     def bond_noise(self) -> NoiseSpec:
         """A uniform for every edge."""
         return NoiseSpec("uniform", (len(self._bonds.edges),))
 
     def _look(self) -> None:
-        """Here, not in a tick, which then has no number to read but those of the clusters' rounds."""
-        fields = self._bonds.fields().detach()
-        self._without_fields = bool((fields == fields[..., :1]).all())
+        """Here, not in a tick, which then has no number to read."""
+        self._without_fields = self._lacks_fields()
         self._find_gauge()
 
+    def _lacks_fields(self) -> bool:
+        fields = self._bonds.fields().detach()
+        return bool((fields == fields[..., :1]).all())
+
+    def _negatives(self) -> Tensor:
+        """Which edges' strengths are negative, of some row, ``(edges,)`` on the host."""
+        return (torch.atleast_2d(self._bonds.strengths().detach()) < 0).any(0).cpu()
+
+    def _ends_of_edges(self) -> tuple[Tensor, Tensor]:
+        """Of a lattice those of each site and the next along each axis, whether they are edges or not."""
+        lattice, edges = self._bonds.lattice, self._bonds.edges
+        if lattice is None:
+            return edges[:, 0].contiguous(), edges[:, 1].contiguous()
+        site = torch.arange(self.num_coordinates, device=edges.device).view(lattice.shape)
+        axes = range(site.dim())
+        return site.view(-1).repeat(site.dim()), torch.cat([site.roll(-1, axis).view(-1) for axis in axes])
+
     def _find_gauge(self) -> None:
-        strengths = self._bonds.strengths().detach()
-        strengths = strengths if strengths.dim() == 2 else strengths.unsqueeze(0)
-        negative = (strengths < 0).any(0).cpu()
+        negative = self._negatives()
         if self._negative is not None and torch.equal(negative, self._negative):
             return
         gauge = None
         if bool(negative.any()):
-            strengths = strengths.cpu()
+            strengths = torch.atleast_2d(self._bonds.strengths().detach()).cpu()
             first = int(negative.nonzero()[0])
             edge, worst = tuple(self._bonds.edges[first].tolist()), float(strengths[:, first].min())
             require(
                 self.num_levels == 2, f"strengths >= 0 with {self.num_levels} levels", f"{worst:.6g} at edge {edge}"
             )
             gauge = balanced(self._bonds.edges.cpu(), strengths.sum(0).sign(), self.num_coordinates)
+            gauge = gauge.to(self._ends[0].device)
         self._gauge, self._negative = gauge, negative
 
     def clusters(self, x: Tensor, uniform: Tensor) -> Clusters:
@@ -118,6 +148,12 @@ class ClusterKernel(DiscreteKernel):
         closing = torch.expm1(-self._bonds.strengths().detach().abs()).neg_()
         wanted = uniform < closing.to(uniform.dtype)
         lattice = self._bonds.lattice
+        if in_trace() or not x.is_cpu:
+            if lattice is None:
+                joined = self._equal_ends(level, wanted)
+            else:
+                joined = torch.cat([axis.flatten(1) for axis in _equal_and(level, wanted, lattice)], 1)
+            return Clusters(level, components_by_row(joined, *self._ends, self.num_coordinates))
         most = max(1, _IN_CACHE // self.num_coordinates) if x.is_cpu else len(x)
         labels = []
         for first in range(0, len(x), most):
@@ -132,17 +168,17 @@ class ClusterKernel(DiscreteKernel):
 
     def _level(self, x: Tensor) -> Tensor:
         if self.num_levels == 2:
-            upper = x == int(self._values[1])
-            return upper if self._gauge is None else upper ^ self._gauge.to(x.device)
-        return x - int(self._values[0])
+            upper = x == self._values[1]
+            return upper if self._gauge is None else upper ^ self._gauge
+        return x - self._values[0]
 
     def values_of(self, level: Tensor, x: Tensor) -> Tensor:
         """Points at the dtype of others, from levels after the gauge."""
         if self.num_levels == 2:
-            upper = level if self._gauge is None else level ^ self._gauge.to(x.device)
-            low, high = self._values.tolist()
+            upper = level if self._gauge is None else level ^ self._gauge
+            low, high = self._values
             return upper.to(x.dtype).mul_(high - low).add_(low)
-        return level.to(x.dtype) + int(self._values[0])
+        return level.to(x.dtype) + self._values[0]
 
     def fields(self) -> Tensor | None:
         """``(coordinates, levels)`` or ``(chains, coordinates, levels)`` of the levels after the gauge; None without any."""
@@ -151,12 +187,15 @@ class ClusterKernel(DiscreteKernel):
         fields = self._bonds.fields().detach()
         if self._gauge is None:
             return fields
-        return torch.where(self._gauge.to(fields.device).unsqueeze(-1), fields.flip(-1), fields)
+        return torch.where(self._gauge.unsqueeze(-1), fields.flip(-1), fields)
+
+    def _equal_ends(self, level: Tensor, wanted: Tensor) -> Tensor:
+        i, j = self._ends
+        return wanted & (level.index_select(1, i) == level.index_select(1, j))
 
     def _of_edges(self, level: Tensor, wanted: Tensor) -> Tensor:
-        i, j = self._bonds.edges.unbind(1)
-        bonded = wanted & (level.index_select(1, i) == level.index_select(1, j))
-        row, edge = bonded.nonzero().unbind(1)
+        i, j = self._ends
+        row, edge = self._equal_ends(level, wanted).nonzero().unbind(1)
         start = row * self.num_coordinates
         return components(start + i.index_select(0, edge), start + j.index_select(0, edge), level.numel())
 

@@ -155,6 +155,10 @@ class ParallelTempering(Kernel):
             return self._inner.untraced(rows)
         return next((why for g in self._gradients if (why := g.untraced(self._points(rows))) is not None), None)
 
+    def holds(self) -> bool:
+        """Whether what the inner kernel found of the energy is still so."""
+        return self._inner.holds()
+
     def _rows(self, x: Tensor) -> Tensor:
         return x.repeat_interleave(self.num_replicas, 0)
 
@@ -238,16 +242,15 @@ class ParallelTempering(Kernel):
     def _inner_tuning(self, tuning: Any) -> Any:
         return self._tuning_type(*tuning[1:])
 
-    # A tick.
-
     def tick(self, state: Any, tuning: Any, noise: Noise) -> tuple[Any, Any]:
         """One tick of the inner kernel in every replica, then swaps of neighbours."""
         betas, chains = tuning.betas, len(state.energy)
         rows = betas.repeat(chains)
         given = {name: noise[name].flatten(0, 1) for name in noise if name != "swap"}
         inner = self._state_type(*(value.flatten(0, 1) for value in state[len(_OWN_STATE) :]))
+        based = self._replicas.base is not None
         with self._replicas.at(rows):
-            inner = self._times(rows, inner) if self._replicas.base is None else self._anew(inner)
+            inner = self._inner.init(self._inner.position(inner)) if based else self._times(rows, inner)
             inner, info = self._inner.tick(inner, self._tuning_by_row(tuning, rows), given)
         inner, energy, slope = self._ends(rows, inner, info)
         swap = metropolis((betas[:-1] - betas[1:]) * (slope[:, 1:] - slope[:, :-1]), noise["swap"])
@@ -258,9 +261,6 @@ class ParallelTempering(Kernel):
         fields = (v.index_select(0, source.flatten()).view(chains, -1, *v.shape[1:]) for v in inner)
         new = type(state)(energy, 1 - state.parity, label, state.round_trips + trips, *fields)
         return new, self._info(info, energy, swap.rate, new.round_trips)
-
-    def _anew(self, inner: Any) -> Any:
-        return self._inner.init(self._inner.position(inner))
 
     def _ends(self, rows: Tensor, inner: Any, info: Any) -> tuple[Any, Tensor, Tensor]:
         """What is kept of the inner state, and ``(chains, replicas)``: energies at beta = 1, and their slopes in beta."""

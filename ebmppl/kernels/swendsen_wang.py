@@ -10,6 +10,7 @@ from torch import Tensor
 from ebmppl.kernels.accept import not_finite, select, some
 from ebmppl.kernels.base import Noise, NoiseSpec
 from ebmppl.kernels.clusters import ClusterKernel, Clusters, ClusterState
+from ebmppl.kernels.components import summed
 from ebmppl.kernels.discrete import NoTuning, draw_level, draw_upper
 
 
@@ -37,8 +38,8 @@ class SwendsenWang(ClusterKernel):
     Negative couplings of two levels are taken where flipping some sites makes all of them positive (an antiferromagnet
     on a bipartite graph; Mattis glasses).
 
-    How many rounds it takes to label the clusters depends on them (5 or 6 at a critical point), so ticks run eagerly, and on
-    a GPU every round reads a number back.
+    How many rounds it takes to label the clusters depends on them (5 or 6 at a critical point); on a GPU all are made that
+    it can take, so that no tick waits for it.
 
     References:
         Swendsen and Wang 1987, "Nonuniversal critical dynamics in Monte Carlo simulations";
@@ -82,15 +83,14 @@ class SwendsenWang(ClusterKernel):
             return uniform < 0.5 if levels == 2 else (uniform * levels).to(torch.int8 if levels < 128 else torch.int64)
         if levels == 2:
             odds = (fields[..., 1] - fields[..., 0]).to(uniform.dtype).expand(uniform.shape)
-            total = torch.zeros_like(uniform).view(-1).index_add_(0, label, odds.reshape(-1))
+            total = summed(odds.reshape(-1), label)
             return draw_upper(total.view(uniform.shape), uniform)
         flat = fields.to(uniform.dtype).expand(*uniform.shape, levels).reshape(-1, levels)
-        total = torch.zeros_like(flat).index_add_(0, label, flat)
-        return draw_level(total.view(*uniform.shape, levels), uniform)
+        return draw_level(summed(flat, label).view(*uniform.shape, levels), uniform)
 
     def _info(self, clusters: Clusters, energy: Tensor, diverging: Tensor) -> SwendsenWangInfo:
         shape = clusters.level.shape
-        size = torch.bincount(clusters.label, minlength=shape.numel()).view(shape)
+        size = summed(torch.ones_like(clusters.label), clusters.label).view(shape)
         largest = size.amax(1).to(energy.dtype) / shape[1]
         rate = (~diverging).to(energy.dtype)
         done = torch.ones_like(diverging)

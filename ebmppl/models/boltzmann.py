@@ -12,7 +12,14 @@ from ebmppl.energies.base import Energy, flatten_batch
 from ebmppl.energies.clamped import Clamped
 from ebmppl.energies.structure import Pairwise
 from ebmppl.models.graph import Graph
-from ebmppl.models.pairwise import NeighbourTables, as_parameter, couplings_of_matrix, products, whole_tensor
+from ebmppl.models.pairwise import (
+    NeighbourTables,
+    as_parameter,
+    couplings_of_matrix,
+    products,
+    two_levels,
+    whole_tensor,
+)
 from ebmppl.models.rbm_views import log1p_exp
 
 MOST_HIDDEN = 20  # interacting hidden units that are enumerated
@@ -115,7 +122,7 @@ class BoltzmannMachine(Energy):
 
     def pairwise(self) -> Pairwise:
         """Tables b x and W x x'."""
-        bits = self.coupling.new_tensor([0.0, 1.0])
+        bits = two_levels(0.0, self.coupling)
         pairs = whole_tensor(self.coupling, len(self.graph.edges))[:, None, None] * torch.outer(bits, bits)
         return Pairwise(self.biases[:, None] * bits, self.tables.edges, pairs, self.graph.shape)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ebmppl.energies.base import Energy, flatten_batch
 from ebmppl.energies.structure import Pairwise
 from ebmppl.energies.supports import spin
-from ebmppl.models.pairwise import as_parameter, whole_tensor
+from ebmppl.models.pairwise import as_parameter, two_levels, whole_tensor
 
 
 class Hopfield(Energy):
@@ -90,8 +90,8 @@ class Hopfield(Energy):
 
     def pairwise(self) -> Pairwise:
         """Tables h x and J x x' of all pairs."""
-        n, spins = len(self.alone), self.field.new_tensor([-1.0, 1.0])
-        edges = torch.combinations(torch.arange(n, device=spins.device))
+        n, spins = len(self.alone), two_levels(-1.0, self.field)
+        edges = torch.triu_indices(n, n, 1, device=spins.device).mT.contiguous()
         couplings = self.couplings[edges[:, 0], edges[:, 1]][:, None, None]
         return Pairwise(self.fields[:, None] * spins, edges, couplings * torch.outer(spins, spins), self.event_shape)
 

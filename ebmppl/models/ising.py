@@ -16,6 +16,7 @@ from ebmppl.models.pairwise import (
     as_parameter,
     on_graph,
     products,
+    two_levels,
     whole_tensor,
 )
 
@@ -98,7 +99,7 @@ class Ising(Energy):
 
     def pairwise(self) -> Pairwise:
         """Tables h x and J x x'."""
-        spins = self.coupling.new_tensor([-1.0, 1.0])
+        spins = two_levels(-1.0, self.coupling)
         pairs = self.couplings[:, None, None] * torch.outer(spins, spins)
         return Pairwise(self.fields[:, None] * spins, self.tables.edges, pairs, self.graph.shape, self.graph.as_lattice)
 

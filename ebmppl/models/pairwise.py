@@ -150,3 +150,8 @@ def full_parameter(
 def whole_tensor(value: Tensor, size: int) -> Tensor:
     """A scalar or a tensor as a vector ``(size,)``."""
     return value.expand(size) if value.dim() == 0 else value.reshape(size)
+
+
+def two_levels(low: float, like: Tensor) -> Tensor:
+    """``low`` and 1 at the dtype and place of another tensor, without a copy to it: kernels ask in every tick."""
+    return torch.linspace(low, 1.0, 2, dtype=like.dtype, device=like.device)

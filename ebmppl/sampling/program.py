@@ -202,7 +202,7 @@ def make_graph(
     with torch.no_grad(), tracing(TracingContext(one)):
         graph = make_fx(pure, decompositions())(*inputs)
     _leave_out_factors_of_one(graph)
-    constants = _lift(graph)
+    constants = _lift(graph, inputs[0].device)
     nodes = sum(node.op == "call_function" for node in graph.graph.nodes)
     return Traced(graph, constants, list(changed()), nodes, _work(graph), reading.reads())
 
@@ -266,8 +266,8 @@ def _work(graph: fx.GraphModule) -> int:
     return made
 
 
-def _lift(graph: fx.GraphModule) -> list[Tensor]:
-    """Make the tensors that a graph holds its inputs, each once, and return them."""
+def _lift(graph: fx.GraphModule, device: torch.device) -> list[Tensor]:
+    """Make the tensors that a graph holds its inputs, each once, numbers among them on the device, and return them."""
     nodes = graph.graph
     last = [node for node in nodes.nodes if node.op == "placeholder"][-1]
     places: dict[int, fx.Node] = {}
@@ -281,7 +281,7 @@ def _lift(graph: fx.GraphModule) -> list[Tensor]:
             with nodes.inserting_after(last):
                 place = last = nodes.placeholder(f"constant{len(constants)}")
             places[id(value)] = place
-            constants.append(value.detach())
+            constants.append(value.detach() if value.dim() else value.detach().to(device))
         node.replace_all_uses_with(place)
         nodes.erase_node(node)
     nodes.eliminate_dead_code()
