@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+LOOKS_AT_VALUES = "code looks at values (if, float() or .item() of a tensor)"
+
 
 def first_line(error: BaseException) -> str:
     """What an error says, without what follows on further lines."""
     return str(error).strip().partition("\n")[0]
 
 
+def looks_at_values(error: BaseException) -> bool:
+    """Whether ``torch.func.vmap`` or a tracer met code whose way depends on numbers in tensors."""
+    told = str(error)
+    return "value out of a tracing tensor" in told or ("vmap: It looks like" in told and "control flow" in told)
+
+
 def one_line(error: BaseException) -> str:
-    """An error's kind, and the first line of what it says, of at most 300 characters; the tracer's in plain words."""
-    if "value out of a tracing tensor" in str(error):
-        return "code looks at values (if, float() or .item() of a tensor), which a trace can't follow"
+    """An error's kind, and the first line of what it says, of at most 300 characters; torch's of values in plain words."""
+    if looks_at_values(error):
+        return f"{LOOKS_AT_VALUES}, which a trace can't follow"
     return f"{type(error).__name__}: {first_line(error)[:300]}"
 
 

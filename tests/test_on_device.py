@@ -58,6 +58,10 @@ def _score(x: Tensor, t: Tensor) -> Tensor:
     return torch.sin(3 * x) - x / (0.5 + t.unsqueeze(1))
 
 
+def _blurred(x: Tensor, sigma: Tensor) -> Tensor:
+    return (0.1 * torch.tanh(x) - x) / (1 + sigma.unsqueeze(1).square())
+
+
 def _discrete(kernel: str, model: str, device: torch.device) -> Kernel:
     return DISCRETE_KERNELS[kernel].factory(DISCRETE[model]().float().to(device))
 
@@ -140,7 +144,7 @@ CASES |= {
 CASES |= {
     "adaptive reverse sde": lambda _: eb.AdaptiveReverseSDE(_score, VP(), (7,)),
     "adaptive flow": lambda _: eb.AdaptiveFlow(_score, VP(), (7,)),
-    "annealed langevin": lambda _: eb.AnnealedLangevin(_score, geometric_sigmas(5, 0.1, 5.0), (7,)),
+    "annealed langevin": lambda _: eb.AnnealedLangevin(_blurred, geometric_sigmas(5, 0.1, 5.0), (7,)),
 }
 
 

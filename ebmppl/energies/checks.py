@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ebmppl.energies.base import Energy
 from ebmppl.energies.discrete import discrete, levels_of
-from ebmppl.energies.function import RANDOM, same_energy
+from ebmppl.energies.function import same_energy
+from ebmppl.energies.randomness import RANDOM, Draws
 from ebmppl.errors import EnergyError
 
 
@@ -32,7 +30,7 @@ def check_energy(energy: Energy, x: Tensor, *, gradient: bool = True, finite: bo
         _check_tensor(value, x)
     else:  # what is known, the gradient, is checked in its place
         value = _gradient(energy, x)
-    with _Random() as random:
+    with Draws() as random:
         again = _call(energy, x)
     if random.drawn or not same_energy(again, value):
         raise EnergyError(RANDOM)
@@ -52,22 +50,6 @@ def check_gradient(energy: Energy, x: Tensor, *, finite: bool = True) -> None:
     grad = _gradient(energy, x)
     if finite:
         _check_finite("gradient", grad)
-
-
-class _Random(TorchDispatchMode):
-    """Sees operations that draw from a global generator, however little they change."""
-
-    drawn = False
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """No: torch would import all of Dynamo to tell it not to look here, a second for who compiles nothing."""
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        self.drawn |= torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None
-        return func(*args, **kwargs)
 
 
 def _call(energy: Energy, x: Tensor) -> Tensor:

@@ -12,12 +12,8 @@ from torch.distributions import constraints
 from ebmppl.energies.base import Energy, Shape, Support, flatten_batch, like
 from ebmppl.energies.fingerprint import same
 from ebmppl.energies.linalg import rowwise
+from ebmppl.energies.randomness import RANDOM
 from ebmppl.errors import EnergyError
-
-RANDOM = (
-    "expected the same energy for the same points, got another at a second call: "
-    "an energy must be a function, without random numbers inside (dropout? give the module itself, or call its eval())"
-)
 
 
 def as_energy(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_uniform
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import biject_to
@@ -51,16 +52,46 @@ def _initial_value(site: dict[str, Any]) -> Tensor:
         return transform(torch.empty(transform.inverse_shape(fn.shape())).uniform_(-2, 2))
 
 
+class SameSites(Messenger):
+    """Within it a model runs once; sites that a branch adds, whose values would be drawn, or leaves out are refused.
+
+    Raises:
+        ValueError: for other sites than those of the trace.
+    """
+
+    def __init__(self, first: poutine.Trace) -> None:
+        super().__init__()
+        self._names = {name for name, node in first.nodes.items() if node["type"] == "sample"}
+
+    def __enter__(self) -> Any:
+        self._missing = set(self._names)
+        return super().__enter__()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] not in self._names:
+            raise _other_sites(msg["name"], "no such site", "one")
+        self._missing.discard(msg["name"])
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        if self._missing and raised[0] is None:
+            raise _other_sites(min(self._missing), "one", "no such site")
+
+
+def _other_sites(name: str, here: str, there: str) -> ValueError:
+    return ValueError(
+        f"expected a model with the same sites in every call, got at site {name!r}: {here}, then {there}; "
+        "an energy has one shape: give the model its structure before the run, not by drawing it"
+    )
+
+
 def _compare(first: poutine.Trace, other: poutine.Trace) -> None:
     """Raise where a call has other sites than the first one."""
     kinds = [_kinds(trace) for trace in (first, other)]
     for name in sorted(kinds[0].keys() | kinds[1].keys()):
         here, there = (kind.get(name, "no such site") for kind in kinds)
         if here != there:
-            raise ValueError(
-                f"expected a model with the same sites in every call, got at site {name!r}: {here}, then {there}; "
-                "an energy has one shape: give the model its structure before the run, not by drawing it"
-            )
+            raise _other_sites(name, here, there)
     for name, node in first.iter_stochastic_nodes():
         if isinstance(node["fn"], _Subsample) and not torch.equal(node["value"], other.nodes[name]["value"]):
             raise ValueError(

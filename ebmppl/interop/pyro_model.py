@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pyro
@@ -14,14 +14,16 @@ from pyro import poutine
 from pyro.infer.mcmc.util import initialize_model
 from torch import Tensor
 from torch.distributions import Distribution, Transform
-from torch.utils._pytree import tree_map
 
 from ebmppl.energies.base import Energy, flatten_batch
 from ebmppl.energies.fingerprint import same
 from ebmppl.energies.linalg import rowwise
-from ebmppl.errors import SamplingWarning, first_line
-from ebmppl.interop.pyro_checks import check_model, plate_nesting
+from ebmppl.energies.looped import one_by_one, require_whole_gradient, scattered
+from ebmppl.errors import LOOKS_AT_VALUES, SamplingWarning, first_line, looks_at_values
+from ebmppl.interop.pyro_checks import SameSites, check_model, plate_nesting
 from ebmppl.interop.vmappable import vmappable
+
+_POINTS = 12  # beside the prototype's, where the gradient of a model that runs chain by chain is tried
 
 
 def from_pyro(model: Callable[..., Any], *args: Any, **kwargs: Any) -> PyroEnergy:
@@ -29,7 +31,7 @@ def from_pyro(model: Callable[..., Any], *args: Any, **kwargs: Any) -> PyroEnerg
 
     Latent sites become the energy's sites, transformed as Pyro's NUTS does; ``get_samples()`` gives them back in
     their support. Plates, observed data and ``pyro.param`` (at its present value) work; discrete latents that can
-    be enumerated are summed out.
+    be enumerated are summed out. A model may branch on values (``if z > 0:``); what it computes must stay tensors.
 
     Args:
         model: a Pyro model, a callable that contains ``pyro.sample`` statements.
@@ -39,6 +41,8 @@ def from_pyro(model: Callable[..., Any], *args: Any, **kwargs: Any) -> PyroEnerg
     Raises:
         ValueError: for a model without continuous latents, with discrete ones that can't be enumerated, with
             subsampled plates, with sites or supports that change from call to call, or with reserved site names.
+        EnergyError: for a model that computes with Python numbers (``float(z)``, ``z.item()``) of latents: its gradient,
+            compared with finite differences, misses them.
 
     Warns:
         SamplingWarning: for a model that ``torch.func.vmap`` can't take; it runs chain by chain, slower.
@@ -86,24 +90,31 @@ class PyroEnergy(Energy):
         # the run's dtype and device, unless initial_params say otherwise
         self.register_buffer("like", torch.zeros((), dtype=dtype, device=energy.device), persistent=False)
         self._over_chains: Callable[..., Any] = torch.func.vmap
-        self._find_how_to_batch(z)
+        self._prototype: poutine.Trace | None = None  # where calls may have other sites
+        self._find_how_to_batch(z, prototype)
 
-    def _find_how_to_batch(self, z: dict[str, Tensor]) -> None:
+    def _find_how_to_batch(self, z: dict[str, Tensor], prototype: poutine.Trace) -> None:
         """One chain after the other where vmap can't take the model; what else fails will fail in its own place."""
         point = torch.cat([z[name].flatten() for name in self.sites])
         try:
             self.value_and_grad(torch.stack([point, point]))
         except RuntimeError as error:
-            if "vmap" not in str(error) or any(cause in str(error) for cause in ("random", ".item()")):
-                return  # no function, or without a gradient
-            self._over_chains, self.traced_from = _one_by_one, sys.maxsize
-            reason = first_line(error)
+            if "vmap" not in str(error) or "random" in str(error):
+                return  # no function
+            self._over_chains, self.traced_from, self._prototype = one_by_one, sys.maxsize, prototype
+            with torch.random.fork_rng(_cuda()):
+                require_whole_gradient(self, torch.cat([point[None], scattered(_POINTS, point.shape).to(point)]))
+            reason = LOOKS_AT_VALUES if looks_at_values(error) else first_line(error)
             told = f"the model runs chain by chain, slower, for torch.func.vmap can't take it: {reason}"
             warnings.warn(told, SamplingWarning, stacklevel=4)
 
     def _potential(self, z: Tensor) -> Tensor:
         """Pyro's potential at one packed point ``(dimension,)``."""
-        return rowwise(lambda point: self._potential_fn(self.unpack(point)), z)
+        return rowwise(self._at_point, z)
+
+    def _at_point(self, z: Tensor) -> Tensor:
+        with nullcontext() if self._prototype is None else SameSites(self._prototype):
+            return self._potential_fn(self.unpack(z))
 
     def forward(self, x: Tensor) -> Tensor:
         """Energies ``(*batch)`` in nats at unconstrained points ``(*batch, dimension)``, log-Jacobian included."""
@@ -133,11 +144,6 @@ class PyroEnergy(Energy):
     def transforms(self) -> dict[str, Transform]:
         """By site, the map from the support to the unconstrained space."""
         return dict(self._maps)
-
-
-def _one_by_one(function: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-    """``torch.func.vmap`` as a loop."""
-    return lambda rows: tree_map(lambda *values: torch.stack(values), *(function(row) for row in rows))
 
 
 @contextmanager

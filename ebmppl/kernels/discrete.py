@@ -83,7 +83,7 @@ class ByEnergies:
         count = len(values)
         tried = x.unsqueeze(1).repeat(1, count, 1)
         for k in range(count):
-            tried[:, k, block] = values[k]
+            tried[:, k, block].fill_(values[k])  # a number assigned would be a tensor on the CPU
         energy = self.energy(tried.view(len(x) * count, *self.energy.event_shape)).view(len(x), count)
         return (energy[:, 0] - energy[:, 1]).unsqueeze(1) if count == 2 else -energy.unsqueeze(1)
 

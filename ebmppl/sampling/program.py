@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ebmppl.energies.reads import Read, Reading
 from ebmppl.kernels.adaptation import Adaptation
 from ebmppl.kernels.base import Kernel
 from ebmppl.kernels.tracer import import_tracer
@@ -168,6 +169,7 @@ class Traced(NamedTuple):
     changed: list[int]  # which leaves of ``Carried`` are its outputs
     nodes: int
     work: int  # numbers that it makes
+    reads: list[Read]  # numbers that it holds
 
     def advance(self, run: Flat, leaves: list[Tensor], rest: Sequence[Tensor]) -> None:
         """One compiled tick; its outputs take the place of leaves of ``Carried``."""
@@ -189,14 +191,20 @@ def make_graph(
     from torch._guards import TracingContext, tracing
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    pure = torch.func.functionalize(run, remove="mutations")
+    reading = Reading()
+
+    def read(*tensors: Tensor) -> list[Tensor]:
+        with reading:
+            return run(*tensors)
+
+    pure = torch.func.functionalize(read, remove="mutations")
     one = FakeTensorMode(allow_fallback_kernels=True, shape_env=ShapeEnv())  # or each value gets one
     with torch.no_grad(), tracing(TracingContext(one)):
         graph = make_fx(pure, decompositions())(*inputs)
     _leave_out_factors_of_one(graph)
-    constants = _lift(graph)
+    constants = _lift(graph, inputs[0].device)
     nodes = sum(node.op == "call_function" for node in graph.graph.nodes)
-    return Traced(graph, constants, list(changed()), nodes, _work(graph))
+    return Traced(graph, constants, list(changed()), nodes, _work(graph), reading.reads())
 
 
 def flatten(carried: Carried) -> list[Tensor]:
@@ -258,8 +266,8 @@ def _work(graph: fx.GraphModule) -> int:
     return made
 
 
-def _lift(graph: fx.GraphModule) -> list[Tensor]:
-    """Make the tensors that a graph holds its inputs, each once, and return them."""
+def _lift(graph: fx.GraphModule, device: torch.device) -> list[Tensor]:
+    """Make the tensors that a graph holds its inputs, each once, numbers among them on the device, and return them."""
     nodes = graph.graph
     last = [node for node in nodes.nodes if node.op == "placeholder"][-1]
     places: dict[int, fx.Node] = {}
@@ -273,7 +281,7 @@ def _lift(graph: fx.GraphModule) -> list[Tensor]:
             with nodes.inserting_after(last):
                 place = last = nodes.placeholder(f"constant{len(constants)}")
             places[id(value)] = place
-            constants.append(value.detach())
+            constants.append(value.detach() if value.dim() else value.detach().to(device))
         node.replace_all_uses_with(place)
         nodes.erase_node(node)
     nodes.eliminate_dead_code()
