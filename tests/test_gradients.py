@@ -132,7 +132,7 @@ def test_it_is_traced_once_while_nothing_changes(monkeypatch: pytest.MonkeyPatch
     gradient.prepare(x)
     run = gradient._traced[x.shape, x.dtype, x.device].run
     gradient.prepare(x + 1)
-    monkeypatch.setattr(Net, "value_and_grad", None)  # without values nothing is evaluated
+    monkeypatch.setattr(Energy, "value_and_grad", None)  # without values nothing is evaluated
     gradient.prepare(x, values=False)
     assert gradient._traced[x.shape, x.dtype, x.device].run is run
 
@@ -289,5 +289,5 @@ def test_constants_are_on_the_device_of_the_points() -> None:
         return value.detach(), grad
 
     x = torch.zeros(4, 3, device="meta")
-    value, grad = _trace(value_and_grad, x)(x)
+    value, grad = _trace(value_and_grad, x)[0](x)
     assert (value.device.type, grad.device.type, grad.shape) == ("meta", "meta", x.shape)

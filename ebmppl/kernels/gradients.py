@@ -16,6 +16,7 @@ from ebmppl.energies.base import Energy
 from ebmppl.energies.fingerprint import fingerprint
 from ebmppl.energies.function import same_energy
 from ebmppl.energies.linalg import RowwiseLinalg
+from ebmppl.energies.reads import Read, Reading, note, unchanged
 from ebmppl.errors import SamplingWarning, one_line
 from ebmppl.kernels.tracer import REAL_ZEROS, import_tracer
 
@@ -36,6 +37,11 @@ class _Traced(NamedTuple):
     run: Run | None  # None where the eager gradient is used
     reason: str | None  # why it is
     form: tuple[Any, ...]  # the fingerprint of the energy
+    reads: list[Read]  # numbers that the trace holds
+
+    def is_of(self, energy: Energy) -> bool:
+        """Whether it is of the energy as it is now, as far as its values don't tell."""
+        return self.form == fingerprint(energy) and unchanged(self.reads)
 
 
 class Gradient:
@@ -63,6 +69,8 @@ class Gradient:
         traced = self._traced.get((x.shape, x.dtype, x.device))
         if traced is None or traced.run is None:
             return self.energy.value_and_grad(x)
+        if traced.reads:
+            note(traced.reads)
         return traced.run(x)
 
     def untraced(self, x: Tensor) -> str | None:
@@ -83,25 +91,24 @@ class Gradient:
         """
         key = (x.shape, x.dtype, x.device)
         known = self._traced.get(key)
-        if (known is None and not trace) or (
-            known is not None and not values and known.form == fingerprint(self.energy)
-        ):
+        if (known is None and not trace) or (known is not None and not values and known.is_of(self.energy)):
             return
         points = (x, self._elsewhere(x))
         eager = [self.energy.value_and_grad(point) for point in points]
         now = fingerprint(self.energy)
-        if known is not None and known.form == now and (known.run is None or _agree(known.run, points, eager)):
+        if known is not None and known.is_of(self.energy) and (known.run is None or _agree(known.run, points, eager)):
             return
         run: Run | None = None
+        reads: list[Read] = []
         reason: str | None = "the traced gradient differs from the eager one"
         try:
             with TRACING:
-                traced = _trace(self.energy.value_and_grad, x)
+                traced, reads = _trace(self.energy.value_and_grad, x)
             if _agree(traced, points, eager):
                 run, reason = traced, None
         except Exception as error:
             reason = one_line(error)
-        self._traced[key] = _Traced(run, reason, now)
+        self._traced[key] = _Traced(run, reason, now, reads)
         if run is None:
             name = type(self.energy).__name__
             warnings.warn(f"the gradient of {name} runs untraced, slower: {reason}", SamplingWarning, stacklevel=2)
@@ -116,10 +123,16 @@ def _agree(run: Run, points: tuple[Tensor, ...], eager: list[tuple[Tensor, Tenso
     return all(same_energy(a, b) for f, e in zip(found, eager, strict=True) for a, b in zip(f, e, strict=True))
 
 
-def _trace(value_and_grad: Run, x: Tensor) -> Run:
+def _trace(value_and_grad: Run, x: Tensor) -> tuple[Run, list[Read]]:
     import_tracer()
+    reading = Reading()
+
+    def read(points: Tensor) -> tuple[Tensor, Tensor]:
+        with reading:
+            return value_and_grad(points)
+
     with torch.no_grad(), RowwiseLinalg():
-        traced = make_fx(lambda points: value_and_grad(points), REAL_ZEROS)(x)
+        traced = make_fx(read, REAL_ZEROS)(x)
         _refuse_sizes_of_points(traced.graph)
         _fold(traced, x.device)
         _call_directly(traced, x)
@@ -132,7 +145,7 @@ def _trace(value_and_grad: Run, x: Tensor) -> Run:
         with torch.no_grad():  # of the parameters
             return forward(points)
 
-    return run
+    return run, reading.reads()
 
 
 def _fold(traced: fx.GraphModule, device: torch.device) -> None:

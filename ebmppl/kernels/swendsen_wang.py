@@ -10,8 +10,8 @@ from torch import Tensor
 from ebmppl.kernels.accept import not_finite, select, some
 from ebmppl.kernels.base import Noise, NoiseSpec
 from ebmppl.kernels.clusters import ClusterKernel, Clusters, ClusterState
-from ebmppl.kernels.components import summed
 from ebmppl.kernels.discrete import NoTuning, draw_level, draw_upper
+from ebmppl.kernels.operators import labelled, summed
 
 
 class SwendsenWangInfo(NamedTuple):
@@ -68,7 +68,8 @@ class SwendsenWang(ClusterKernel):
         """One sweep of every chain."""
         x = state.position
         clusters = self.clusters(x, noise["bond"])
-        level = self._drawn(clusters.label, noise["level"]).view(-1).index_select(0, clusters.label).view(x.shape)
+        drawn = self._drawn(clusters.label, noise["level"])
+        level = labelled(drawn.reshape(-1), clusters.label).view(x.shape)
         new = self.values_of(level, x)
         energy = self.energies(new)
         diverging = not_finite(energy)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ebmppl.energies.fingerprint import fingerprint
+from ebmppl.energies.reads import unchanged
 from ebmppl.errors import first_line, one_line
 from ebmppl.kernels.adaptation import Adaptation
 from ebmppl.kernels.base import Kernel
@@ -123,7 +124,8 @@ class Compiled:
     def holds(self) -> bool:
         """Whether the energy has the tensors, modes and attributes that were traced, and what the kernel found of it."""
         kernel = self.program.kernel
-        return self._fingerprint == fingerprint(kernel.target) and kernel.holds()
+        same = self._fingerprint == fingerprint(kernel.target) and unchanged(self.traced.reads)
+        return same and kernel.holds()
 
     # Finding the engine.
 
@@ -136,7 +138,8 @@ class Compiled:
         key = (kernel.identity(), shapes, tuple(self._at_hand.held.items()), threads())
         known = get(_known, key)
         now = fingerprint(energy)
-        if known is not None and known.fingerprint == now and self._wrong(known.engine, known.traced) is None:
+        holds = known is not None and known.fingerprint == now and unchanged(known.traced.reads)
+        if holds and self._wrong(known.engine, known.traced) is None:
             self._require_worth(known.engine.nodes)
             return known.engine, known.traced
         kernel.prepare(x, values=True, many=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ebmppl.energies.fingerprint import fingerprint, same
 from ebmppl.energies.function import same_energy
+from ebmppl.energies.reads import Read, unchanged
 from ebmppl.errors import one_line
 from ebmppl.kernels.gradients import TRACING
 from ebmppl.sampling.engines import Engine, Refused, compile_traced, get, layouts, put
@@ -45,6 +46,7 @@ class CompiledFunction(NamedTuple):
 
     Attributes:
         fingerprint: of what it is made of.
+        reads: numbers that it holds.
         constants: the tensors that it holds.
         engine: takes inputs and constants.
         work: numbers that it makes.
@@ -52,6 +54,7 @@ class CompiledFunction(NamedTuple):
     """
 
     fingerprint: tuple[Any, ...]
+    reads: list[Read]
     constants: list[Tensor]
     engine: Engine
     work: int
@@ -85,7 +88,7 @@ def compiled_functions(wanted: Sequence[Compiling], of: Sequence[object]) -> lis
         for one in wanted:
             key = (one.name, *map(same, of), layouts(one.inputs), torch.get_num_threads())
             known, right = get(_known, key), _right(one)
-            if known is None or known.fingerprint != now or not right(known):
+            if known is None or known.fingerprint != now or not unchanged(known.reads) or not right(known):
                 known = _compile(one, now)
                 if not right(known):
                     raise Refused("the compiled function differs from the eager one, or rows depend on one another")
@@ -111,4 +114,4 @@ def _compile(one: Compiling, now: tuple[Any, ...]) -> CompiledFunction:
     repeat = None
     with suppress(NotReplayable):
         repeat = Repeat(engine.run, one.inputs, traced.constants)
-    return CompiledFunction(now, traced.constants, engine, traced.work, repeat)
+    return CompiledFunction(now, traced.reads, traced.constants, engine, traced.work, repeat)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import ctypes
 import getpass
+import logging
 import os
 import re
 import sys
@@ -14,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -28,6 +29,8 @@ from ebmppl.sampling.cpp_unit import TORCHS, Unit
 from ebmppl.sampling.gcc import build
 from ebmppl.sampling.quicker import fake_mode, quicker
 from ebmppl.sampling.scopes import without_collections
+
+logger = logging.getLogger(__name__)
 
 _BEFORE_HEADERS = 3  # graphs
 _LINES = 400  # of a kernel, about; a piece of C++ is compiled beside the writing of the next one
@@ -63,7 +66,10 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Flat:
         warnings.simplefilter("ignore")  # of the compiler about itself
         try:
             return _inner_compile(graph, inputs)
-        except (ImportError, AttributeError, TypeError):
+        except (ImportError, AttributeError, TypeError) as error:
+            logger.info(
+                "torch.compile instead of Inductor's inner compile, which is another one here: %s", one_line(error)
+            )
             return _by_dynamo(graph, inputs)
         except Exception as error:  # compilers fail in many ways
             raise CompileError(one_line(error)) from error
@@ -236,9 +242,21 @@ def _options() -> dict[str, object]:
         "cpp.min_chunk_size": 4096,  # numbers of a loop that are worth a thread
     }
     options |= _headers()
+    options = {name: value for name, value in options.items() if _is_there(name)}
     if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
         options["cpp.vec_isa_ok"] = True  # torch has looked; Inductor would compile a program to find out, 3 s
     return options
+
+
+def _is_there(option: str) -> bool:
+    """Whether this release of torch has it."""
+    from torch._inductor import config
+
+    try:
+        reduce(getattr, option.split("."), config)
+    except AttributeError:
+        return False
+    return True
 
 
 def _headers() -> dict[str, object]:

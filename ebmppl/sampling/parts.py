@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ebmppl.energies.fingerprint import fingerprint
 from ebmppl.kernels.base import Kernel
 from ebmppl.kernels.hamiltonian import HamiltonianKernel
 from ebmppl.sampling.backends import Compiled, Job, Share, program_at_hand
@@ -93,7 +92,6 @@ class Parts:
         self.engine, self.traced = self.parts[0].engine, self.parts[0].traced
         work = self.traced.work * len(self.parts)
         self.threads = min(len(self.parts), threads() if work >= _SMALL else 1)
-        self._fingerprint = fingerprint(job.kernel.target)
         self._adapting, self._pool = False, None
         if pool is not None:
             pool.prepare()
@@ -122,7 +120,7 @@ class Parts:
     @property
     def holds(self) -> bool:
         """Whether the energy has the tensors, modes and attributes that were traced."""
-        return self._fingerprint == fingerprint(self.program.kernel.target)
+        return self.parts[0].holds
 
     @property
     def carried(self) -> Carried:

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from ebmppl.energies.reads import Read, Reading
 from ebmppl.kernels.adaptation import Adaptation
 from ebmppl.kernels.base import Kernel
 from ebmppl.kernels.tracer import import_tracer
@@ -168,6 +169,7 @@ class Traced(NamedTuple):
     changed: list[int]  # which leaves of ``Carried`` are its outputs
     nodes: int
     work: int  # numbers that it makes
+    reads: list[Read]  # numbers that it holds
 
     def advance(self, run: Flat, leaves: list[Tensor], rest: Sequence[Tensor]) -> None:
         """One compiled tick; its outputs take the place of leaves of ``Carried``."""
@@ -189,14 +191,20 @@ def make_graph(
     from torch._guards import TracingContext, tracing
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    pure = torch.func.functionalize(run, remove="mutations")
+    reading = Reading()
+
+    def read(*tensors: Tensor) -> list[Tensor]:
+        with reading:
+            return run(*tensors)
+
+    pure = torch.func.functionalize(read, remove="mutations")
     one = FakeTensorMode(allow_fallback_kernels=True, shape_env=ShapeEnv())  # or each value gets one
     with torch.no_grad(), tracing(TracingContext(one)):
         graph = make_fx(pure, decompositions())(*inputs)
     _leave_out_factors_of_one(graph)
     constants = _lift(graph, inputs[0].device)
     nodes = sum(node.op == "call_function" for node in graph.graph.nodes)
-    return Traced(graph, constants, list(changed()), nodes, _work(graph))
+    return Traced(graph, constants, list(changed()), nodes, _work(graph), reading.reads())
 
 
 def flatten(carried: Carried) -> list[Tensor]:
