@@ -842,6 +842,13 @@ def test_numbers_of_a_graph_are_where_its_chains_are() -> None:
     assert constant.device == nowhere
 
 
+def test_a_tensor_times_one_compiles() -> None:
+    """Such factors are left out of a trace; what the trace holds has no form there, and its energy never ran compiled."""
+    weights = torch.arange(3.0)
+    energy = as_energy(lambda x: x.square().sum(-1) + ((weights * 1.0) * x).sum(-1), (3,))
+    assert agree(run(energy), run(energy, backend="eager"))
+
+
 def test_constrained_sites_and_scalar_events_compile() -> None:
     gamma = as_energy(lambda x: x - 2 * torch.log(x), (), constraints.positive)
     assert agree(run(gamma), run(gamma, backend="eager"))
