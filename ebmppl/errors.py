@@ -16,7 +16,7 @@ def first_line(error: BaseException) -> str:
 def looks_at_values(error: BaseException) -> bool:
     """Whether ``torch.func.vmap`` or a tracer met code whose way depends on numbers in tensors."""
     told = str(error)
-    return "value out of a tracing tensor" in told or ("vmap: It looks like" in told and "control flow" in told)
+    return "value out of a tracing tensor" in told or "vmap: It looks like you're" in told
 
 
 def one_line(error: BaseException) -> str:

@@ -374,8 +374,10 @@ def _soft(x: Tensor) -> Tensor:
     return (torch.softmax(x, 0) * x).sum(-1)
 
 
-def _branch(x: Tensor) -> Tensor:
-    return x.sum() if x[0] > 0 else x.square().sum()
+def _assigns(x: Tensor) -> Tensor:
+    out = torch.zeros(3)
+    out[0] = x[0]
+    return out.sum() if x.dim() == 1 else torch.zeros(())
 
 
 W64 = torch.ones(3, dtype=torch.float64)
@@ -433,8 +435,7 @@ BAD: dict[str, tuple[Callable[..., object], str]] = {
     ),
     "key error": (lambda x: x["mu"], r"failed on a batch of shape \(64, 3\)"),
     "its own error": (lambda x: {}["a"], "KeyError: 'a'"),
-    "branches on one point": (_branch, VMAP),
-    "item of one point": (lambda x: torch.tensor(x[0].item()) + x.sum().square() if x.dim() == 1 else None, VMAP),
+    "assigns to one point": (_assigns, VMAP),
     "in place": (_in_place, "got another at a second call"),
     "nan": (lambda x: x.square().sum(-1) * math.nan, r"got 64 of 64.* \(the first is nan\); chains: 0, 1, .*9, \.\.\."),
     "inf": (lambda x: x.square().sum(-1) + math.inf, r"got 64 of 64.* \(the first is inf\)"),
@@ -470,7 +471,7 @@ FORCED: dict[str, tuple[Callable[..., object], bool, str]] = {
     ),
     "random": (lambda x: x.square().sum(-1) + torch.rand(len(x)), True, RANDOM),
     "random, one point": (lambda x: x.square().sum() + torch.rand(()), False, "random operation"),
-    "branches": (_branch, False, VMAP),
+    "assigns": (_assigns, False, VMAP),
     "another device": (lambda x: torch.zeros(len(x), device="meta"), True, "expected energy on cpu .*, got meta"),
     "float": (lambda x: 1.0, True, "expected the energy as a tensor, got float"),
     "array": (lambda x: x.detach().numpy(), True, "expected the energy as a tensor, got ndarray"),

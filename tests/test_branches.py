@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,8 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import grad
+from torch.distributions import constraints
 
 import ebmppl as eb
+from ebmppl.energies.checks import check_energy
 from ebmppl.energies.looped import require_whole_gradient, scattered
 from ebmppl.errors import EnergyError, SamplingWarning
 from ebmppl.sampling import choice
@@ -109,6 +112,81 @@ def test_a_run_says_why_ticks_are_eager(monkeypatch: pytest.MonkeyPatch) -> None
         mcmc.run()
     assert mcmc.backend == "eager"
     assert mcmc.backend_reason.startswith("the gradient is not traced: code looks at values")
+
+
+# Callables for one point
+
+
+def bowl(x: Tensor) -> Tensor:
+    return 0.5 * x.square().sum() if x[0] > 0 else 2 * x.square().sum()
+
+
+@pytest.mark.parametrize("batched", [None, False])
+def test_a_callable_for_one_point_may_branch(batched: bool | None) -> None:
+    energy = eb.as_energy(bowl, (2,), batched=batched)
+    with pytest.warns(SamplingWarning, match=f"the energy runs chain by chain, slower, .*: {LOOKS}"):
+        energy(torch.zeros(2, 2))
+    assert "batched=False (point by point)" in repr(energy)
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+    stiff = torch.where(x[:, 0] > 0, 1.0, 4.0)
+    value, slope = energy.value_and_grad(x)
+    assert torch.allclose(value, 0.5 * stiff * x.square().sum(1), rtol=1e-14)  # float64, two terms
+    assert torch.allclose(slope, stiff[:, None] * x, rtol=1e-14)
+
+
+def test_draws_of_a_callable_that_branches_have_its_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Halves of a round Gaussian of variance 1 for positive x0, and of 1/4: masses as 4 to 1."""
+    monkeypatch.setattr(choice, "LEAST_TICKS", 1)
+    mcmc = eb.MCMC(eb.NUTS(eb.as_energy(bowl, (2,))), 500, 200, num_chains=4, seed=0, disable_progbar=True)
+    with pytest.warns(SamplingWarning, match=LOOKS) as told:
+        mcmc.run()
+    assert [str(w.message).partition(",")[0] for w in told] == [
+        "the energy runs chain by chain",
+        "the gradient of FunctionEnergy runs untraced",
+    ]
+    assert mcmc.backend_reason.startswith("the gradient is not traced: code looks at values")
+    drawn = mcmc.get_samples(group_by_chain=True)["x"]
+    for values, wanted in ((drawn[..., 0] > 0, 0.8), (drawn[..., 0] ** 2, 0.85), (drawn[..., 1] ** 2, 0.85)):
+        error = float(az.mcse(values.double().numpy(), method="mean"))
+        assert abs(float(values.double().mean()) - wanted) < 4 * error  # 3 numbers, each 1 in 16,000 by chance
+        assert error < 0.1  # one half alone is off by 0.15 and more
+
+
+def test_the_gradient_of_a_constrained_callable_is_tried_inside_its_support() -> None:
+    def energy(x: Tensor) -> Tensor:
+        return x[0] * x[1].log().item() if x[0] > 0 else torch.tensor(math.log(x[0].item()))  # the latter: an error
+
+    mcmc = eb.MCMC(
+        eb.HMC(eb.as_energy(energy, (2,), constraints.positive)), 2, 2, num_chains=2, seed=0, disable_progbar=True
+    )
+    with pytest.warns(SamplingWarning, match=LOOKS), pytest.raises(EnergyError, match="has no gradient"):
+        mcmc.run()
+
+
+@pytest.mark.parametrize(
+    ("fn", "message"),
+    [
+        (lambda x: x[0].item() * x.sum() if x.dim() == 1 else None, "along 'x' where finite differences give"),
+        (lambda x: x.sum() if x[0] > 0 else 1.0, "expected the energy as a tensor, got float"),
+        (lambda x: x.sum() if x[0] > 0 else x, "the energy failed at points of shape"),
+    ],
+)
+def test_bad_callables_for_one_point_that_look_at_values_are_named(
+    fn: Callable[[Tensor], object], message: str
+) -> None:
+    energy = eb.as_energy(fn, (2,), batched=False)  # type: ignore[arg-type]
+    with pytest.warns(SamplingWarning, match=LOOKS), pytest.raises(EnergyError, match=message):
+        check_energy(energy, torch.tensor([[1.0, 0.5], [-1.0, 0.5]]))
+
+
+def test_points_where_a_callable_fails_decide_nothing() -> None:
+    def energy(x: Tensor) -> Tensor:
+        if x[0] < -1:
+            raise ZeroDivisionError
+        return x.square().sum()
+
+    with pytest.warns(SamplingWarning, match=LOOKS):
+        check_energy(eb.as_energy(energy, (2,)), torch.full((2, 2), 0.1))
 
 
 # What is refused

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,11 @@ from ebmppl.energies import Clamped, GeometricPath
 from ebmppl.energies.bonds import Bonds
 from ebmppl.energies.discrete import levels_of
 from ebmppl.energies.structure import Pairwise
+from ebmppl.kernels import operators
 from ebmppl.kernels.clusters import Clusters, ClusterState, balanced
-from ebmppl.kernels.components import components, components_by_row, in_rounds, lattice_components
+from ebmppl.kernels.components import components, in_rounds, lattice_components
 from ebmppl.models import BoltzmannMachine, Graph, Hopfield, Ising, Potts, ProductOfExperts
+from ebmppl.sampling import operators_in_c
 from ebmppl.sampling.chains import Chains
 from tests.discrete import exact_draws, law, number, p_value, states_of
 from tests.discrete_registry import DISCRETE
@@ -91,14 +94,30 @@ def test_components_are_those_of_scipy(name: str) -> None:
     assert torch.equal(components(i, j, sites).long(), _smallest(i, j, sites))
 
 
+def _by_operator(joined: Tensor, i: Tensor, j: Tensor, sites: int, *, in_c: bool) -> Tensor:
+    args = torch.zeros(len(joined), sites, dtype=torch.int8), 1.0 - joined.float(), torch.ones(len(i)), i, j
+    if not in_c:
+        return operators.bonded(*args)
+    out, call = operators_in_c.call("bonded", lambda *form: torch.empty_strided(form[0], form[1], dtype=form[2]), args)
+    call()
+    return out
+
+
+WAYS: dict[str, Callable[..., Tensor]] = {
+    "in rounds": in_rounds,  # looks at no value
+    "operator": partial(_by_operator, in_c=False),
+    "operator in C": partial(_by_operator, in_c=True),
+}
+
+
 @pytest.mark.parametrize("name", GRAPHS)
-@pytest.mark.parametrize("way", [components_by_row, in_rounds])
-def test_components_of_many_graphs_are_those_of_each(way: Any, name: str) -> None:
-    """Half of the edges of some rows, all or none of others; ``in_rounds`` looks at no value."""
+@pytest.mark.parametrize("way", WAYS)
+def test_components_of_many_graphs_are_those_of_each(way: str, name: str) -> None:
+    """Half of the edges of some rows, all or none of others."""
     i, j, sites = GRAPHS[name]()
     joined = torch.rand(5, len(i), generator=torch.Generator().manual_seed(23)) < 0.5
     joined[1], joined[3] = True, False
-    label = way(joined, i, j, sites).view(5, sites)
+    label = WAYS[way](joined, i, j, sites).view(5, sites)
     for row in range(5):
         wanted = _smallest(i[joined[row]], j[joined[row]], sites)
         assert torch.equal(label[row].long() - row * sites, wanted)
@@ -272,7 +291,7 @@ def test_compiled_ticks_see_parameters_that_change(kernel: Any) -> None:
                 model.coupling.fill_(coupling)
                 model.field.fill_(field)
             chains.advance(10)
-            draws.append(chains.position())
+            draws.append(chains.position().clone())
             made.append(chains.compiled)
         runs.append((draws, made))
     (eager, none), (found, made) = runs

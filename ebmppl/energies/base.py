@@ -88,6 +88,7 @@ class Energy(nn.Module):
 
     # draws of a run from which tracing its gradient pays: it saves some 10 us an operation, and costs up to a second
     traced_from: int = 1000
+    looped: bool = False  # points are taken one by one, for code looks at their values; a run tries the gradient then
 
     def forward(self, x: Tensor) -> Tensor:
         """Energies ``(*batch)`` in nats of points ``(*batch, *event)``."""

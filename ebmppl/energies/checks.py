@@ -8,6 +8,7 @@ from torch import Tensor
 from ebmppl.energies.base import Energy
 from ebmppl.energies.discrete import discrete, levels_of
 from ebmppl.energies.function import same_energy
+from ebmppl.energies.looped import POINTS, require_whole_gradient, scattered
 from ebmppl.energies.randomness import RANDOM, Draws
 from ebmppl.errors import EnergyError
 
@@ -45,11 +46,25 @@ def check_gradient(energy: Energy, x: Tensor, *, finite: bool = True) -> None:
     """Check the gradient of an energy at points ``(chains, *event)``; a discrete energy's at these real numbers.
 
     Raises:
-        EnergyError: where there is none, or one of another shape or dtype, or not finite (chains are named).
+        EnergyError: where there is none, or one of another shape or dtype, or not finite (chains are named), or, of code
+            that looks at values, one that misses a part.
     """
     grad = _gradient(energy, x)
     if finite:
         _check_finite("gradient", grad)
+    if any(isinstance(part, Energy) and part.looped for part in energy.modules()):
+        points = scattered(POINTS, x.shape[1:]).to(x)
+        works = [point for point in points if _works(energy, point[None])]
+        if works:
+            require_whole_gradient(energy, torch.stack(works))
+
+
+def _works(energy: Energy, x: Tensor) -> bool:
+    try:
+        _call(energy, x)
+    except Exception:
+        return False  # the user's code may raise anything there, for nobody asked for these points
+    return True
 
 
 def _call(energy: Energy, x: Tensor) -> Tensor:

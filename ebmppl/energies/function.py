@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from ebmppl.energies.base import Energy, Shape, Support, flatten_batch, like
 from ebmppl.energies.fingerprint import same
 from ebmppl.energies.linalg import rowwise
 from ebmppl.energies.randomness import RANDOM
-from ebmppl.errors import EnergyError
+from ebmppl.errors import LOOKS_AT_VALUES, EnergyError, SamplingWarning, looks_at_values
 
 
 def as_energy(
@@ -32,7 +33,9 @@ def as_energy(
         event_shape: shape of one point, or a dict of shapes by site name.
         support: constraint of the points, or a dict by site; fn always sees points inside the support, as floating point numbers.
         batched: True if fn is written for a batch, False for one point; None finds out at the first call
-            (``repr`` tells which) and vectorises a function of one point with ``torch.func.vmap``.
+            (``repr`` tells which) and vectorises a function of one point with ``torch.func.vmap``. One that branches on
+            values (``if x[0] > 0:``) is called point by point, slower; its gradient, compared with finite differences at
+            the start of a run, must not miss what it computes with Python numbers (``x[0].item()``).
 
     Returns:
         An energy of points ``(*batch, *event)``. fn is not called here but first by a run or a loss.
@@ -92,14 +95,22 @@ class FunctionEnergy(Energy):
     def _call_fn(self, x: Tensor) -> Any:
         return self.fn(self.unpack(x) if self.packed else x)
 
-    def _vmapped(self, rows: Tensor) -> Tensor:
-        try:
-            return torch.func.vmap(self._rows)(rows)
-        except (RuntimeError, ValueError) as error:
-            raise EnergyError(
-                "the energy is written for one point and torch.func.vmap can't vectorise it; "
-                f"write it for a batch (data-dependent `if`, .item() and in-place changes stop vmap): {error}"
-            ) from error
+    def _vmapped(self, rows: Tensor) -> Any:
+        if not self.looped:
+            try:
+                return torch.func.vmap(self._rows)(rows)
+            except (RuntimeError, ValueError) as error:
+                if not looks_at_values(error):
+                    raise EnergyError(
+                        "the energy is written for one point and torch.func.vmap can't vectorise it; "
+                        f"write it for a batch (in-place changes stop vmap): {error}"
+                    ) from error
+            self.looped = True
+            told = f"the energy runs chain by chain, slower, for torch.func.vmap can't take it: {LOOKS_AT_VALUES}"
+            warnings.warn(told, SamplingWarning, stacklevel=2)
+        values = [self._rows(row) for row in rows]
+        wrong = [value for value in values if not isinstance(value, Tensor)]
+        return wrong[0] if wrong else torch.stack(values)
 
     @torch.no_grad()
     def _find_out(self, rows: Tensor) -> bool:
@@ -146,7 +157,8 @@ class FunctionEnergy(Energy):
 
     def extra_repr(self) -> str:
         """Shape, support and what was found out about fn."""
-        written = {None: "batched=unknown until called", True: "batched=True", False: "batched=False (vmapped)"}
+        how = "point by point" if self.looped else "vmapped"
+        written = {None: "batched=unknown until called", True: "batched=True", False: f"batched=False ({how})"}
         name = getattr(self.fn, "__name__", type(self.fn).__name__)
         return f"{name}, {super().extra_repr()}, {written[self.batched]}"
 

@@ -14,6 +14,7 @@ from ebmppl.energies.base import Energy
 from ebmppl.energies.randomness import RANDOM, Draws
 from ebmppl.errors import EnergyError
 
+POINTS = 12  # where a gradient is tried
 _STEPS = (25.0, 5.0, 1.0, 0.2)  # in cube roots of the rounding, where a central difference is most exact
 _MOST_DIRECTIONS = 8
 

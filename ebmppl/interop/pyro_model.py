@@ -18,12 +18,10 @@ from torch.distributions import Distribution, Transform
 from ebmppl.energies.base import Energy, flatten_batch
 from ebmppl.energies.fingerprint import same
 from ebmppl.energies.linalg import rowwise
-from ebmppl.energies.looped import one_by_one, require_whole_gradient, scattered
+from ebmppl.energies.looped import POINTS, one_by_one, require_whole_gradient, scattered
 from ebmppl.errors import LOOKS_AT_VALUES, SamplingWarning, first_line, looks_at_values
 from ebmppl.interop.pyro_checks import SameSites, check_model, plate_nesting
 from ebmppl.interop.vmappable import vmappable
-
-_POINTS = 12  # beside the prototype's, where the gradient of a model that runs chain by chain is tried
 
 
 def from_pyro(model: Callable[..., Any], *args: Any, **kwargs: Any) -> PyroEnergy:
@@ -103,7 +101,7 @@ class PyroEnergy(Energy):
                 return  # no function
             self._over_chains, self.traced_from, self._prototype = one_by_one, sys.maxsize, prototype
             with torch.random.fork_rng(_cuda()):
-                require_whole_gradient(self, torch.cat([point[None], scattered(_POINTS, point.shape).to(point)]))
+                require_whole_gradient(self, torch.cat([point[None], scattered(POINTS, point.shape).to(point)]))
             reason = LOOKS_AT_VALUES if looks_at_values(error) else first_line(error)
             told = f"the model runs chain by chain, slower, for torch.func.vmap can't take it: {reason}"
             warnings.warn(told, SamplingWarning, stacklevel=4)

@@ -12,8 +12,9 @@ from ebmppl.energies.base import Energy
 from ebmppl.energies.structure import Lattice
 from ebmppl.kernels.accept import in_trace
 from ebmppl.kernels.base import NoiseSpec
-from ebmppl.kernels.components import components, components_by_row, lattice_components
+from ebmppl.kernels.components import components, lattice_components
 from ebmppl.kernels.discrete import DiscreteKernel
+from ebmppl.kernels.operators import bonded
 
 _IN_CACHE = 1 << 16  # sites that one call of the labelling takes on a CPU
 
@@ -58,7 +59,7 @@ class ClusterKernel(DiscreteKernel):
         self._gauge: Tensor | None = None
         self._negative: Tensor | None = None
         self._without_fields = True
-        self._ends = self._ends_of_edges()
+        self._ends = self._bonds.edges[:, 0].contiguous(), self._bonds.edges[:, 1].contiguous()
         self._look()
 
     @property
@@ -112,15 +113,6 @@ class ClusterKernel(DiscreteKernel):
         """Which edges' strengths are negative, of some row, ``(edges,)`` on the host."""
         return (torch.atleast_2d(self._bonds.strengths().detach()) < 0).any(0).cpu()
 
-    def _ends_of_edges(self) -> tuple[Tensor, Tensor]:
-        """Of a lattice those of each site and the next along each axis, whether they are edges or not."""
-        lattice, edges = self._bonds.lattice, self._bonds.edges
-        if lattice is None:
-            return edges[:, 0].contiguous(), edges[:, 1].contiguous()
-        site = torch.arange(self.num_coordinates, device=edges.device).view(lattice.shape)
-        axes = range(site.dim())
-        return site.view(-1).repeat(site.dim()), torch.cat([site.roll(-1, axis).view(-1) for axis in axes])
-
     def _find_gauge(self) -> None:
         negative = self._negatives()
         if self._negative is not None and torch.equal(negative, self._negative):
@@ -146,15 +138,14 @@ class ClusterKernel(DiscreteKernel):
         """
         level = self._level(x)
         closing = torch.expm1(-self._bonds.strengths().detach().abs()).neg_()
-        wanted = uniform < closing.to(uniform.dtype)
-        lattice = self._bonds.lattice
+        closing = closing.to(uniform.dtype)
         if in_trace() or not x.is_cpu:
-            if lattice is None:
-                joined = self._equal_ends(level, wanted)
-            else:
-                joined = torch.cat([axis.flatten(1) for axis in _equal_and(level, wanted, lattice)], 1)
-            return Clusters(level, components_by_row(joined, *self._ends, self.num_coordinates))
-        most = max(1, _IN_CACHE // self.num_coordinates) if x.is_cpu else len(x)
+            # equal ones are what counts, so that points will do
+            flipped = x if self._gauge is None else torch.where(self._gauge, sum(self._values) - x, x)
+            return Clusters(level, bonded(flipped, uniform, closing, *self._ends))
+        wanted = uniform < closing
+        lattice = self._bonds.lattice
+        most = max(1, _IN_CACHE // self.num_coordinates)
         labels = []
         for first in range(0, len(x), most):
             rows = slice(first, first + most)
@@ -189,13 +180,10 @@ class ClusterKernel(DiscreteKernel):
             return fields
         return torch.where(self._gauge.unsqueeze(-1), fields.flip(-1), fields)
 
-    def _equal_ends(self, level: Tensor, wanted: Tensor) -> Tensor:
-        i, j = self._ends
-        return wanted & (level.index_select(1, i) == level.index_select(1, j))
-
     def _of_edges(self, level: Tensor, wanted: Tensor) -> Tensor:
         i, j = self._ends
-        row, edge = self._equal_ends(level, wanted).nonzero().unbind(1)
+        joined = wanted & (level.index_select(1, i) == level.index_select(1, j))
+        row, edge = joined.nonzero().unbind(1)
         start = row * self.num_coordinates
         return components(start + i.index_select(0, edge), start + j.index_select(0, edge), level.numel())
 
@@ -203,7 +191,7 @@ class ClusterKernel(DiscreteKernel):
 def _equal_and(level: Tensor, wanted: Tensor, lattice: Lattice) -> list[Tensor]:
     """By axis, whether the bond from each site ``(rows, *shape)`` to the next one is closed."""
     level = level.view(len(level), *lattice.shape)
-    bonded, start = [], 0
+    joined, start = [], 0
     for axis, (length, periodic) in enumerate(zip(lattice.shape, lattice.periodic, strict=True), 1):
         inside = list(level.shape)
         inside[axis] = length if periodic else length - 1
@@ -213,9 +201,9 @@ def _equal_and(level: Tensor, wanted: Tensor, lattice: Lattice) -> list[Tensor]:
             one = list(inside)
             one[axis] = 1
             here = torch.cat([here, here.new_zeros(one)], axis)
-        bonded.append(here & (level == level.roll(-1, axis)))
+        joined.append(here & (level == level.roll(-1, axis)))
         start = end
-    return bonded
+    return joined
 
 
 def _counting(x: Tensor) -> torch.dtype:

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ebmppl.kernels.accept import in_trace
-
 _LARGEST = torch.iinfo(torch.int32).max
-_IN_CACHE = 1 << 16  # sites that are labelled at a time on a CPU
-
-# Operators of their own: in a compiled tick they are one call each, whatever loops they take.
-_LIBRARY = torch.library.Library("ebmppl", "FRAGMENT")
-_LIBRARY.define("components(Tensor joined, Tensor i, Tensor j, int sites) -> Tensor")
-_LIBRARY.define("summed(Tensor values, Tensor label) -> Tensor")
-
-# labels as below and answers whether it can; C++ where ticks are compiled
-in_c: Callable[[Tensor, Tensor, Tensor, Tensor, int], bool] | None = None
 
 
 def components(i: Tensor, j: Tensor, sites: int) -> Tensor:
@@ -46,41 +35,21 @@ def components(i: Tensor, j: Tensor, sites: int) -> Tensor:
     return contract(identity(sites, i.device), i, j)
 
 
-def components_by_row(joined: Tensor, i: Tensor, j: Tensor, sites: int) -> Tensor:
-    """``components`` of many graphs on the same sites, some of whose edges are there, without a look at the values.
+def in_rounds(joined: Tensor, i: Tensor, j: Tensor, sites: int) -> Tensor:
+    """``components`` of many graphs by as many rounds and jumps as its proof allows: no value is looked at.
+
+    Edges that are not there, and those inside a tree, have twice the same end: they hook a root to itself. After 2 k
+    rounds at most sites / 2^k sites of a graph are at other edges, so that trees are no deeper than that after the next
+    hooks, and none is left once that is less than 2.
 
     Args:
         joined: which edges are there, ``(graphs, edges)`` bool.
-        i: one end of each, ``(edges,)`` int64.
+        i: one end of each, ``(edges,)``.
         j: the other end.
         sites: of each graph.
 
     Returns:
         labels ``(graphs * sites,)`` in all graphs together.
-    """
-    labels: Tensor = torch.ops.ebmppl.components(joined, i, j, sites)
-    return labels
-
-
-def _on_host(joined: Tensor, i: Tensor, j: Tensor, sites: int) -> Tensor:
-    label = identity(len(joined) * sites, joined.device)
-    if in_c is not None and in_c(joined, i, j, label, sites):
-        return label
-    most = max(1, _IN_CACHE // sites)
-    for first in range(0, len(joined), most):
-        row, edge = joined[first : first + most].nonzero().unbind(1)
-        start, of_rows = row * sites, label[first * sites : (first + most) * sites]
-        found = components(start + i.index_select(0, edge), start + j.index_select(0, edge), len(of_rows))
-        of_rows.copy_(found).add_(first * sites)
-    return label
-
-
-def in_rounds(joined: Tensor, i: Tensor, j: Tensor, sites: int) -> Tensor:
-    """``components_by_row`` by as many rounds and jumps as the proof of ``components`` allows: nothing waits for a GPU.
-
-    Edges that are not there, and those inside a tree, have twice the same end: they hook a root to itself. After 2 k
-    rounds at most sites / 2^k sites of a graph are at other edges, so that trees are no deeper than that after the next
-    hooks, and none is left once that is less than 2.
     """
     parent = identity(len(joined) * sites, joined.device)
     start = torch.arange(len(joined), dtype=parent.dtype, device=joined.device).unsqueeze(1) * sites
@@ -96,25 +65,6 @@ def in_rounds(joined: Tensor, i: Tensor, j: Tensor, sites: int) -> Tensor:
             a, b = parent.index_select(0, a), parent.index_select(0, b)
         left //= 2
     return parent
-
-
-def summed(values: Tensor, label: Tensor) -> Tensor:
-    """Sums ``(sites, ...)`` of the values of all sites that have the same label, at that one; 0 elsewhere.
-
-    In one order on a CPU, so that draws are the same whatever the number of threads.
-    """
-    found: Tensor = torch.ops.ebmppl.summed(values, label) if in_trace() else _summed(values, label)
-    return found
-
-
-def _summed(values: Tensor, label: Tensor) -> Tensor:
-    return torch.zeros_like(values, memory_format=torch.contiguous_format).index_add_(0, label, values)
-
-
-_LIBRARY.impl("components", _on_host, "CPU")
-_LIBRARY.impl("components", in_rounds, "CUDA")
-_LIBRARY.impl("components", lambda joined, i, j, sites: identity(len(joined) * sites, joined.device), "Meta")
-_LIBRARY.impl("summed", _summed, "CompositeExplicitAutograd")
 
 
 def identity(sites: int, device: torch.device) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ebmppl.sampling.compiler import CompileError, Flat, compile_graph, one_unit
+from ebmppl.sampling.operators_in_c import get_ready
 from ebmppl.sampling.program import Traced
 from ebmppl.sampling.scopes import using_threads
 
@@ -78,6 +79,7 @@ def compile_traced(traced: Traced, inputs: Sequence[Tensor], shapes: Hashable, u
     key = (graph.code, shapes, layouts(traced.constants), use)
     engine = get(_engines, key)
     if engine is None:
+        get_ready(graph)
         with using_threads(use), together():
             engine = Engine(compile_graph(graph, inputs), use, traced.nodes)
         put(_engines, key, _KEPT, engine)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -18,11 +19,13 @@ from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
+from ebmppl.sampling import operators_in_c
 from ebmppl.sampling.native import Driver, NotNative
 
 _ALLOCATE = "empty_strided_cpu"
 _MAKE = (_ALLOCATE, "reinterpret_tensor")
 _CALL = ("cpp_fused", "extern_kernels.")
+_OURS = re.compile(r"torch\.ops\.ebmppl\.(\w+)\.default")  # operators of this library
 _SKIP = ("assert_size_stride", "args.clear")
 
 
@@ -167,6 +170,13 @@ def _recorded(compiled: Callable[..., Any], inputs: Sequence[Tensor], memory: Ma
         return allocated[-1]
 
     names.update(args=list(inputs), _allocate=names.get(_ALLOCATE), **{_ALLOCATE: allocate})
+
+    def operator(name: str, *args: Any) -> Tensor:
+        made, call = operators_in_c.call(name, allocate, args)
+        calls.append(call)
+        return made
+
+    names["_operator"] = operator
     names["_record"] = lambda function, *args, **kwargs: calls.append(partial(function, *args, **kwargs))
     exec(steps, names)
     return _Recorded(calls, list(eval(results, names)), allocated)
@@ -201,6 +211,11 @@ def _what_to_do(statement: ast.stmt) -> ast.stmt | None:
     if isinstance(statement, ast.Delete):
         return None  # the calls to come need all memory
     if isinstance(statement, ast.Assign):
+        of_ours = _OURS.fullmatch(_name(statement.value)) if isinstance(statement.value, ast.Call) else None
+        if of_ours is not None and isinstance(statement.value, ast.Call):
+            call = statement.value
+            given = [ast.Constant(of_ours[1]), *call.args]
+            return ast.Assign(statement.targets, ast.Call(ast.Name("_operator", ast.Load()), given, []))
         made = not isinstance(statement.value, ast.Call) or _name(statement.value).startswith(_MAKE)
         if made and isinstance(statement.value, (ast.Name, ast.Call)):
             return statement
