@@ -140,8 +140,9 @@ class ClusterKernel(DiscreteKernel):
         closing = torch.expm1(-self._bonds.strengths().detach().abs()).neg_()
         closing = closing.to(uniform.dtype)
         if in_trace() or not x.is_cpu:
-            few = level if self.num_levels == 2 else level.to(torch.int8 if self.num_levels <= 128 else torch.int64)
-            return Clusters(level, bonded(few, uniform, closing, *self._ends))
+            # equal ones are what counts, so that points will do
+            flipped = x if self._gauge is None else torch.where(self._gauge, sum(self._values) - x, x)
+            return Clusters(level, bonded(flipped, uniform, closing, *self._ends))
         wanted = uniform < closing
         lattice = self._bonds.lattice
         most = max(1, _IN_CACHE // self.num_coordinates)

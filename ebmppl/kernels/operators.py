@@ -44,7 +44,7 @@ def summed(values: Tensor, label: Tensor) -> Tensor:
 
 
 def labelled(values: Tensor, label: Tensor) -> Tensor:
-    """Of every site the value ``(sites,)`` at its label."""
+    """Of every site the values ``(sites, ...)`` at its label."""
     found: Tensor = torch.ops.ebmppl.labelled(values, label) if in_trace() else values.index_select(0, label)
     return found
 

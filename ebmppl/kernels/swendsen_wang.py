@@ -68,9 +68,7 @@ class SwendsenWang(ClusterKernel):
         """One sweep of every chain."""
         x = state.position
         clusters = self.clusters(x, noise["bond"])
-        drawn = self._drawn(clusters.label, noise["level"])
-        level = labelled(drawn.reshape(-1), clusters.label).view(x.shape)
-        new = self.values_of(level, x)
+        new = self.values_of(self._drawn(clusters.label, noise["level"]), x)
         energy = self.energies(new)
         diverging = not_finite(energy)
         if some(diverging):
@@ -78,16 +76,18 @@ class SwendsenWang(ClusterKernel):
         return ClusterState(new), self._info(clusters, energy, diverging)
 
     def _drawn(self, label: Tensor, uniform: Tensor) -> Tensor:
-        """Levels ``(chains, sites)``, those of smallest sites of clusters from their clusters' fields."""
+        """Levels ``(chains, sites)``, from the fields of clusters and the uniforms of their smallest sites."""
         levels, fields = self.num_levels, self.fields()
+        uniform = labelled(uniform.reshape(-1), label).view(uniform.shape)
         if fields is None:
             return uniform < 0.5 if levels == 2 else (uniform * levels).to(torch.int8 if levels < 128 else torch.int64)
         if levels == 2:
             odds = (fields[..., 1] - fields[..., 0]).to(uniform.dtype).expand(uniform.shape)
-            total = summed(odds.reshape(-1), label)
+            total = labelled(summed(odds.reshape(-1), label), label)
             return draw_upper(total.view(uniform.shape), uniform)
         flat = fields.to(uniform.dtype).expand(*uniform.shape, levels).reshape(-1, levels)
-        return draw_level(summed(flat, label).view(*uniform.shape, levels), uniform)
+        total = labelled(summed(flat, label), label)
+        return draw_level(total.view(*uniform.shape, levels), uniform)
 
     def _info(self, clusters: Clusters, energy: Tensor, diverging: Tensor) -> SwendsenWangInfo:
         shape = clusters.level.shape

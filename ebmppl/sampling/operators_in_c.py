@@ -120,11 +120,12 @@ template <typename T> static int summed(void** p) {
 }
 
 template <typename T> static int labelled(void** p) {
-    const int64_t sites = *static_cast<int64_t*>(p[2]);
+    const int64_t *form = static_cast<int64_t*>(p[2]), sites = form[0], width = form[1];
     const T* values = static_cast<T*>(p[0]);
     const int32_t* label = static_cast<int32_t*>(p[1]);
     T* out = static_cast<T*>(p[3]);
-    for (int64_t site = 0; site < sites; site++) out[site] = values[label[site]];
+    for (int64_t site = 0; site < sites; site++)
+        for (int64_t k = 0; k < width; k++) out[site * width + k] = values[label[site] * width + k];
     return 0;
 }
 
@@ -133,5 +134,5 @@ BONDED(int8_t, float) BONDED(int8_t, double) BONDED(int64_t, float) BONDED(int64
 #define SUMMED(T) extern "C" int summed_##T(void** p) { return summed<T>(p); }
 SUMMED(float) SUMMED(double) SUMMED(int32_t)
 #define LABELLED(T) extern "C" int labelled_##T(void** p) { return labelled<T>(p); }
-LABELLED(int8_t) LABELLED(int64_t)
+LABELLED(float) LABELLED(double)
 """
