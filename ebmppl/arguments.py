@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,6 +44,18 @@ def whole(name: str, value: Any, least: int) -> int:
     truth = isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool)
     require(number >= least and not truth, f"a whole {name} >= {least}", repr(value))
     return number
+
+
+def seed_number(value: Any) -> int:
+    """A seed: a whole number from 0 to 2^63 - 1, as a state dict holds it; raise ``ValueError`` for anything else."""
+    number = whole("seed", value, 0)
+    require(number < 1 << 63, "a seed < 2^63", number)
+    return number
+
+
+def seed_of(value: int | None) -> int:
+    """A given seed, as ``seed_number`` takes it, or one from the operating system when None."""
+    return secrets.randbits(31) if value is None else seed_number(value)
 
 
 def fraction(name: str, value: Any) -> float:

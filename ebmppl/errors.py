@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 LOOKS_AT_VALUES = "code looks at values (if, float() or .item() of a tensor)"
@@ -21,8 +22,20 @@ def looks_at_values(error: BaseException) -> bool:
 def one_line(error: BaseException) -> str:
     """An error's kind, and the first line of what it says, of at most 300 characters; torch's of values in plain words."""
     if looks_at_values(error):
-        return f"{LOOKS_AT_VALUES}, which a trace can't follow"
+        return f"{LOOKS_AT_VALUES}, which a trace can't follow{_advice(error)}"
     return f"{type(error).__name__}: {first_line(error)[:300]}"
+
+
+def _advice(error: BaseException) -> str:
+    """What to do where it is not the user's own code that looks."""
+    cause: BaseException | None = error
+    while cause is not None:
+        for frame, _ in traceback.walk_tb(cause.__traceback__):
+            of_distributions = frame.f_globals.get("__name__", "").startswith("torch.distributions.")
+            if of_distributions and "_validate_args" in frame.f_code.co_names:
+                return "; it is torch.distributions that validates: give them validate_args=False"
+        cause = cause.__cause__
+    return ""
 
 
 class EnergyError(ValueError):

@@ -95,6 +95,24 @@ def test_steps_have_the_weak_order_2(sde: str) -> None:
     assert math.log2(errors[0] / errors[1]) == pytest.approx(3, abs=0.2), errors
 
 
+def test_the_tolerance_is_relative_to_the_larger_of_this_step_and_the_one_before() -> None:
+    """Score t and g = 1 without a drift: from 1 at time 0.9 a step of 0.1 leads to x' = 1.09 and differs by 0.005 from x''."""
+    sde = GenericSDE(lambda x, t: torch.zeros_like(x), torch.ones_like, prior_std=1.0)
+    kernel = eb.AdaptiveReverseSDE(lambda x, t: t, sde, (), rtol=1e-3, atol=1e-9)
+    x, before = torch.ones(4), torch.tensor([10.0, -10.0, 0.5, 0.0])
+    now = {"time": torch.full((4,), 0.9), "step_size": torch.full((4,), 0.1)}
+    state = kernel.init(x)._replace(before=before.unsqueeze(1), **now)
+    noise = dict.fromkeys(("normal", "start"), torch.zeros(4))
+    after, _ = kernel.tick(state, kernel.init_tuning(x), noise)
+    error = 0.005 / (1e-3 * torch.maximum(torch.tensor(1.09), before.abs()))
+    taken = torch.tensor([True, True, False, False])  # as the errors are 0.5 and 4.6
+    torch.testing.assert_close(after.time, torch.where(taken, 0.8, 0.9))
+    factor = 0.9 * error.pow(-0.9)
+    torch.testing.assert_close(after.step_size, 0.1 * torch.where(taken, factor, factor.clamp(0.1, 0.5)))
+    torch.testing.assert_close(after.point.squeeze(1), torch.where(taken, 1.085, 1.0))
+    torch.testing.assert_close(after.before.squeeze(1), torch.where(taken, 1.09, before))
+
+
 class Weaker(nn.Module):
     """Four fifths of a score."""
 

@@ -151,14 +151,6 @@ def test_attributes_of_every_group_survive_netcdf(form: str, schools: eb.MCMC, t
             xr.testing.assert_equal(tree[name].to_dataset(), _group(data, name))
 
 
-def test_a_seed_beyond_64_bits_is_kept_as_text(tmp_path: Path) -> None:
-    mcmc = _run()
-    mcmc.seed = 2**70
-    data = to_arviz(mcmc)
-    data.to_netcdf(tmp_path / "run.nc")
-    assert _group(data, "posterior").attrs["seed"] == str(2**70)
-
-
 # Names of axes.
 
 

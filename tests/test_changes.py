@@ -240,6 +240,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"num_chains": 2.0}, "a whole num_chains >= 1, got 2.0"),
     ({"thinning": 1.5}, "a whole thinning >= 1, got 1.5"),
     ({"seed": 1.5}, "a whole seed >= 0, got 1.5"),
+    ({"seed": 1 << 63}, r"a seed < 2\^63, got 9223372036854775808"),
     ({"save_params": []}, r"save_params by site, or None, got \[\]"),
     ({"save_params": "x"}, "save_params by site, or None, got 'x'"),
 ]

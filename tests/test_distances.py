@@ -54,3 +54,10 @@ def test_bad_input() -> None:
         two_sample_test(x, x, "chi")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="bandwidth"):
         two_sample_test(x, x, bandwidth=0.0)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, True, 1 << 63])
+def test_seeds_are_those_of_runs(seed: Any) -> None:
+    x = normals(5, 2, seed=0)
+    with pytest.raises(ValueError, match="expected a (whole )?seed"):
+        two_sample_test(x, x, seed=seed)

@@ -453,6 +453,9 @@ def test_bad_settings_and_points() -> None:
         Exact().sample(ising, 0)
     with pytest.raises(ValueError, match="got both"):
         Exact().sample(ising, 1, seed=1, generator=torch.Generator())
+    for seed in (-1, 1.5, 1 << 63):
+        with pytest.raises(ValueError, match="expected a (whole )?seed"):
+            Exact().sample(ising, 1, seed=seed)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"expected values of shape \(8, ...\), got \(3,\)"):
         Exact().expectation(ising, lambda x: x.sum(0))
 

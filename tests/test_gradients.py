@@ -145,6 +145,10 @@ def fresh_numbers(x: Tensor) -> Tensor:
     return ((x - torch.randn(2, dtype=x.dtype)) ** 2).sum(-1)
 
 
+def validated(x: Tensor) -> Tensor:
+    return -torch.distributions.Normal(0.0, 1.0, validate_args=True).log_prob(x).sum(-1)
+
+
 def picks_by_value(x: Tensor) -> Tensor:
     return (x**2).sum(-1) + torch.stack([(row[row > 0] ** 2).sum() for row in x])
 
@@ -161,6 +165,7 @@ def picks_in_place(x: Tensor) -> Tensor:
             looks_at_values,
             r"code looks at values \(if, float\(\) or \.item\(\) of a tensor\), which a trace can't follow",
         ),
+        (validated, r".* can't follow; it is torch.distributions that validates: give them validate_args=False$"),
         (fresh_numbers, "the traced gradient differs"),
         (picks_by_value, "ValueError: a size depends on the points"),
         (picks_in_place, "ValueError: a size depends on the points"),

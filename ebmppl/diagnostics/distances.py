@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ebmppl.arguments import positive, require, whole
+from ebmppl.arguments import positive, require, seed_number, whole
 
 _NUMBERS = 1 << 24  # of a chunk of permutations
 
@@ -67,7 +67,7 @@ def two_sample_test(
     weights = both.new_full((len(both),), -1 / len(y))
     weights[:n] = 1 / n
     found = float(weights @ likeness @ weights)
-    generator, more, left = torch.Generator().manual_seed(seed), 0, whole("permutations", permutations, 1)
+    generator, more, left = torch.Generator().manual_seed(seed_number(seed)), 0, whole("permutations", permutations, 1)
     chunk = max(1, _NUMBERS // (len(both) * 8))
     while left:
         some = min(chunk, left)

@@ -219,7 +219,7 @@ def _attributes(mcmc: MCMC, skipped: Mapping[str, str]) -> dict[str, str | int |
         "pyro_version": str(pyro.__version__),
         "kernel": type(mcmc.kernel).__name__,
         "kernel_settings": json.dumps(mcmc.kernel.settings()),
-        "seed": mcmc.seed if mcmc.seed < 2**63 else str(mcmc.seed),
+        "seed": mcmc.seed,
         "backend": mcmc.backend,
         "backend_reason": mcmc.backend_reason,
         "num_chains": mcmc.num_chains,

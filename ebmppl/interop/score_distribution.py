@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from ebmppl.arguments import form, positive, require, size, whole
+from ebmppl.arguments import form, positive, require, seed_number, size, whole
 from ebmppl.energies.base import dtype_and_device, flatten_batch
 from ebmppl.interop.captured import require_no_latents
 from ebmppl.kernels import AdaptiveFlow
@@ -102,7 +102,7 @@ class ScoreDistribution(TorchDistribution):
         require(log_prior is None or callable(log_prior), "a callable log_prior", type(log_prior).__name__)
         require(isinstance(sde, SDE), "an SDE", type(sde).__name__)
         tolerances = positive("rtol", rtol), positive("atol", atol)
-        own = (sde.require_start(t_min), *tolerances, probes, log_prior, whole("seed", seed, 0))
+        own = (sde.require_start(t_min), *tolerances, probes, log_prior, seed_number(seed))
         self._flow = _Flow.of(score, sde, size("the event shape", event_shape), own)
         dtype, device = dtype_and_device(self._flow.kernel.target)
         good = like is None or (isinstance(like, Tensor) and like.is_floating_point())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from ebmppl.arguments import positive, require, whole
+from ebmppl.arguments import positive, require, seed_of, whole
 from ebmppl.energies.base import Energy
 from ebmppl.energies.supports import is_discrete
 from ebmppl.energies.unconstrained import unconstrained
@@ -24,7 +24,6 @@ from ebmppl.losses.noise import (
     support_of,
 )
 from ebmppl.models.rbm_views import log1p_exp
-from ebmppl.sampling.noise import seed_of
 
 Form = Literal["ranking", "conditional"]
 Conditional = Callable[[Tensor], Distribution]

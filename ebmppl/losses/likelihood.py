@@ -8,14 +8,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ebmppl.arguments import require, whole
+from ebmppl.arguments import require, seed_of, whole
 from ebmppl.energies.base import Energy
 from ebmppl.losses.base import BoundLoss, Loss, at_dtype_of
 from ebmppl.losses.gap import EnergyGap, Hidden, require_hidden, require_kernel, require_start
 from ebmppl.losses.negative import KernelFactory
 from ebmppl.losses.noise import as_noise, energies_inside, require_cover, step_seed
 from ebmppl.sampling.initial import Start, Uniform
-from ebmppl.sampling.noise import seed_of
 
 
 class HasLogZ(Protocol):

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ebmppl.arguments import positive, require
+from ebmppl.arguments import positive, require, seed_of
 from ebmppl.energies.base import Energy, dtype_and_device
 from ebmppl.losses.asymptotic import LogZInterval, log_z_interval
 from ebmppl.losses.base import BoundLoss, Loss, shaped
 from ebmppl.losses.noise import as_noise, energies_inside, require_covers, step_seed
 from ebmppl.models.rbm_views import log1p_exp
-from ebmppl.sampling.noise import seed_of
 
 
 class NCE(Loss):

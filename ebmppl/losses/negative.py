@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ebmppl.arguments import require
+from ebmppl.arguments import require, seed_of
 from ebmppl.energies.base import Energy, dtype_and_device
 from ebmppl.energies.checks import check_gradient
 from ebmppl.energies.discrete import discrete, levels_of
@@ -20,7 +20,6 @@ from ebmppl.losses.scores import gradient_seen
 from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.draws import Draws
 from ebmppl.sampling.initial import Start, starting_points
-from ebmppl.sampling.noise import seed_of
 from ebmppl.sampling.scopes import evaluating, using_threads
 
 KernelFactory = Callable[[Energy], Kernel]

@@ -7,13 +7,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ebmppl.arguments import whole
+from ebmppl.arguments import seed_of, whole
 from ebmppl.energies.base import Energy
 from ebmppl.losses.base import BoundLoss, Data, Loss
 from ebmppl.losses.neighbours import Neighbours
 from ebmppl.losses.noise import step_seed
 from ebmppl.models.rbm_views import log1p_exp
-from ebmppl.sampling.noise import seed_of
 
 
 class PseudoLikelihood(Loss):

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ebmppl.arguments import seed_of
 from ebmppl.energies.base import Energy, dtype_and_device
 from ebmppl.losses.base import BoundLoss
-from ebmppl.sampling.noise import block_seeds, seed_of
+from ebmppl.sampling.noise import block_seeds
 
 
 class SeededLoss(BoundLoss):

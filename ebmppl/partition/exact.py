@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ebmppl.arguments import seed_of
 from ebmppl.energies.base import Energy, flatten_batch, require_energy
 from ebmppl.energies.discrete import Indexed, discrete, indexed, levels_of
 from ebmppl.energies.supports import describe, is_discrete, require_inside
@@ -162,8 +163,7 @@ class Exact:
             raise ValueError("expected a seed or a generator, got both")
         with self._asking(energy) as route:
             if generator is None:
-                generator = torch.Generator(_device(route))
-                generator.seed() if seed is None else generator.manual_seed(seed)
+                generator = torch.Generator(_device(route)).manual_seed(seed_of(seed))
             x = route.sample(n, generator)
             if isinstance(route, Transfer):
                 table = levels_of(indexed(energy)).table.to(route.form.unary.device)

@@ -19,7 +19,7 @@ from ebmppl.sampling.choice import Choice, choose_backend
 from ebmppl.sampling.draws import Counts, Draws, Now, Ticks, finished, unlink
 from ebmppl.sampling.noise import NoiseSource
 from ebmppl.sampling.parts import Parts
-from ebmppl.sampling.schedule import ENOUGH, FEW, require_some_good, stan_windows, ticks_to_next_look
+from ebmppl.sampling.schedule import ENOUGH, FEW, Looks, require_some_good, stan_windows
 from ebmppl.sampling.scopes import PASSES, evaluating, require_unbroken, threads, ticking, unbroken, using_threads
 from ebmppl.sampling.stragglers import Block, begin_anew, next_block, ticked
 
@@ -114,14 +114,15 @@ class Chains:
         self.prepare(steps)  # with a step size at which compiled and eager ticks can be compared
         self._planned = steps
         first = self._counts()
+        # where nothing adapts a run is the same on every back-end: so are the ticks after which it looks
+        most_between = self._most_ticks(compiled=True if self.adaptation is None else None)
         for length, metric in stan_windows(steps, self.num_chains):
-            begun, tick = self._counts(), self.now.tick
+            begun, looks = self._counts(), Looks(self.now.tick, self.num_chains, self.kernel.synchronous, most_between)
 
-            def block(length: int = length, begun: Counts = begun, tick: int = tick) -> Block:
-                drawn = int((self._counts().finished - begun.finished).clamp_max(SHARES * length).sum())
-                left = length * self.num_chains - drawn
-                most = ticks_to_next_look(left, drawn, self.now.tick - tick, self.num_chains, self.kernel.synchronous)
-                return Block(self.now.tick, min(most, self._most_ticks()))
+            def block(length: int = length, begun: Counts = begun, looks: Looks = looks) -> Block:
+                drawn = (self._counts().finished - begun.finished).clamp_max(SHARES * length).sum()
+                ticks = looks.until_next(self.now.tick, length * self.num_chains, lambda: int(drawn))
+                return Block(self.now.tick, min(ticks, self._most_ticks()))
 
             self._run(draws, block, report, adapt=True)
             require_some_good(begun, self._counts(), ENOUGH, self.now.tuning)

@@ -94,8 +94,8 @@ def load_run(cls: type[MCMC], path: str | Path, kernel: Kernel) -> MCMC:
         adaptation=None,
         counts=Counts(**saved["counts"]),
         log=None,
-        own=saved.get("own"),
-        computed=saved.get("computed", saved["tick"] * mcmc.num_chains),
+        own=saved["own"],
+        computed=saved["computed"],
     )
     return mcmc
 

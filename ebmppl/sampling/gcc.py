@@ -16,21 +16,20 @@ from pathlib import Path
 # Arithmetic as Inductor has it: every operation rounds by itself, NaN and infinities count, loops are vectors where they
 # are written so.
 _FLAGS = """
--std=c++20 -march=native -fPIC -fopenmp -fno-tree-loop-vectorize -ffp-contract=off -fmath-errno -pipe -w -shared
+-O2 -std=c++20 -march=native -fPIC -fopenmp -fno-tree-loop-vectorize -ffp-contract=off -fmath-errno -pipe -w -shared
 """.split()
 
 # lines of /proc/cpuinfo by which processors differ: x86's, ARM's (whose cores may be unlike), RISC-V's
 _TELLING = "flags", "Features", "CPU implementer", "CPU variant", "CPU part", "isa"
 
 
-def build(source: str, compiler: str, folder: Path, optimize: str = "-O2") -> Path:
+def build(source: str, compiler: str, folder: Path) -> Path:
     """Compile a shared library, or find it in a folder.
 
     Args:
         source: of the library.
         compiler: a command.
         folder: of libraries by what they were made of.
-        optimize: how much.
 
     Raises:
         OSError: where there is no such compiler or folder.
@@ -39,7 +38,7 @@ def build(source: str, compiler: str, folder: Path, optimize: str = "-O2") -> Pa
     found = shutil.which(compiler)
     if found is None:
         raise FileNotFoundError(f"no compiler {compiler!r}")
-    command = [found, *optimize.split(), *_FLAGS]
+    command = [found, *_FLAGS]
     made_of = repr((command, _processor(), source))
     library = folder / f"{hashlib.sha256(made_of.encode()).hexdigest()[:40]}.so"
     if library.exists():

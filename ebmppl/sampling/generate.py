@@ -8,13 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ebmppl.arguments import require, whole
+from ebmppl.arguments import require, seed_of, whole
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.base import Kernel
 from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.choice import require_backend
 from ebmppl.sampling.initial import as_start, given_points, starting_points
-from ebmppl.sampling.noise import fresh_seed
 from ebmppl.score.conditions import choosing_rows, num_conditions
 from ebmppl.score.failures import failures
 
@@ -54,7 +53,7 @@ def generate(
     most = max(1, _NUMBERS // event.numel()) if batch_size is None else whole("batch_size", batch_size, 1)
     rounds = -(-n // most)
     chains = -(-n // rounds)
-    seed = fresh_seed() if seed is None else whole("seed", seed, 0)
+    seed = seed_of(seed)
     start = starting_points(kernel.target, as_start(kernel, None, chains), chains, seed).points
     if rows is None or rounds == 1:
         return _draw(Chains(kernel, start, seed, backend, record=False), rounds, n)
@@ -79,7 +78,7 @@ def transport(kernel: Kernel, x: Tensor, *, seed: int | None = None, backend: st
     batch = isinstance(x, Tensor) and x.dim() == len(kernel.target.event_shape) + 1 and len(x) > 0
     require(batch, f"points of shape (chains, {', '.join(map(str, kernel.target.event_shape))})", shape)
     x = given_points(kernel.target, x, len(x))
-    seed = fresh_seed() if seed is None else whole("seed", seed, 0)
+    seed = seed_of(seed)
     return _draw(Chains(kernel, x, seed, backend, record=False), 1, len(x))
 
 

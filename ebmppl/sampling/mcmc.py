@@ -13,7 +13,7 @@ import torch
 from pyro.infer.mcmc.util import select_samples
 from torch import Tensor
 
-from ebmppl.arguments import require, whole
+from ebmppl.arguments import require, seed_of, whole
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.base import Kernel
 from ebmppl.sampling.chains import Chains
@@ -21,7 +21,6 @@ from ebmppl.sampling.checkpoint import load_run, save_run
 from ebmppl.sampling.choice import begin_ahead, require_backend
 from ebmppl.sampling.draws import Draws, Now
 from ebmppl.sampling.initial import Start, as_start, starting_points
-from ebmppl.sampling.noise import fresh_seed
 from ebmppl.sampling.progress import Progress
 from ebmppl.sampling.scopes import PASSES, evaluating, threads, using_threads, without_collections
 
@@ -88,7 +87,7 @@ class MCMC:
         self.warmup_steps = self.num_samples if warmup_steps is None else whole("warmup_steps", warmup_steps, 0)
         self.hook_fn, self.transforms, self.save_params = hook_fn, transforms, save_params
         self.save_warmup, self.disable_progbar = save_warmup, disable_progbar
-        self.seed = fresh_seed() if seed is None else whole("seed", seed, 0)
+        self.seed = seed_of(seed)
         self._wanted_backend = self.backend = backend
         self.backend_reason = "nothing has run yet"
         self.start = as_start(kernel, initial_params, self.num_chains)

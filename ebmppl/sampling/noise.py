@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -13,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ebmppl.arguments import require, whole
 from ebmppl.kernels.base import NoiseSpec
 from ebmppl.kernels.pooling import BLOCK
 from ebmppl.sampling.hashed import Hashed
@@ -32,23 +30,6 @@ _DRAW: dict[str, Callable[..., Tensor]] = {
     "uniform": Tensor.uniform_,
     "bits": lambda place, generator: place.random_(-(1 << 31), 1 << 31, generator=generator),
 }
-
-
-def fresh_seed() -> int:
-    """A seed from the operating system."""
-    return secrets.randbits(31)
-
-
-def seed_of(seed: int | None) -> int:
-    """A given seed, from 0 to 2^63 - 1, or one from the operating system when None.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    if seed is None:
-        return fresh_seed()
-    require(whole("seed", seed, 0) < 1 << 63, "a seed < 2^63", seed)
-    return int(seed)
 
 
 class _Drawn(NamedTuple):

@@ -252,7 +252,8 @@ def _leave_out_factors_of_one(graph: fx.GraphModule) -> None:
         if node.target is not torch.ops.aten.mul.Tensor or node.args[1] != 1.0 or isinstance(node.args[1], fx.Node):
             continue
         before = node.args[0]
-        if before.meta["tensor_meta"].dtype == node.meta["tensor_meta"].dtype:
+        form = before.meta.get("tensor_meta")  # none of a tensor that the graph holds
+        if form is not None and form.dtype == node.meta["tensor_meta"].dtype:
             node.replace_all_uses_with(before)
             graph.graph.erase_node(node)
 

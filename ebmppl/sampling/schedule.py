@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ebmppl.errors import SamplingError
@@ -71,6 +72,29 @@ def ticks_to_next_look(left: int, drawn: int, ticks: int, chains: int, synchrono
         return max(1, least)
     # less than the pace so far tells, so that a window ends only some ticks late
     return max(_FEWEST_TICKS, least, 3 * left * ticks // (4 * max(1, drawn)))
+
+
+class Looks:
+    """When one looks whether a window ended, whatever the blocks in which ticks are made.
+
+    Args:
+        tick: of the run, at which the window begins.
+        chains: how many.
+        synchronous: whether every tick draws.
+        most: ticks between two looks.
+    """
+
+    def __init__(self, tick: int, chains: int, synchronous: bool, most: int) -> None:  # noqa: FBT001
+        self._begun = self._next = tick
+        self._chains, self._synchronous, self._most = chains, synchronous, most
+
+    def until_next(self, tick: int, wanted: int, drawn: Callable[[], int]) -> int:
+        """Ticks until then; 0 when the window has its ``wanted`` draws of all chains."""
+        if tick == self._next:
+            now = drawn()
+            ticks = ticks_to_next_look(wanted - now, now, tick - self._begun, self._chains, self._synchronous)
+            self._next += min(ticks, self._most)
+        return self._next - tick
 
 
 def require_some_good(begun: Counts, now: Counts, enough: int, tuning: Any) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ebmppl.arguments import form, positive, require, whole
+from ebmppl.arguments import form, positive, require, seed_number, whole
 from ebmppl.errors import SamplingWarning
 from ebmppl.score.agreement import require_process
 from ebmppl.score.base import SDE
@@ -165,7 +165,7 @@ def _check(
     sde.require_start(t_min)
     if probes is not None:
         whole("probes", probes, 1)
-    whole("seed", seed, 0)
+    seed_number(seed)
     require(backend in BACKENDS, f"a backend of {', '.join(map(repr, BACKENDS))}", repr(backend))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ebmppl.arguments import form, positive, require, size, whole
+from ebmppl.arguments import form, positive, require, seed_number, size, whole
 from ebmppl.score.base import readable
 
 
@@ -33,7 +33,7 @@ class FourierFeatures(nn.Module):
         super().__init__()
         even = whole("num_features", num_features, 2) % 2 == 0
         require(even, "an even number of features", num_features)
-        scale, generator = positive("scale", scale), torch.Generator().manual_seed(whole("seed", seed, 0))
+        scale, generator = positive("scale", scale), torch.Generator().manual_seed(seed_number(seed))
         self.register_buffer("frequencies", scale * torch.randn(num_features // 2, generator=generator))
 
     def forward(self, t: Tensor) -> Tensor:

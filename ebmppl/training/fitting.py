@@ -8,9 +8,8 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from ebmppl.arguments import positive, require, whole
+from ebmppl.arguments import positive, require, seed_of, whole
 from ebmppl.losses.base import Loss
-from ebmppl.sampling.noise import fresh_seed
 from ebmppl.training.batches import as_batches
 from ebmppl.training.ema import EMA
 from ebmppl.training.monitor import Monitor
@@ -106,7 +105,7 @@ class Fit(Run):
         )
         epochs = None if epochs is None else whole("epochs", epochs, 0)
         batch_size = whole("batch_size", batch_size, 1)
-        order = (fresh_seed() if seed is None else whole("seed", seed, 0)) if shuffle else None
+        order = seed_of(seed) if shuffle else None
         bound = loss(energy, guide)
         trained = [p for p in bound.parameters() if p.requires_grad]
         require(
