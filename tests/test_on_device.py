@@ -13,7 +13,7 @@ from torch import Tensor
 
 import ebmppl as eb
 from ebmppl.energies.discrete import discrete
-from ebmppl.kernels import Kernel
+from ebmppl.kernels import Kernel, operators
 from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.scopes import evaluating
 from ebmppl.sampling.stragglers import Block
@@ -21,6 +21,7 @@ from ebmppl.score import VP, geometric_sigmas
 from tests.discrete import states_of
 from tests.discrete_registry import DISCRETE, DISCRETE_KERNELS
 from tests.registry import KERNELS
+from tests.test_clusters import GRAPHS
 from tests.test_own_pace import two_wells
 
 
@@ -241,3 +242,17 @@ def test_runs_with_a_straggler_go_on_as_if_uninterrupted(backend: str, device: t
     assert a.device.type == device.type
     assert torch.equal(a, b)
     assert float(a[50, :, 0].min()) > 5000
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_clusters_have_the_labels_that_the_host_gives_them(name: str, device: torch.device) -> None:
+    """All threads hook at once; ten times, so that they meet in other orders. Some graphs have all edges."""
+    i, j, sites = GRAPHS[name]()
+    uniform = torch.rand(50, len(i), generator=torch.Generator().manual_seed(2))
+    uniform[::2] = 0.0
+    given = torch.zeros(50, sites, dtype=torch.int8), uniform, torch.full((len(i),), 0.5), i, j
+    wanted = operators.bonded(*given)
+    for _ in range(10):
+        found = operators.bonded(*(tensor.to(device) for tensor in given))
+        assert found.dtype == wanted.dtype
+        assert torch.equal(found.cpu(), wanted)

@@ -67,7 +67,13 @@ def _bonded_on_host(level: Tensor, uniform: Tensor, closing: Tensor, i: Tensor, 
 
 
 def _bonded_elsewhere(level: Tensor, uniform: Tensor, closing: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    return in_rounds(_joined(level, uniform, closing, i, j), i, j, level.shape[1])
+    joined = _joined(level, uniform, closing, i, j).contiguous()
+    try:
+        from ebmppl.kernels.components_by_triton import by_trees
+    except ImportError:  # no Triton: torch's operations take more time, and no compiled ticks are there
+        return in_rounds(joined, i, j, level.shape[1])
+    with torch.cuda.device(joined.device):
+        return by_trees(joined, i, j, level.shape[1])
 
 
 def _bonded_of_no_values(level: Tensor, *_: Tensor) -> Tensor:

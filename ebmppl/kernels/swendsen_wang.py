@@ -38,8 +38,8 @@ class SwendsenWang(ClusterKernel):
     Negative couplings of two levels are taken where flipping some sites makes all of them positive (an antiferromagnet
     on a bipartite graph; Mattis glasses).
 
-    How many rounds it takes to label the clusters depends on them (5 or 6 at a critical point); on a GPU all are made that
-    it can take, so that no tick waits for it.
+    Clusters are labelled by rounds of torch's operations in eager ticks on a CPU (5 or 6 at a critical point), by C++ in
+    compiled ones, by Triton on a GPU, which no tick waits for.
 
     References:
         Swendsen and Wang 1987, "Nonuniversal critical dynamics in Monte Carlo simulations";
