@@ -18,9 +18,9 @@ import torch
 from ebmppl import HMC, NUTS, as_energy
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels import tracer
-from ebmppl.sampling import choice, compiler, gcc, quicker
+from ebmppl.sampling import choice, compiler, gcc, inductor_shortcuts
 from ebmppl.sampling.gcc import build
-from ebmppl.sampling.imports import import_inductor
+from ebmppl.sampling.inductor_import import import_inductor
 from ebmppl.sampling.program import make_graph
 
 SOURCE = 'extern "C" int twice(int x) { return 2 * x; }'
@@ -34,7 +34,7 @@ eb.MCMC(eb.NUTS(energy), 5, 5, num_chains=2, seed=0, disable_progbar=True).run()
 assert "torch._dynamo" not in sys.modules, "an eager run imported Dynamo"
 assert "scipy.interpolate" not in sys.modules, "a fifth of the library's import, for ladders alone"
 
-from ebmppl.sampling.imports import import_inductor
+from ebmppl.sampling.inductor_import import import_inductor
 
 import_inductor()
 from torch._functorch._activation_checkpointing import graph_info_provider
@@ -229,11 +229,11 @@ def test_values_that_were_traced_are_those_that_inductor_finds(wrong: bool, monk
     inputs = [torch.randn(4, 3), torch.zeros(5, 9), torch.zeros(1, dtype=torch.int64)]
     form: list[Any] = []
     if wrong:
-        monkeypatch.setattr(quicker, "_is_new", lambda target: isinstance(target, torch._ops.OpOverload))
-    for scope in (nullcontext, quicker.quicker):
+        monkeypatch.setattr(inductor_shortcuts, "_is_new", lambda target: isinstance(target, torch._ops.OpOverload))
+    for scope in (nullcontext, inductor_shortcuts.quicker):
         graph = make_graph(tick, [x.clone() for x in inputs], lambda: []).graph
         assert graph is not None
-        mode = quicker.fake_mode(graph)
+        mode = inductor_shortcuts.fake_mode(graph)
         with scope(), torch.no_grad():
             inductor.fake_tensor_prop(graph, [mode.from_tensor(x, static_shapes=True) for x in inputs])
         values = [(n.name, n.meta["val"]) for n in graph.graph.nodes if isinstance(n.meta.get("val"), torch.Tensor)]

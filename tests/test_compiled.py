@@ -29,10 +29,10 @@ import ebmppl as eb
 from ebmppl.energies import Energy, Gaussian, as_energy
 from ebmppl.errors import SamplingError, SamplingWarning
 from ebmppl.kernels import Kernel
-from ebmppl.sampling import backends, choice, compiler, cpp_unit, engines, hashed, imports, noise, pool
 from ebmppl.sampling import chains as chains_module
-from ebmppl.sampling.backends import Compiled
+from ebmppl.sampling import choice, compiled_ticks, compiler, cpp_unit, engines, hashed, inductor_import, noise, pool
 from ebmppl.sampling.chains import Chains
+from ebmppl.sampling.compiled_ticks import Compiled
 from ebmppl.sampling.program import copy, flatten, make_graph
 from ebmppl.sampling.replay import Replay
 from ebmppl.sampling.scopes import evaluating, uninterrupted, using_threads
@@ -144,7 +144,7 @@ def test_the_comparison_sees_a_wrong_compiler(off: float, monkeypatch: pytest.Mo
     """One number of one chain off by 1e-6 is found; by 0.01 in every tick at the tolerance of float32."""
     x = torch.randn(STATES, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     kernel = KERNELS["langevin"].factory(BANANA)
-    monkeypatch.setattr(backends, "_LARGE", 0)  # the function itself is called, so that it can be replaced
+    monkeypatch.setattr(compiled_ticks, "_LARGE", 0)  # the function itself is called, so that it can be replaced
     _, compiled = compile_chains(kernel, x)
     run = compiled.engine.run
 
@@ -297,7 +297,7 @@ def test_the_calls_read_from_the_wrapper_do_what_it_does(monkeypatch: pytest.Mon
     x = torch.randn(STATES, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     runs = []
     for large in (1 << 22, 0):
-        monkeypatch.setattr(backends, "_LARGE", large)
+        monkeypatch.setattr(compiled_ticks, "_LARGE", large)
         chains, compiled = compile_chains(KERNELS["nuts"].factory(BANANA), x)
         assert isinstance(compiled.calls, Replay) == bool(large)
         runs.append([compiled.run(tick, 7)["position"].clone() for tick in range(0, 70, 7)])
@@ -374,7 +374,7 @@ def test_inductor_makes_its_rules_of_dtypes_once_and_simplifies_only_divisions(
 
 def test_what_is_made_late_is_made_once() -> None:
     made: list[int] = []
-    late = imports._Late(lambda: made.append(1) or "text")
+    late = inductor_import._Late(lambda: made.append(1) or "text")
     assert made == []
     assert (late.upper(), late.lower(), made) == ("TEXT", "text", [1])
 
@@ -429,14 +429,14 @@ def compiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     monkeypatch.setattr(engines, "compile_graph", count)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        imports.import_inductor()  # which warns of itself
+        inductor_import.import_inductor()  # which warns of itself
     begin_anew(monkeypatch)
     return counted
 
 
 def begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """With nothing compiled in the process."""
-    for module in (backends, pool):
+    for module in (compiled_ticks, pool):
         monkeypatch.setattr(module, "_known", type(module._known)())
     monkeypatch.setattr(engines, "_engines", type(engines._engines)())
     monkeypatch.setattr(PyCodeCache, "modules_no_attr", {})

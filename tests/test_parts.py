@@ -18,9 +18,9 @@ from ebmppl.kernels import Kernel
 from ebmppl.kernels.adaptation import HamiltonianAdaptation
 from ebmppl.sampling import chains as chains_module
 from ebmppl.sampling import cpp_unit, parts, pool
-from ebmppl.sampling.backends import Compiled
 from ebmppl.sampling.chains import Chains
 from ebmppl.sampling.choice import Choice
+from ebmppl.sampling.compiled_ticks import Compiled
 from ebmppl.sampling.native import Team
 from ebmppl.sampling.parts import Parts, part_size
 from ebmppl.sampling.places import pack

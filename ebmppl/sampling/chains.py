@@ -14,8 +14,8 @@ from ebmppl.kernels.adaptation import AdaptationState
 from ebmppl.kernels.base import Kernel, NoiseSpec
 from ebmppl.kernels.dual_averaging import SHARES
 from ebmppl.sampling.advance import advance_apart, advance_together
-from ebmppl.sampling.backends import Compiled, Job
 from ebmppl.sampling.choice import Choice, choose_backend
+from ebmppl.sampling.compiled_ticks import Compiled, Job
 from ebmppl.sampling.draws import Counts, Draws, Now, Ticks, finished, unlink
 from ebmppl.sampling.noise import NoiseSource
 from ebmppl.sampling.parts import Parts

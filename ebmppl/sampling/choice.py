@@ -12,10 +12,10 @@ from ebmppl.arguments import require
 from ebmppl.energies.base import dtype_and_device
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.base import Kernel
-from ebmppl.sampling.backends import Compiled, Job
+from ebmppl.sampling.compiled_ticks import Compiled, Job
 from ebmppl.sampling.engines import Refused
 from ebmppl.sampling.hashed import compile_ahead
-from ebmppl.sampling.imports import import_inductor
+from ebmppl.sampling.inductor_import import import_inductor
 from ebmppl.sampling.noise import is_hashed
 from ebmppl.sampling.parts import Parts, compiled_ticks
 from ebmppl.sampling.scopes import without_collections

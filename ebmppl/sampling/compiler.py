@@ -1,4 +1,4 @@
-"""Inductor: a graph of ``make_fx`` becomes a function of a flat list of tensors. Only ``quicker.py`` knows it, too."""
+"""Inductor: a graph of ``make_fx`` becomes a function of a flat list of tensors. ``inductor_shortcuts.py`` knows it, too."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from torch.distributions import Distribution
 from ebmppl.errors import one_line
 from ebmppl.sampling.cpp_unit import TORCHS, Unit
 from ebmppl.sampling.gcc import build
-from ebmppl.sampling.quicker import fake_mode, quicker
+from ebmppl.sampling.inductor_shortcuts import fake_mode, quicker
 from ebmppl.sampling.scopes import without_collections
 
 logger = logging.getLogger(__name__)

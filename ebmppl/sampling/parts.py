@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ebmppl.kernels.base import Kernel
 from ebmppl.kernels.hamiltonian import HamiltonianKernel
-from ebmppl.sampling.backends import Compiled, Job, Share, program_at_hand
+from ebmppl.sampling.compiled_ticks import Compiled, Job, Share, program_at_hand
 from ebmppl.sampling.native import Driver, Team
 from ebmppl.sampling.noise_at_hand import NoiseAtHand
 from ebmppl.sampling.places import Places, in_order, pack
