@@ -13,6 +13,7 @@ import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ebmppl as eb
 from ebmppl.energies import Clamped, GeometricPath
@@ -377,6 +378,37 @@ def test_clusters_of_sums_paths_parts_and_machines_leave_the_law(kernel: Any, na
     chains = Chains(kernel(e), exact_draws(e, 20_000, seed=31), seed=32)
     chains.advance(3)
     assert p_value(torch.bincount(number(e, chains.position()), minlength=len(law(e))), law(e)) > LIMIT
+
+
+LOOKS = ("_local_scalar_dense", "nonzero", "lift_fresh", "equal", "bincount", "masked_select")
+
+
+class _Looking(TorchDispatchMode):
+    """Names of operations that wait for a GPU: they read a value, or copy numbers of Python's there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.name().split("::")[1]
+        masks = name == "index.Tensor" and any(n is not None and n.dtype == torch.bool for n in args[1])
+        if masks or name.split(".")[0] in LOOKS:
+            self.found.add(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kernel", [eb.SwendsenWang, eb.Wolff])
+@pytest.mark.parametrize("name", sorted(BY_TABLES.keys() - {"one edge twice", "path", "product"}))
+def test_ticks_look_at_no_value(name: str, kernel: Any) -> None:
+    """As traces and eager ones on a GPU are; sums look whether their terms have the same edges, traces of them once."""
+    e = BY_TABLES[name]()
+    chains = Chains(kernel(e), exact_draws(e, 5, seed=33), seed=34)
+    chains.advance(1)
+    noise = chains.noise.row(1)
+    with torch.no_grad(), _Looking() as looking:
+        chains.kernel.tick(chains.now.state, chains.now.tuning, noise)
+    assert looking.found == set()
 
 
 @pytest.mark.parametrize("name", BY_TABLES)

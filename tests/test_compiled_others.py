@@ -15,6 +15,7 @@ from ebmppl.score import VP, geometric_sigmas
 from tests.discrete import states_of
 from tests.discrete_registry import DISCRETE, DISCRETE_KERNELS
 from tests.test_blocks import pair
+from tests.test_clusters import BY_TABLES
 from tests.test_compiled import BANANA, STATES, compare_state_by_state
 
 
@@ -42,6 +43,10 @@ MADE |= {
         "potts, ferromagnet in a field",
         "potts, tempered",  # a graph
     )
+}
+MADE |= {
+    f"swendsen-wang, {name}": lambda name=name: eb.SwendsenWang(BY_TABLES[name]())  # type: ignore[misc]
+    for name in ("clamped", "clamped potts", "one edge twice", "product", "bits")
 }
 MADE |= {
     "metropolis, random scan": partial(_discrete, "metropolis, random scan", "ising, tempered"),

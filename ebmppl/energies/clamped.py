@@ -12,7 +12,7 @@ from torch.distributions.constraints import Constraint
 from ebmppl.energies.base import ONE_SITE, Energy, like, require_energy
 from ebmppl.energies.combined import FreeConditionals
 from ebmppl.energies.discrete import Conditionals, levels_of, one_hot
-from ebmppl.energies.structure import Pairwise
+from ebmppl.energies.structure import Pairwise, Split, split
 from ebmppl.energies.supports import describe, elementwise, levels
 
 
@@ -54,6 +54,7 @@ class Clamped(Energy):
         self.energy = energy
         self.register_buffer("values", full)
         self.register_buffer("free", (~flat_mask).nonzero().squeeze(1))
+        self._splits: list[tuple[Tensor, Split, Tensor]] = []  # of the last edges, and all levels there
 
     values: Tensor
     free: Tensor
@@ -86,9 +87,12 @@ class Clamped(Energy):
         form = self.energy.pairwise() if self.values.dim() == 1 else None
         if form is None:
             return None
-        table = levels_of(self.energy).table.to(self.values.device)
+        if not self._splits or self._splits[0][0] is not form.edges:
+            table = levels_of(self.energy).table.to(form.edges.device)
+            self._splits = [(form.edges, split(form.edges, self.free, len(table)), table)]
+        _, among, table = self._splits[0]
         level = (self.values.unsqueeze(-1) > table).sum(-1)  # values increase
-        return form.held(self.free, level.clamp_max(table.shape[1] - 1))
+        return form.held(among, level.clamp_max(table.shape[1] - 1))
 
     def relaxed(self) -> Energy | None:
         """The energy's extension, the clamped coordinates held at their one-hot vectors."""

@@ -15,6 +15,28 @@ class Lattice(NamedTuple):
     periodic: tuple[bool, ...]  # by axis
 
 
+class Split(NamedTuple):
+    """What is left of edges when some coordinates are held: it takes a look at values, which ticks may not, so it is kept."""
+
+    free: Tensor  # numbers of the coordinates that are
+    held: Tensor  # of the others
+    number: Tensor  # of every coordinate among the free ones
+    left: Tensor  # numbers of the edges whose first end alone is free
+    right: Tensor  # whose second end alone is
+    neither: Tensor
+    both: Tensor
+
+
+def split(edges: Tensor, free: Tensor, coordinates: int) -> Split:
+    """Of so many coordinates these are free, ``(free,)`` in increasing order."""
+    number = torch.full((coordinates,), -1, device=edges.device)
+    number[free] = torch.arange(len(free), device=edges.device)
+    here, there = (number[end] >= 0 for end in edges.unbind(1))
+    parts = (number < 0, here & ~there, ~here & there, ~here & ~there, here & there)
+    held, *of_edges = (part.nonzero().squeeze(1) for part in parts)
+    return Split(free, held, number, *of_edges)
+
+
 class Pairwise(NamedTuple):
     r"""The form :math:`-E(x) = \sum_i u_i(x_i) + \sum_{(i,j)} p_{ij}(x_i, x_j)` over coordinates of equally many levels.
 
@@ -51,25 +73,20 @@ class Pairwise(NamedTuple):
         edges, pairs = torch.cat([self.edges, other.edges]), torch.cat([self.pairs, other.pairs])
         return Pairwise(unary, edges, pairs, self.shape)
 
-    def held(self, free: Tensor, level: Tensor) -> Pairwise:
+    def held(self, among: Split, level: Tensor) -> Pairwise:
         """The same energy of some coordinates, the others held.
 
         Args:
-            free: numbers of the free ones, ``(free,)``, in increasing order.
+            among: which are, see ``split``.
             level: of every coordinate ``(coordinates,)``; of the free ones any.
         """
-        number = torch.full_like(level, -1)
-        number[free] = torch.arange(len(free), device=free.device)
+        free, alone, number, left, right, neither, both = among
         i, j = self.edges.unbind(1)
-        here, there = number[i] >= 0, number[j] >= 0
         unary = self.unary[free]
-        left, right = here & ~there, ~here & there
         unary = unary.index_add(0, number[i[left]], self.pairs[left, :, level[j[left]]])
         unary = unary.index_add(0, number[j[right]], self.pairs[right, level[i[right]], :])
-        neither, both = ~here & ~there, here & there
         rest = self.pairs[neither, level[i[neither]], level[j[neither]]].sum()
-        alone = torch.arange(len(level), device=level.device)[number < 0]
         rest = rest + self.unary[alone, level[alone]].sum()
-        first = torch.zeros_like(unary[:, :1])
-        first[0] = 1.0  # a constant is in the first coordinate's table, whatever its level
-        return Pairwise(unary + rest * first, number[self.edges[both]], self.pairs[both], torch.Size([len(free)]))
+        # a constant is in the first coordinate's table, whatever its level
+        unary = torch.cat([unary[:1] + rest, unary[1:]])
+        return Pairwise(unary, number[self.edges[both]], self.pairs[both], torch.Size([len(free)]))
