@@ -12,13 +12,14 @@ import pytest
 import torch
 from pyro.infer.mcmc.adaptation import WarmupAdapter
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import ebmppl as eb
 from ebmppl.energies import Energy, Gaussian
 from ebmppl.errors import SamplingError
 from ebmppl.kernels import HMC, MALA, NUTS, Kernel, Langevin
-from ebmppl.kernels.accept import metropolis, select
+from ebmppl.kernels.accept import metropolis, not_finite, select
 from ebmppl.kernels.adaptation import Tuning, factorise, find_step_size
 from ebmppl.kernels.dual_averaging import dual_averaging, dual_averaging_update
 from ebmppl.kernels.integrators import Phase, kinetic, leapfrog
@@ -153,6 +154,38 @@ def test_metropolis() -> None:
     assert decision.accept.tolist() == [True, True, True, False, False, False, False, False]
     assert metropolis(f64(0.5, 0.5), f64(0.60, 0.61)).accept.tolist() == [True, False]  # exp(-0.5) = 0.6065
     assert metropolis(f64(0.0), f64(1 - 2**-53)).accept.tolist() == [True]
+
+
+class Contracted(fx.Interpreter):
+    """Rounds a product and a sum once, as GPUs do: products of numbers in float32 are exact in float64."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        sign = {torch.ops.aten.add.Tensor: 1, torch.ops.aten.sub.Tensor: -1}.get(n.target)  # type: ignore[arg-type]
+        products = [isinstance(arg, fx.Node) and arg.target is torch.ops.aten.mul.Tensor for arg in n.args]
+        if sign is None or not any(products):
+            return super().run_node(n)
+        i = products.index(True)
+        a, b = (self.env[f].double() if isinstance(f, fx.Node) else f for f in n.args[i].args)  # type: ignore[union-attr]
+        other = self.env[n.args[1 - i]].double()  # type: ignore[index]
+        return (a * b + sign * other if i == 0 else other + sign * (a * b)).float()
+
+
+def test_decisions_are_the_same_where_products_and_sums_are_rounded_once() -> None:
+    """A tempered energy is a product; what is left of it less itself told Swendsen-Wang on a GPU that it diverged."""
+    a, b = torch.rand(2, 1000, generator=gen(5)).unbind(0)
+    uniform = torch.rand(1000, generator=gen(6))
+
+    def decide(a: Tensor, b: Tensor) -> list[Tensor]:
+        return [not_finite(a * b), *metropolis(a * b, uniform)]
+
+    wanted = decide(a, b)
+    graph = make_fx(decide)(a, b)
+    assert not any(wanted[0])
+    assert all(
+        torch.equal(x, y)
+        for x, y in zip(Contracted(graph, garbage_collect_values=False).run(a, b), wanted, strict=True)
+    )
+    assert not_finite(torch.tensor([math.nan, math.inf, -math.inf, 3e38, -0.0])).tolist() == [True] * 3 + [False] * 2
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 3), (4, 2, 3), (4, 20_000)])

@@ -23,8 +23,11 @@ class Acceptance(NamedTuple):
 
 
 def not_finite(x: Tensor) -> Tensor:
-    """Where numbers are NaN or infinite: ``x - x`` is 0 or NaN, in two operations where ``~isfinite`` takes five."""
-    return (x - x) != 0
+    """Where numbers are NaN or infinite: ``0 x`` is 0 or NaN, in two operations where ``~isfinite`` takes five.
+
+    ``x - x`` would do as well, were it not that GPUs round ``a b - a b`` once: what is left of a product is no zero.
+    """
+    return (x * 0) != 0
 
 
 def but_not(a: Tensor, b: Tensor) -> Tensor:
@@ -48,7 +51,7 @@ def metropolis(error: Tensor, uniform: Tensor) -> Acceptance:
             only a proposal of energy -inf (not a density) can give.
         uniform: uniform numbers in [0, 1).
     """
-    error = error + (error - error)  # NaN where it is not finite
+    error = error + error * 0  # NaN where it is not finite
     rate = error.clamp_min(0.0).neg_().exp_().nan_to_num_(0.0)
     return Acceptance(uniform < rate, rate, ~(error <= DIVERGENCE))
 
