@@ -22,7 +22,6 @@ from tests.discrete import states_of
 from tests.discrete_registry import DISCRETE, DISCRETE_KERNELS
 from tests.registry import KERNELS
 from tests.test_clusters import GRAPHS
-from tests.test_clusters import GRAPHS
 from tests.test_own_pace import two_wells
 
 
@@ -257,18 +256,3 @@ def test_clusters_have_the_labels_that_the_host_gives_them(name: str, device: to
         found = operators.bonded(*(tensor.to(device) for tensor in given))
         assert found.dtype == wanted.dtype
         assert torch.equal(found.cpu(), wanted)
-
-
-@pytest.mark.parametrize("name", GRAPHS)
-def test_clusters_are_labelled_as_on_a_cpu(name: str, device: torch.device) -> None:
-    """Of rows by the thousand, so that threads meet: half of the edges of some, all of others."""
-    i, j, sites = GRAPHS[name]()
-    rows = max(4, 200_000 // (len(i) + 1))
-    share = torch.arange(rows).remainder(3).div(2).unsqueeze(1)
-    uniform = torch.rand(rows, len(i), generator=torch.Generator().manual_seed(24))
-    level = torch.ones(rows, sites, dtype=torch.int8)
-    args = (level, uniform, share.expand_as(uniform).contiguous(), i, j)
-    there = tuple(tensor.to(device) for tensor in args)
-    wanted = operators.bonded(*args)
-    for _ in range(5):  # another order of threads
-        assert torch.equal(operators.bonded(*there).cpu(), wanted)
