@@ -850,6 +850,12 @@ def test_a_tensor_times_one_compiles() -> None:
     assert agree(run(energy), run(energy, backend="eager"))
 
 
+def test_an_energy_that_was_compiled_already_is_compiled_with_its_kernel(dynamo: None) -> None:
+    """Torch refuses to trace such a function, and the ticks of who had compiled an energy to be fast were eager."""
+    energy = torch.compile(quadratic, backend="eager")
+    assert agree(run(as_energy(energy, (4,))), run(as_energy(quadratic, (4,)), backend="eager"))
+
+
 def test_constrained_sites_and_scalar_events_compile() -> None:
     gamma = as_energy(lambda x: x - 2 * torch.log(x), (), constraints.positive)
     assert agree(run(gamma), run(gamma, backend="eager"))

@@ -18,7 +18,7 @@ from ebmppl.energies.function import same_energy
 from ebmppl.energies.linalg import RowwiseLinalg
 from ebmppl.energies.reads import Read, Reading, note, unchanged
 from ebmppl.errors import SamplingWarning, one_line
-from ebmppl.kernels.tracer import REAL_ZEROS, import_tracer
+from ebmppl.kernels.tracer import REAL_ZEROS, tracing_through
 
 logger = logging.getLogger(__name__)
 aten = torch.ops.aten
@@ -124,14 +124,13 @@ def _agree(run: Run, points: tuple[Tensor, ...], eager: list[tuple[Tensor, Tenso
 
 
 def _trace(value_and_grad: Run, x: Tensor) -> tuple[Run, list[Read]]:
-    import_tracer()
     reading = Reading()
 
     def read(points: Tensor) -> tuple[Tensor, Tensor]:
         with reading:
             return value_and_grad(points)
 
-    with torch.no_grad(), RowwiseLinalg():
+    with torch.no_grad(), RowwiseLinalg(), tracing_through():
         traced = make_fx(read, REAL_ZEROS)(x)
         _refuse_sizes_of_points(traced.graph)
         _fold(traced, x.device)

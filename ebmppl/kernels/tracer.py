@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -28,6 +29,17 @@ def import_tracer() -> None:
         except Exception as error:  # it makes folders and registers much
             _failure.append(f"{type(error).__name__}: {error}")
     raise ImportError(f"torch._inductor can't be imported: {_failure[0]}")
+
+
+@contextmanager
+def tracing_through() -> Iterator[None]:
+    """What the user has compiled is traced through to what it was made of; torch would refuse it."""
+    import_tracer()
+    from torch._dynamo import config
+
+    option = "error_on_nested_fx_trace"
+    with config.patch({option: False}) if hasattr(config, option) else nullcontext():
+        yield
 
 
 def _zeros(size: Sequence[int], **form: Any) -> Tensor:

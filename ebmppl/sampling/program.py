@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ebmppl.energies.reads import Read, Reading
 from ebmppl.kernels.adaptation import Adaptation
 from ebmppl.kernels.base import Kernel
-from ebmppl.kernels.tracer import import_tracer
+from ebmppl.kernels.tracer import import_tracer, tracing_through
 from ebmppl.sampling.compiler import Flat
 from ebmppl.sampling.decompositions import decompositions
 from ebmppl.sampling.noise_at_hand import EVER
@@ -199,7 +199,7 @@ def make_graph(
 
     pure = torch.func.functionalize(read, remove="mutations")
     one = FakeTensorMode(allow_fallback_kernels=True, shape_env=ShapeEnv())  # or each value gets one
-    with torch.no_grad(), tracing(TracingContext(one)):
+    with torch.no_grad(), tracing(TracingContext(one)), tracing_through():
         graph = make_fx(pure, decompositions())(*inputs)
     _leave_out_factors_of_one(graph)
     constants = _lift(graph, inputs[0].device)
