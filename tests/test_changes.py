@@ -206,6 +206,21 @@ def test_transforms_have_to_be_given_again_at_load(tmp_path: Path) -> None:
     assert torch.equal(loaded.get_samples()["x"], mcmc.get_samples()["x"])
 
 
+def test_a_run_of_a_gpus_can_be_read_and_go_on_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    kernel = eb.Langevin(eb.as_energy(lambda x: x.square().sum(-1), (2,)), 0.1)
+    mcmc = eb.MCMC(kernel, 10, 0, num_chains=3, seed=0, disable_progbar=True)
+    mcmc.run()
+    mcmc.backend = "cudagraph"
+    mcmc.save(tmp_path / "run.pt")
+    with pytest.warns(SamplingWarning, match="the run's back-end 'cudagraph' is not here"):
+        loaded = eb.MCMC.load(tmp_path / "run.pt", kernel)
+    assert torch.equal(loaded.get_samples()["x"], mcmc.get_samples()["x"])
+    loaded.run(num_samples=10)
+    assert loaded.backend == "eager"
+    assert loaded.get_samples(group_by_chain=True)["x"].shape == (3, 20, 2)
+
+
 @pytest.mark.parametrize("junk", [b"junk", b"", None])
 def test_a_file_that_is_no_run_is_refused(tmp_path: Path, junk: bytes | None) -> None:
     path = tmp_path / "run.pt"

@@ -80,7 +80,12 @@ def load_run(cls: type[MCMC], path: str | Path, kernel: Kernel) -> MCMC:
     if saved["transforms"]:
         told = f"the transforms of {saved['transforms']} were not saved: set mcmc.transforms to have them again"
         warnings.warn(told, SamplingWarning, stacklevel=3)
-    mcmc = cls(kernel, save_params=saved["save_params"], **saved["options"])
+    options = dict(saved["options"])
+    if options["backend"] == "cudagraph" and not torch.cuda.is_available():
+        told = "the run's back-end 'cudagraph' is not here: draws to come are of another one, and not bit for bit what it drew"
+        warnings.warn(told, SamplingWarning, stacklevel=3)
+        options["backend"] = "auto"
+    mcmc = cls(kernel, save_params=saved["save_params"], **options)
     for name in _RESULTS:
         setattr(mcmc, name, saved["results"][name])
     mcmc.draws, mcmc.warmup_draws = (_restore(mcmc, saved[name]) for name in ("draws", "warmup_draws"))
@@ -102,7 +107,8 @@ def load_run(cls: type[MCMC], path: str | Path, kernel: Kernel) -> MCMC:
 
 def _read(path: str | Path) -> object:
     try:
-        return torch.load(path, weights_only=True)
+        # what was saved on a GPU can be read without one
+        return torch.load(path, map_location=None if torch.cuda.is_available() else "cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # a wrong file makes torch trip over anything
