@@ -17,6 +17,7 @@ so checkpoints keep the left factors, and a new leaf needs one product with all 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -92,6 +93,9 @@ class Products(NamedTuple):
     before_square: Tensor  # (chains,) squared norm of the leaf before
 
 
+_NUMBERS = (
+    1 << 17
+)  # of each vector that are multiplied at a time on a CPU: in cache, and no copy of all of large states
 LEAF, BEFORE, JOINT, FAR, SUB, TREE = range(6)
 
 
@@ -120,13 +124,20 @@ def products(
     """From momenta ``(chains, dimension)`` of leaf, leaf before, joint and far end, and the sums of sub-tree and tree."""
     if in_trace():
         return _products_in_one_pass(leaf, before, joint, far, sub, tree)
-    vectors = torch.cat([leaf, before, joint, far, sub, tree], 1).view(len(leaf), 6, -1)
-    dots = torch.bmm(vectors, vectors.mT).flatten(1)
+    whole = (leaf, before, joint, far, sub, tree)
+    rows = max(1, _NUMBERS // leaf.shape[1]) if leaf.is_cpu else len(leaf)
+    dots = torch.cat([_dots(some) for some in zip(*(v.split(rows) for v in whole), strict=True)])
     ends, leaf_rest, before_rest, leaf_sum, kinetic = (dots @ tables.sums).split([4, 1, 1, 1, 1], 1)
     straight, across = (ends.unflatten(1, (2, 2)).amin(2) > 0).unbind(1)
     # not from the sums, where a leaf that is NaN leaks into all: it gives the kinetic energy at the tree's beginning
     before_square = dots.select(1, 6 * BEFORE + BEFORE)
     return Products(straight, across, leaf_rest, before_rest, leaf_sum, kinetic.squeeze(1), before_square)
+
+
+def _dots(vectors: Sequence[Tensor]) -> Tensor:
+    """Of all pairs of six, ``(chains, 36)``."""
+    joined = torch.cat(list(vectors), 1).view(len(vectors[0]), 6, -1)
+    return torch.bmm(joined, joined.mT).flatten(1)
 
 
 def _products_in_one_pass(
