@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from torch._inductor import config
+from torch._inductor import config, cpu_vec_isa
 from torch._inductor.decomposition import select_decomp_table
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -17,7 +21,8 @@ from ebmppl.sampling.compiler import compile_graph
 from ebmppl.sampling.vectors import VECTORS, in_small, suits
 
 pytestmark = pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() != "AVX2", reason="the small header is for processors with AVX2"
+    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"),
+    reason="the small header is for processors with AVX2 or AVX-512",
 )
 SPECIAL = torch.tensor([torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 1.0, -1.0, 2.0, -2.5, 0.5, 1.5, 88.0, 1e-30])
 
@@ -106,6 +111,25 @@ def test_pieces_are_begun_while_the_rest_is_written(monkeypatch: pytest.MonkeyPa
     assert set(begun_when_asked) == {0, len(begun)}
     assert not {source for _, source in compiler._ahead} & set(begun)  # all were taken
     assert all(torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="there are no wider vectors to leave")
+def test_narrower_vectors_give_it_too(tmp_path: Path) -> None:
+    """As on a processor with AVX2."""
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": "avx2", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "give_what_torch_gives"]
+    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert "1 passed" in done.stdout, done.stdout
+
+
+def test_no_program_is_compiled_to_find_out_about_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    monkeypatch.setattr(cpu_vec_isa.VecISA, "check_build", lambda self, code: bool(looked.append(code)))
+    cpu_vec_isa.valid_vec_isa_list.cache_clear()
+    x = torch.linspace(1.0, 3.0, 41)
+    with config.patch(force_disable_caches=True):
+        compile_graph(traced(lambda x: [x * 3.25], x), [x])
+    assert not looked
 
 
 def test_other_kernels_get_torchs_headers(monkeypatch: pytest.MonkeyPatch) -> None:

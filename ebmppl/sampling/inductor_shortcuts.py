@@ -19,7 +19,7 @@ _RELEASE = re.compile(r"\d+\.\d+\.\d+(\+\w+)?")
 @contextmanager
 def quicker() -> Iterator[None]:
     """Within it Inductor takes a third less time for the same C++."""
-    with _rules_once(), _strides_at_once(), _loops_once(), _values_once(), _release_as_key():
+    with _rules_once(), _strides_at_once(), _loops_once(), _values_once(), _release_as_key(), _processor_known():
         yield
 
 
@@ -38,6 +38,23 @@ def _mode_of(node: fx.Node) -> FakeTensorMode | None:
     value = node.meta.get("val")
     first = value[0] if isinstance(value, (list, tuple)) and value else value
     return first.fake_mode if isinstance(first, FakeTensor) else None
+
+
+@contextmanager
+def _processor_known() -> Iterator[None]:
+    """Inductor compiles three programs to find out what AVX-512 the processor has, 1.4 s; torch has looked."""
+    try:
+        from torch._inductor import cpu_vec_isa
+    except ImportError:
+        yield
+        return
+    kind = {"AVX2": "VecAVX2", "AVX512": "VecAVX512"}.get(torch.backends.cpu.get_cpu_capability(), "")
+    made, name = getattr(cpu_vec_isa, kind, None), "valid_vec_isa_list"
+    if made is None or not hasattr(cpu_vec_isa, name):
+        yield
+        return
+    with patch.object(cpu_vec_isa, name, lambda: [made()]), patch.object(made, "__bool__", lambda _: True):
+        yield
 
 
 @contextmanager
