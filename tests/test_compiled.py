@@ -27,6 +27,7 @@ from torch.distributions import constraints
 
 import ebmppl as eb
 from ebmppl.energies import Energy, Gaussian, as_energy
+from ebmppl.energies.reads import unchanged
 from ebmppl.errors import SamplingError, SamplingWarning
 from ebmppl.kernels import Kernel
 from ebmppl.sampling import chains as chains_module
@@ -835,12 +836,14 @@ def test_options_that_a_release_of_torch_lacks_are_left_out(monkeypatch: pytest.
 def test_numbers_of_a_graph_are_where_its_chains_are() -> None:
     """One on the CPU among inputs on a GPU would make CUDA graphs wait; for want of a GPU, of a device without memory."""
 
-    def function(x: Tensor) -> list[Tensor]:
-        return [x * torch.tensor(0.5)]
-
-    nowhere = torch.device("meta")
-    (constant,) = make_graph(function, [torch.zeros(4, 3, device=nowhere)], lambda: [0]).constants
+    half, nowhere = torch.tensor(0.5), torch.device("meta")
+    traced = make_graph(lambda x: [x * half], [torch.zeros(4, 3, device=nowhere)], lambda: [0])
+    (constant,) = traced.constants
     assert constant.device == nowhere
+    assert unchanged(traced.reads)
+    half.fill_(2.0)  # which the graph doesn't see there
+    assert not unchanged(traced.reads)
+    assert not make_graph(lambda x: [x * half], [torch.zeros(4, 3)], lambda: [0]).reads
 
 
 def test_a_tensor_times_one_compiles() -> None:

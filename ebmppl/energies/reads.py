@@ -50,9 +50,13 @@ class Reading(TorchFunctionMode):
 
     def reads(self) -> list[Read]:
         """What was taken; to be asked for when nothing is traced any more."""
-        with torch.no_grad():
-            own = [Read(t, _version(t), t.detach().clone()) for t in self._tensors.values()]
-        return own + self._more
+        return [read(t) for t in self._tensors.values()] + self._more
+
+
+@torch.no_grad()
+def read(tensor: Tensor) -> Read:
+    """A tensor as it is now."""
+    return Read(tensor, _version(tensor), tensor.detach().clone())
 
 
 def note(reads: Sequence[Read]) -> None:

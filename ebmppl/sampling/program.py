@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ebmppl.energies.reads import Read, Reading
+from ebmppl.energies.reads import Read, Reading, read
 from ebmppl.kernels.adaptation import Adaptation
 from ebmppl.kernels.base import Kernel
 from ebmppl.kernels.tracer import import_tracer, tracing_through
@@ -193,18 +193,22 @@ def make_graph(
 
     reading = Reading()
 
-    def read(*tensors: Tensor) -> list[Tensor]:
+    def watched(*tensors: Tensor) -> list[Tensor]:
         with reading:
             return run(*tensors)
 
-    pure = torch.func.functionalize(read, remove="mutations")
+    pure = torch.func.functionalize(watched, remove="mutations")
     one = FakeTensorMode(allow_fallback_kernels=True, shape_env=ShapeEnv())  # or each value gets one
     with torch.no_grad(), tracing(TracingContext(one)), tracing_through():
         graph = make_fx(pure, decompositions())(*inputs)
     _leave_out_factors_of_one(graph)
-    constants = _lift(graph, inputs[0].device)
+    held = _lift(graph)
+    device = inputs[0].device
+    # numbers beside chains on a GPU; what of them was elsewhere doesn't change any more when the user's does
+    constants = [value if value.dim() else value.to(device) for value in held]
+    moved = [read(value) for value, there in zip(held, constants, strict=True) if there is not value]
     nodes = sum(node.op == "call_function" for node in graph.graph.nodes)
-    return Traced(graph, constants, list(changed()), nodes, _work(graph), reading.reads())
+    return Traced(graph, constants, list(changed()), nodes, _work(graph), reading.reads() + moved)
 
 
 def flatten(carried: Carried) -> list[Tensor]:
@@ -267,8 +271,8 @@ def _work(graph: fx.GraphModule) -> int:
     return made
 
 
-def _lift(graph: fx.GraphModule, device: torch.device) -> list[Tensor]:
-    """Make the tensors that a graph holds its inputs, each once, numbers among them on the device, and return them."""
+def _lift(graph: fx.GraphModule) -> list[Tensor]:
+    """Make the tensors that a graph holds its inputs, each once, and return them."""
     nodes = graph.graph
     last = [node for node in nodes.nodes if node.op == "placeholder"][-1]
     places: dict[int, fx.Node] = {}
@@ -282,7 +286,7 @@ def _lift(graph: fx.GraphModule, device: torch.device) -> list[Tensor]:
             with nodes.inserting_after(last):
                 place = last = nodes.placeholder(f"constant{len(constants)}")
             places[id(value)] = place
-            constants.append(value.detach() if value.dim() else value.detach().to(device))
+            constants.append(value.detach())
         node.replace_all_uses_with(place)
         nodes.erase_node(node)
     nodes.eliminate_dead_code()
