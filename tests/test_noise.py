@@ -19,9 +19,10 @@ from ebmppl.sampling.noise_at_hand import NoiseAtHand
 
 CPU = torch.device("cpu")
 SPECS = {
-    "few": NoiseSpec("uniform", ()),
-    "many": NoiseSpec("uniform", (100,)),  # a row is a call of its own
-    "some": NoiseSpec("normal", (5, 2)),  # hashed, 64 chains by one key
+    "few": NoiseSpec("bits", ()),
+    "many": NoiseSpec("bits", (100,)),  # a row is a call of its own
+    "level": NoiseSpec("uniform", ()),  # hashed, 64 chains by one key
+    "some": NoiseSpec("normal", (5, 2)),
     "hashed": NoiseSpec("normal", (8, 9)),  # each chain by its own
     "kept": NoiseSpec("normal", (8, 9), held=4),
 }
@@ -65,7 +66,7 @@ def test_a_chain_has_the_same_numbers_in_any_larger_run() -> None:
     for tick in (0, 1, 63):
         for name in SPECS:
             assert torch.equal(small.row(tick)[name], large.row(tick)[name][:128])
-        for name in ("some", "hashed"):
+        for name in ("level", "some", "hashed"):
             assert torch.equal(source(7).row(tick)[name], large.row(tick)[name][:7])
 
 
@@ -125,12 +126,12 @@ def test_few_blocks_have_the_seeds_of_many() -> None:
 
 
 def test_threads_that_share_a_draw_change_nothing() -> None:
-    spec = {"normal": NoiseSpec("uniform", (100,))}
+    spec = {"bits": NoiseSpec("bits", (100,))}
     before, drawn = torch.get_num_threads(), []
     for threads in (1, 3):  # of 9 blocks, the last one short
         torch.set_num_threads(threads)
         try:
-            drawn.append(NoiseSource(spec, 515, 7, torch.float32, torch.device("cpu")).row(5)["normal"])
+            drawn.append(NoiseSource(spec, 515, 7, torch.float32, torch.device("cpu")).row(5)["bits"])
         finally:
             torch.set_num_threads(before)
     assert drawn[0].numel() >= noise._WORTH_THREADS
@@ -150,8 +151,8 @@ def test_bits_are_uniform_words_of_every_block() -> None:
         assert abs(float(z)) < 5
 
 
-def numbers(size: int, chains: int, dtype: torch.dtype = torch.float32, start: int = 2**64 - 5) -> Hashed:
-    return Hashed(size, chains, start, dtype)
+def numbers(size: int, chains: int, dtype: torch.dtype = torch.float32, kind: str = "normal") -> Hashed:
+    return Hashed(kind, size, chains, 2**64 - 5, dtype)
 
 
 @pytest.mark.parametrize("size", [3, 100])  # 64 chains by one key, and each by its own
@@ -170,6 +171,39 @@ def test_hashed_normal_numbers_are_standard_and_independent(dtype: torch.dtype, 
             for f in (lambda v: v, lambda v: v**2 - 1):
                 product = f(a) * f(b)
                 assert abs(float(product.mean())) < 4.5 * float(product.std()) / product.numel() ** 0.5
+
+
+@pytest.mark.parametrize("size", [3, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_hashed_uniform_numbers_are_uniform_and_independent(dtype: torch.dtype, size: int) -> None:
+    """As the normal ones; in [0, 1), as fine as the dtype or a word of 32 bits."""
+    u = numbers(size, 12800 // size, dtype, "uniform").draw(7, 100)
+    assert u.dtype == dtype
+    assert 0 <= float(u.min()) < 1e-5
+    assert 1 - 1e-5 < float(u.max()) < 1
+    bits = 24 if dtype == torch.float32 else 32
+    grid = u.double() * 2.0**bits
+    assert torch.equal(grid, grid.round())
+    assert bool((grid % 2 == 1).any())
+    x = u.double() - 0.5
+    assert stats.kstest(u.flatten().double().numpy(), "uniform").pvalue > 1e-4
+    for axis in range(3):
+        for lag in (1, 2, 3, 50, 64):
+            if lag >= x.shape[axis]:
+                continue
+            a, b = x.narrow(axis, lag, x.shape[axis] - lag), x.narrow(axis, 0, x.shape[axis] - lag)
+            for f in (lambda v: v, lambda v: v**2 - 1 / 12):
+                product = f(a) * f(b)
+                assert abs(float(product.mean())) < 4.5 * float(product.std()) / product.numel() ** 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_uniform_numbers_of_half_precision_are_below_one(dtype: torch.dtype) -> None:
+    """Of 100,000 some would be rounded to 1, by which kernels would divide or take logarithms of 0."""
+    u = numbers(100, 1000, dtype, "uniform").draw(0, 1)
+    assert u.dtype == dtype
+    assert 0 <= float(u.min())
+    assert float(u.max()) == 1 - torch.finfo(dtype).eps / 2
 
 
 def test_keys_are_splitmix() -> None:
@@ -198,18 +232,22 @@ def test_hashed_numbers_are_drawn_once_for_some_ticks(monkeypatch: pytest.Monkey
 SIZES = [(1, 4096), (2, 150), (25, 64), (64, 3), (77, 5), (100, 515), (1000, 64)]
 
 
+@pytest.mark.parametrize("kind", ["normal", "uniform"])
 @pytest.mark.parametrize(("size", "chains"), SIZES)
-def test_c_gives_the_hashed_numbers_of_torch(size: int, chains: int) -> None:
-    """To 8 units in the last place, tails and what is left over of a row included; and so for some of the chains."""
-    found, out, tick = numbers(size, chains), torch.empty(chains, size), torch.tensor(37)
+def test_c_gives_the_hashed_numbers_of_torch(size: int, chains: int, kind: str) -> None:
+    """Normal ones to 8 units in the last place, with tails and what is left over of a row; and so for some of the chains."""
+    found, out, tick = numbers(size, chains, kind=kind), torch.empty(chains, size), torch.tensor(37)
     assert found.native()  # or torch is compared with itself
     found.before_tick(out, tick)()
     wanted = found.draw(37, 1)[0]
-    torch.testing.assert_close(out, wanted, rtol=1e-6, atol=1e-37)
-    assert chains * size < 4096 or float(out.abs().max()) > 3.3
+    torch.testing.assert_close(out, wanted, rtol=1e-6 if kind == "normal" else 0.0, atol=1e-37)
+    assert chains * size < 4096 or float(out.abs().max()) > (3.3 if kind == "normal" else 0.999)
     assert torch.equal(wanted, found.draw(30, 10)[7])
     some = torch.empty(chains - 2, size)
     which = torch.arange(chains - 2, 0, -1)
+    found.before_tick(some, tick, which)()
+    assert torch.equal(some, out[which])
+    which = torch.arange(chains).roll(chains // 2)[: chains - 2]  # neighbours are drawn together
     found.before_tick(some, tick, which)()
     assert torch.equal(some, out[which])
 
@@ -245,11 +283,11 @@ def test_without_a_compiler_hashed_numbers_are_torchs(monkeypatch: pytest.Monkey
 
 def test_a_compiled_run_draws_normal_numbers_before_each_tick() -> None:
     """The rest it has at hand for many ticks."""
-    specs = {"n": NoiseSpec("normal", (7,), where_zero="steps"), "u": NoiseSpec("uniform", ())}
+    specs = {"n": NoiseSpec("normal", (7,), where_zero="steps"), "b": NoiseSpec("bits", ())}
     noise = NoiseSource(specs, 9, 5, torch.float32, CPU)
     at_hand = NoiseAtHand(noise)
-    assert at_hand.rows == {"n": 1, "u": 128}
-    assert at_hand.have(3, 500) == 125  # as many as there are uniforms for
+    assert at_hand.rows == {"n": 1, "b": 128}
+    assert at_hand.have(3, 500) == 125  # as many as there are bits for
     state = SimpleNamespace(steps=torch.tensor([0, 1] * 4 + [0]))
     tick, kept = torch.tensor([0]), at_hand.chunks[0][0, 1::2].clone()
     (call,) = at_hand.before_tick(at_hand.chunks, tick, state)

@@ -7,8 +7,8 @@ what a Mersenne twister takes, and no memory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from math import sqrt
 from typing import Any
 
 import torch
@@ -76,10 +76,17 @@ def thresholds(log_odds: Tensor) -> Tensor:
 
 
 def uniform_of(word: Tensor, dtype: torch.dtype) -> Tensor:
-    """Uniform numbers in [0, 1) of 24 bits, or in float64 of 32."""
+    """Uniform numbers in [0, 1) of 24 bits, in float64 of 32, in half precision of as many as there are."""
     if dtype == torch.float64:
         return (word.to(dtype) - LEAST) * 2.0**-32
-    return (word >> 8 & 0xFFFFFF).to(dtype) * 2.0**-24
+    bits = 1 - round(math.log2(torch.finfo(dtype).eps))
+    return (word >> (32 - bits) & ((1 << bits) - 1)).to(dtype) * 2.0**-bits
+
+
+def uniforms(label: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
+    """Uniform numbers in [0, 1) for labels and two keys that broadcast."""
+    key, other = keys.split(1, -1)
+    return uniform_of(words(label, key, other), dtype)
 
 
 def normals(label: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
@@ -94,4 +101,4 @@ def normals(label: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
         word, bits = word >> 8, 24
     scale = 2.0 ** (1 - bits)
     wide = torch.float64 if bits == 32 else torch.float32
-    return word.to(wide).mul_(scale).add_(scale / 2).erfinv_().mul_(sqrt(2.0)).to(dtype)
+    return word.to(wide).mul_(scale).add_(scale / 2).erfinv_().mul_(math.sqrt(2.0)).to(dtype)

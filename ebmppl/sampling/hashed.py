@@ -1,4 +1,4 @@
-"""Normal numbers of ticks as hashes of where they are used: by operations of torch, or by C++ where a run is compiled."""
+"""Normal and uniform numbers of ticks as hashes of where they are used: by torch, or by C++ where a run is compiled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ebmppl.kernels.pooling import BLOCK
-from ebmppl.kernels.words import labels, normals
+from ebmppl.kernels.words import labels, normals, uniforms
 from ebmppl.sampling.compiler import CompileError, load, load_ahead
 from ebmppl.sampling.native import Call
 
@@ -26,21 +26,22 @@ _ALL = 1 << 64
 
 
 class Hashed:
-    """Standard normal numbers of the ticks of all chains, the same whatever is asked for before.
+    """Standard normal numbers, or uniform ones in [0, 1), of the ticks of all chains, the same whatever is asked for before.
 
     Every row has two keys, the halves of SplitMix64's finalizer (Steele, Lea and Flood 2014, "Fast splittable
     pseudorandom number generators") at a start of the run's plus multiples of the tick and of the row's number; numbers are
     hashes of their places in it and of the keys, see ``words.normals``. A row is what one chain needs, or 64 chains.
 
     Args:
+        kind: "normal" or "uniform".
         size: numbers of a chain's tick.
         chains: how many.
         start: of the run and the name, from 0 to 2^64 - 1.
         dtype: of the numbers.
     """
 
-    def __init__(self, size: int, chains: int, start: int, dtype: torch.dtype) -> None:
-        self.size, self.chains, self.start, self.dtype = size, chains, start, dtype
+    def __init__(self, kind: str, size: int, chains: int, start: int, dtype: torch.dtype) -> None:
+        self.kind, self.size, self.chains, self.start, self.dtype = kind, size, chains, start, dtype
         self.each = 1 if size >= _ROW else BLOCK  # chains of a row
         self.rows = -(-chains // self.each)
         self._length = size * min(self.each, chains)
@@ -59,7 +60,8 @@ class Hashed:
 
     def draw(self, first: int, ticks: int) -> Tensor:
         """The numbers of so many ticks ``(ticks, chains, size)``, by torch."""
-        rows = normals(self._labels[: self._length], self.keys(first, ticks), self.dtype)
+        numbers = normals if self.kind == "normal" else uniforms
+        rows = numbers(self._labels[: self._length], self.keys(first, ticks), self.dtype)
         return rows.view(ticks, -1, self.size)[:, : self.chains]
 
     def native(self) -> bool:
@@ -78,7 +80,8 @@ class Hashed:
             counter: numbers of chains with another value than 0 there are left as they are; int32 or int64.
         """
         width = 0 if counter is None else counter.element_size()
-        form = torch.tensor([which is not None, len(out), self.size, self.each, width, _signed(self.start)])
+        uniform, some = self.kind == "uniform", which is not None
+        form = torch.tensor([some, len(out), self.size, self.each, width, _signed(self.start), uniform])
         given = [form if tensor is None else tensor for tensor in (which, counter)]
         return partial(Call(_library().draw_tick), self._labels, form, tick, *given, out)
 
@@ -98,7 +101,7 @@ def _library() -> Any:
     try:
         library = load(_SOURCE)
     except CompileError as error:
-        logger.info("normal numbers are drawn by torch: %s", error)
+        logger.info("random numbers are drawn by torch: %s", error)
         return None
     library.draw_tick.argtypes, library.draw_tick.restype = [ctypes.c_void_p], ctypes.c_int
     return library
@@ -113,12 +116,18 @@ _SOURCE = """
 typedef float F __attribute__((vector_size(32)));
 typedef int32_t I __attribute__((vector_size(32)));
 typedef uint32_t U __attribute__((vector_size(32)));
-constexpr int LANES = 8;
+constexpr int LANES = 8, MANY_VECTORS = 4;
 
 static inline U scattered(U x) {
     x = (x ^ (x >> 16)) * 2146121005u;
     x = (x ^ (x >> 15)) * 2221713035u;
     return x ^ (x >> 16);
+}
+
+static inline U word(const int32_t* label, U key, U other) {
+    U l;
+    __builtin_memcpy(&l, label, sizeof l);
+    return scattered(l + key) + other;
 }
 
 static float far(float x, float w) {  // erfinv(x) where w = -log(1 - x^2) >= 5
@@ -130,12 +139,10 @@ static float far(float x, float w) {  // erfinv(x) where w = -log(1 - x^2) >= 5
 }
 
 // N vectors at once: one alone would wait for each of its operations
-template <int N> static void draw(const int32_t* label, U key, U other, float* out) {
+template <int N> static void normal(const int32_t* label, U key, U other, float* out) {
     F x[N], w[N], f[N], n[N], y[N];
     for (int j = 0; j < N; j++) {
-        U l;
-        __builtin_memcpy(&l, label + j * LANES, sizeof l);
-        x[j] = __builtin_convertvector((I)(scattered(l + key) + other) >> 8, F) * 0x1p-23f + 0x1p-24f;
+        x[j] = __builtin_convertvector((I)word(label + j * LANES, key, other) >> 8, F) * 0x1p-23f + 0x1p-24f;
         F q = (1.0f - x[j]) * (1.0f + x[j]);
         I bits = (I)q + (0x3f800000 - 0x3f3504f3);
         n[j] = __builtin_convertvector((bits >> 23) - 127, F);  // q = 2^n (1 + f)
@@ -168,18 +175,26 @@ template <int N> static void draw(const int32_t* label, U key, U other, float* o
     }
 }
 
-static void row(const int32_t* label, uint64_t x, float* out, int64_t size) {
+template <int N> static void uniform(const int32_t* label, U key, U other, float* out) {
+    for (int j = 0; j < N; j++) {
+        F u = __builtin_convertvector((I)(word(label + j * LANES, key, other) >> 8), F) * 0x1p-24f;
+        __builtin_memcpy(out + j * LANES, &u, sizeof u);
+    }
+}
+
+using Draw = void (*)(const int32_t*, U, U, float*);
+
+template <Draw MANY, Draw FEW> static void row(const int32_t* label, uint64_t x, float* out, int64_t size) {
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
     x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
     x ^= x >> 31;
     const U zero = {}, key = zero + uint32_t(x), other = zero + uint32_t(x >> 32);
-    constexpr int N = 4;
     int64_t i = 0;
-    for (; i + N * LANES <= size; i += N * LANES) draw<N>(label + i, key, other, out + i);
-    for (; i + LANES <= size; i += LANES) draw<1>(label + i, key, other, out + i);
+    for (; i + MANY_VECTORS * LANES <= size; i += MANY_VECTORS * LANES) MANY(label + i, key, other, out + i);
+    for (; i + LANES <= size; i += LANES) FEW(label + i, key, other, out + i);
     if (i < size) {
         float rest[LANES];
-        draw<1>(label + i, key, other, rest);
+        FEW(label + i, key, other, rest);
         __builtin_memcpy(out + i, rest, (size - i) * sizeof(float));
     }
 }
@@ -193,17 +208,19 @@ extern "C" int draw_tick(void** p) {
     const int64_t* which = form[0] ? static_cast<int64_t*>(p[3]) : nullptr;
     const char* counter = static_cast<char*>(p[4]);
     float* out = static_cast<float*>(p[5]);
+    auto numbers = form[6] ? row<uniform<MANY_VECTORS>, uniform<1>> : row<normal<MANY_VECTORS>, normal<1>>;
     for (int64_t i = 0, next; i < chains; i = next) {
         const int64_t chain = which ? which[i] : i, place = chain % each;
-        next = width || which ? i + 1 : i - place + each;
-        if (next > chains) next = chains;
+        // chains one after another that share a row are drawn together
+        for (next = i + 1; !width && next < chains && next - i < each - place; next++)
+            if (which && which[next] != chain + next - i) break;
         if (width) {
             int64_t under_way = 0;
             __builtin_memcpy(&under_way, counter + i * width, width);
             if (under_way) continue;
         }
         const uint64_t key = start + uint64_t(chain / each) * 0xD1B54A32D192ED03u;
-        row(label + place * size, key, out + i * size, (next - i) * size);
+        numbers(label + place * size, key, out + i * size, (next - i) * size);
     }
     return 0;
 }

@@ -43,7 +43,7 @@ class NoiseSource:
     A generator is seeded anew for every block of 64 chains and every few ticks. So the numbers of a chain change
     neither with the number of blocks nor with where a run was stopped and continued nor with what was asked for
     before, and numbers that nobody looks at are not drawn. How many ticks are drawn at once depends on the spec and
-    the kind of device alone. On a CPU normal numbers need no generator: they are hashes, see ``hashed.py``.
+    the kind of device alone. On a CPU normal and uniform numbers need no generator: they are hashes, see ``hashed.py``.
 
     Args:
         specs: what one tick of one chain needs.
@@ -83,7 +83,7 @@ class NoiseSource:
         for (name, spec), start in zip(self.specs.items(), long_starts, strict=True):
             self.rows[name] = 1 if spec.held > 1 else _at_once(spec, device)
             if is_hashed(spec, device):
-                self.hashed[name] = hashed = Hashed(_size(spec), chains, start, dtype)
+                self.hashed[name] = hashed = Hashed(spec.kind, _size(spec), chains, start, dtype)
                 self.rows[name] = hashed.at_once
         self.ticks = {name: max(self.rows[name], spec.held) for name, spec in self.specs.items()}
         self.blocks = -(-chains // BLOCK)
@@ -204,7 +204,7 @@ def _size(spec: NoiseSpec) -> int:
 
 def is_hashed(spec: NoiseSpec, device: torch.device) -> bool:
     """Whether these numbers are hashes, which C++ draws in compiled runs."""
-    return device.type == "cpu" and spec.kind == "normal" and spec.held == 1
+    return device.type == "cpu" and spec.kind != "bits" and spec.held == 1 and 0 not in spec.shape
 
 
 def _at_once(spec: NoiseSpec, device: torch.device) -> int:
