@@ -29,6 +29,7 @@ from ebmppl.sampling.cpp_unit import TORCHS, Unit
 from ebmppl.sampling.gcc import build
 from ebmppl.sampling.inductor_shortcuts import fake_mode, quicker
 from ebmppl.sampling.scopes import without_collections
+from ebmppl.sampling.vectors import eight_lanes
 
 logger = logging.getLogger(__name__)
 
@@ -243,7 +244,8 @@ def _options() -> dict[str, object]:
     }
     options |= _headers()
     options = {name: value for name, value in options.items() if _is_there(name)}
-    if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):
+    if eight_lanes():
+        options["cpp.simdlen"] = 256  # bits; named, so that the disk cache of another processor has it, too
         options["cpp.vec_isa_ok"] = True  # torch has looked; Inductor would compile a program to find out, 3 s
     return options
 

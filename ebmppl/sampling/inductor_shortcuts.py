@@ -12,6 +12,8 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from ebmppl.sampling.vectors import eight_lanes
+
 _REVISION = 4  # of what is done to graphs: what an earlier one left in the disk cache is not found
 _RELEASE = re.compile(r"\d+\.\d+\.\d+(\+\w+)?")
 
@@ -48,9 +50,8 @@ def _processor_known() -> Iterator[None]:
     except ImportError:
         yield
         return
-    kind = {"AVX2": "VecAVX2", "AVX512": "VecAVX512"}.get(torch.backends.cpu.get_cpu_capability(), "")
-    made, name = getattr(cpu_vec_isa, kind, None), "valid_vec_isa_list"
-    if made is None or not hasattr(cpu_vec_isa, name):
+    made, name = getattr(cpu_vec_isa, "VecAVX2", None), "valid_vec_isa_list"
+    if made is None or not hasattr(cpu_vec_isa, name) or not eight_lanes():
         yield
         return
     with patch.object(cpu_vec_isa, name, lambda: [made()]), patch.object(made, "__bool__", lambda _: True):
