@@ -12,8 +12,11 @@ from torch import Tensor
 
 import ebmppl as eb
 from ebmppl.energies import Energy, Funnel, Gaussian, GaussianMixture, Rosenbrock
+from ebmppl.kernels import uturn
 from ebmppl.kernels.adaptation import Tuning, factorise
 from ebmppl.kernels.nuts import NUTS
+from ebmppl.kernels.uturn import Products, Tables
+from ebmppl.sampling import operators_in_c
 from ebmppl.sampling.noise import NoiseSource
 
 Rows = Callable[[int], dict[str, Tensor]]
@@ -195,3 +198,52 @@ def test_divergences_were_met_by_the_comparison() -> None:
     mcmc = eb.MCMC(NUTS(energy, step, False, False), 50, 0, num_chains=16, seed=0, disable_progbar=True)
     mcmc.run()
     assert int(mcmc.now.counts.diverging.sum()) > 0
+
+
+WAYS = ("in C", "operator", "where asked")
+
+
+def _straight(way: str, points: Tensor, tables: Tables, number: Tensor, leaf: Tensor, total: Tensor) -> Tensor:
+    leaf_sum = (leaf * total).sum(1, keepdim=True)
+    args = points, tables.ignore, number, leaf, total, leaf_sum
+    if way == "in C":
+        out, call = operators_in_c.call(
+            "straight", lambda *form: torch.empty_strided(form[0], form[1], dtype=form[2]), args
+        )
+        call()
+        return out
+    if way == "operator":
+        return torch.ops.ebmppl.straight(*args)
+    nothing = torch.zeros(len(leaf))
+    p = Products(nothing, nothing, leaf_sum, leaf_sum, leaf_sum, nothing, nothing)
+    return uturn._straight_where_asked(points, tables, number, leaf, total, p)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("dimension", "depth"), [(1, 1), (3, 4), (10, 10), (33, 11)])
+def test_u_turns_are_found_at_the_checkpoints_of_every_leaf(
+    dimension: int, depth: int, dtype: torch.dtype, way: str
+) -> None:
+    """By the formula of ``uturn.py``, one checkpoint after the other; one in nine has a U-turn, one in ninety is NaN."""
+    generator = torch.Generator().manual_seed(dimension)
+    leaves = 1 << (depth - 1)
+    number = torch.arange(leaves)
+    near = torch.randn(leaves, 3 * dimension, dtype=dtype, generator=generator) * 0.1 + 1.0
+    leaf, total = near[:, dimension : 2 * dimension], near[:, 2 * dimension :]  # as in a state: not contiguous
+    points = torch.rand(leaves, 2, max(depth - 1, 1) + 1, 2 * (dimension + 1), dtype=dtype, generator=generator) + 0.1
+    points[..., dimension] = points[..., -1] = 0.01
+    draw = torch.rand(points.shape[:3], generator=generator)
+    points[draw < 1 / 9] *= -1
+    points[draw < 1 / 90] = torch.nan
+    tables = Tables.build(depth, leaf)
+    found = _straight(way, points, tables, number, leaf, total)
+    for n in range(leaves):
+        wanted = True
+        a, z = (points[n, side].view(-1, dimension + 1) for side in (0, 1))
+        for row in (~tables.ignore[n]).nonzero().flatten().tolist():
+            first = a[row, :-1] @ total[n] - a[row, -1]
+            last = z[row, :-1] @ leaf[n] + z[row, -1] * (leaf[n] @ total[n])
+            wanted &= bool(first > 0) and bool(last > 0)
+        assert bool(found[n]) == wanted, n
+    assert depth < 4 or set(found.tolist()) == {True, False}

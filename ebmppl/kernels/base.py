@@ -52,6 +52,7 @@ class Kernel(MCMCKernel):
         step_size_by_chain: whether ``step_size`` in the tuning may be ``(chains,)``, one for each chain.
         independent: whether a chain's draws don't depend on those before.
         looks_at_points: whether ``prepare`` looks at the points.
+        operators: names of those of ``operators.py`` that its ticks take.
     """
 
     calls_per_tick: ClassVar[int] = 1
@@ -63,6 +64,7 @@ class Kernel(MCMCKernel):
     step_size_by_chain: ClassVar[bool] = False
     independent: ClassVar[bool] = False
     looks_at_points: ClassVar[bool] = True
+    operators: ClassVar[tuple[str, ...]] = ()
 
     energy: Energy
     target: Energy
@@ -234,10 +236,7 @@ class Kernel(MCMCKernel):
         return self.target.transforms
 
     def sample(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tick until every chain finished one draw.
-
-        Sites of the event's rank are one chain, with one axis more they are chains.
-        """
+        """Tick until every chain finished one draw; sites of the event's rank are one chain, with an axis more chains."""
         from ebmppl.kernels.under_pyro import UnderPyro
 
         if self._under_pyro is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ class ClusterKernel(DiscreteKernel):
     Raises:
         ValueError: for an energy that knows no bonds, or negative strengths without a gauge.
     """
+
+    operators: ClassVar[tuple[str, ...]] = ("bonded", "summed", "labelled")
 
     def __init__(self, energy: Energy) -> None:
         super().__init__(energy)

@@ -101,6 +101,7 @@ class NUTS(HamiltonianKernel):
 
     synchronous: ClassVar[bool] = False
     scratch: ClassVar[tuple[str, ...]] = ("checkpoints",)
+    operators: ClassVar[tuple[str, ...]] = ("straight",)
 
     def __init__(
         self,

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ebmppl.kernels import operators
 from ebmppl.kernels.accept import DIVERGENCE, in_trace
 
 
@@ -36,7 +37,6 @@ class Tables(NamedTuple):
     sums: Tensor  # (36, 8) from scalar products of six vectors to the sums of ``Products``
     rows: Tensor  # (chains, 2) first row of each chain and side among all checkpoints
     one: Tensor  # (chains, 1)
-    minus_one: Tensor  # (chains, 1)
     # scalars: an operation with a number of Python's takes twice as long
     zero: Tensor
     half: Tensor
@@ -68,7 +68,7 @@ class Tables(NamedTuple):
         one = torch.ones(len(like), 1, dtype=like.dtype)
         numbers = torch.tensor([0.0, 0.5, -DIVERGENCE], dtype=like.dtype).unbind()
         counts = torch.tensor([0, 1, max_tree_depth]).unbind()
-        constants = (level, ignore, compare, ignore.all(1), _sums().to(like.dtype), rows, one, -one, *numbers, *counts)
+        constants = (level, ignore, compare, ignore.all(1), _sums().to(like.dtype), rows, one, *numbers, *counts)
         return cls(*(constant.to(like.device) for constant in constants))
 
 
@@ -179,21 +179,16 @@ def keep(
 
 def straight(points: Tensor, tables: Tables, leaf_number: Tensor, leaf: Tensor, total: Tensor, p: Products) -> Tensor:
     """Whether no sub-tree that the newest leaf completes (nor a half with its neighbour) makes a U-turn, ``(chains,)``."""
-    chains, _, levels, width = points.shape
-    if in_trace():
-        return _straight_where_asked(
-            points.view(chains, 2, 2 * levels, width // 2), tables, leaf_number, leaf, total, p
-        )
-    probe = torch.cat([total, tables.minus_one, leaf, p.leaf_sum], 1).view(2 * chains, 1, width // 2)
-    # a row times a matrix: the other way round a CPU takes six times as long
-    product = torch.bmm(probe, points.view(2 * chains, 2 * levels, width // 2).mT).view(chains, 2, 2 * levels)
-    return (product.amin(1) > 0).logical_or_(tables.ignore.index_select(0, leaf_number)).all(1)
+    if in_trace() and not points.is_cpu:
+        return _straight_where_asked(points, tables, leaf_number, leaf, total, p)
+    return operators.straight(points, tables.ignore, leaf_number, leaf, total, p.leaf_sum)
 
 
 def _straight_where_asked(
     points: Tensor, tables: Tables, leaf_number: Tensor, leaf: Tensor, total: Tensor, p: Products
 ) -> Tensor:
     """The same, from the rows to compare with alone: what is repeated in place of the others is in the cache."""
+    points = points.view(len(points), 2, 2 * points.shape[2], -1)
     chain = torch.arange(len(points), device=points.device).unsqueeze(1)
     row = tables.compare.index_select(0, leaf_number)
     a, z = (points.select(1, side)[chain, row] for side in (0, 1))  # (chains, 2 * levels, dimension + 1)

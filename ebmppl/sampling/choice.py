@@ -12,9 +12,9 @@ from ebmppl.arguments import require
 from ebmppl.energies.base import dtype_and_device
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels.base import Kernel
+from ebmppl.sampling import hashed, operators_in_c
 from ebmppl.sampling.compiled_ticks import Compiled, Job
 from ebmppl.sampling.engines import Refused
-from ebmppl.sampling.hashed import compile_ahead
 from ebmppl.sampling.inductor_import import import_inductor
 from ebmppl.sampling.noise import is_hashed
 from ebmppl.sampling.parts import Parts, compiled_ticks
@@ -51,9 +51,11 @@ def begin_ahead(backend: str, kernel: Kernel, draws: int) -> None:
     """
     planned = draws * kernel.ticks_per_draw
     dtype, device = dtype_and_device(kernel.target)
-    normal = dtype == torch.float32 and any(is_hashed(spec, device) for spec in kernel.noise().values())
-    if normal and (backend == "inductor" or (backend == "auto" and planned >= LEAST_TICKS)):
-        compile_ahead()
+    if device.type != "cpu" or not (backend == "inductor" or (backend == "auto" and planned >= LEAST_TICKS)):
+        return
+    operators_in_c.compile_ahead(kernel.operators)
+    if dtype == torch.float32 and any(is_hashed(spec, device) for spec in kernel.noise().values()):
+        hashed.compile_ahead()
 
 
 def choose_backend(

@@ -1,4 +1,4 @@
-"""The library's own operators in C++, for compiled ticks: labels of clusters, and sums and values by them."""
+"""The library's own operators in C++, for compiled ticks: labels of clusters, sums and values by them, U-turns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from ebmppl.kernels import operators
-from ebmppl.sampling.compiler import CompileError, load
+from ebmppl.sampling.compiler import CompileError, load, load_ahead
 from ebmppl.sampling.native import Call
 
 logger = logging.getLogger(__name__)
@@ -26,9 +26,16 @@ class NotInC(ValueError):
 
 def get_ready(graph: fx.GraphModule) -> None:
     """Have the C++ of those operators that a graph takes."""
-    ours = [getattr(torch.ops.ebmppl, name).default for name in operators.NAMES]
-    if any(node.target in ours for node in graph.graph.nodes) and _library() is not None:
+    ours = {getattr(torch.ops.ebmppl, name).default: name for name in operators.NAMES}
+    names = [ours[node.target] for node in graph.graph.nodes if node.target in ours]
+    if any(_library(_SOURCES[name]) is not None for name in names):
         operators.in_c = _now
+
+
+def compile_ahead(names: Sequence[str]) -> None:
+    """Begin to compile these operators."""
+    for source in {_SOURCES[name] for name in names}:
+        load_ahead(source)
 
 
 def call(name: str, allocate: Allocate, args: Sequence[Tensor]) -> tuple[Tensor, partial[Any]]:
@@ -37,24 +44,53 @@ def call(name: str, allocate: Allocate, args: Sequence[Tensor]) -> tuple[Tensor,
     Raises:
         NotInC: where there is no C++ for these arguments.
     """
-    plain = all(arg.is_contiguous() and arg.dtype in _NUMBERS for arg in args)
-    if name not in operators.NAMES or not plain or _library() is None:
-        raise NotInC("no C++, or another layout")
-    if name == "bonded":
-        level, uniform, closing, i, _ = args
-        (chains, sites), edges = level.shape, len(i)
-        form = [chains, edges, sites, 0 if closing.dim() == 1 else edges, torch.get_num_threads()]
-        kinds, out = [level, uniform], allocate((chains * sites,), (1,), torch.int32)
-    else:
-        values, label = args
-        form = [len(label), values.numel() // max(1, len(label))]
-        kinds, out = [values], allocate(tuple(values.shape), tuple(values.stride()), values.dtype)
-        if label.dtype != torch.int32:
-            raise NotInC("more sites than int32 counts")
+    library = _library(_SOURCES[name])
+    if library is None or not all(arg.dtype in _NUMBERS for arg in args):
+        raise NotInC("no C++, or another kind of numbers")
+    (form, kinds, shape, dtype) = _FORMS.get(name, _of_sites)(*args)
     function = "_".join([name, *(_NUMBERS[kind.dtype] for kind in kinds)])
-    if out.numel() > torch.iinfo(torch.int32).max or not hasattr(_library(), function):
+    if not hasattr(library, function):
         raise NotInC(function)
-    return out, partial(Call(getattr(_library(), function)), *args, torch.tensor(form), out)
+    out = torch.empty(shape, device="meta")
+    if out.numel() > torch.iinfo(torch.int32).max:
+        raise NotInC("more than int32 counts")
+    out = allocate(tuple(shape), tuple(out.stride()), dtype)
+    return out, partial(Call(getattr(library, function)), *args, torch.tensor(form), out)
+
+
+# of an operator's arguments: numbers for C, those whose dtypes tell which function it is, shape and dtype of what it gives
+_Form = tuple[list[int], list[Tensor], Sequence[int], torch.dtype]
+
+
+def _of_bonds(level: Tensor, uniform: Tensor, closing: Tensor, i: Tensor, j: Tensor) -> _Form:
+    _require_contiguous(level, uniform, closing, i, j)
+    (chains, sites), edges = level.shape, len(i)
+    form = [chains, edges, sites, 0 if closing.dim() == 1 else edges, torch.get_num_threads()]
+    return form, [level, uniform], (chains * sites,), torch.int32
+
+
+def _of_sites(values: Tensor, label: Tensor) -> _Form:
+    _require_contiguous(values, label)
+    if label.dtype != torch.int32:
+        raise NotInC("more sites than int32 counts")
+    return [len(label), values.numel() // max(1, len(label))], [values], values.shape, values.dtype
+
+
+def _of_leaves(points: Tensor, ignore: Tensor, number: Tensor, leaf: Tensor, total: Tensor, leaf_sum: Tensor) -> _Form:
+    _require_contiguous(points, ignore, number, leaf_sum)
+    same = all(arg.dtype == points.dtype and arg.stride(-1) == 1 for arg in (leaf, total, leaf_sum))
+    if not same or number.dtype != torch.int64:
+        raise NotInC("numbers of several kinds")
+    form = [len(points), ignore.shape[1], leaf.shape[1], leaf.stride(0), total.stride(0)]
+    return form, [points], (len(points),), torch.bool
+
+
+_FORMS: dict[str, Callable[..., _Form]] = {"bonded": _of_bonds, "straight": _of_leaves}
+
+
+def _require_contiguous(*args: Tensor) -> None:
+    if not all(arg.is_contiguous() for arg in args):
+        raise NotInC("another layout")
 
 
 def _now(name: str, args: Sequence[Tensor]) -> Tensor | None:
@@ -67,17 +103,17 @@ def _now(name: str, args: Sequence[Tensor]) -> Tensor | None:
 
 
 @cache
-def _library() -> Any:
+def _library(source: str) -> Any:
     try:
-        return load(_SOURCE)
+        return load(source)
     except CompileError as error:
-        logger.info("clusters are labelled by torch: %s", error)
+        logger.info("operators are torch's: %s", error)
         return None
 
 
 # Trees whose roots are their smallest sites (Galler and Fischer 1964, "An improved equivalence algorithm"), with paths
 # halved on the way (van Leeuwen and van der Weide 1977); the chains are shared by the threads.
-_SOURCE = """
+_CLUSTERS = """
 #include <stdint.h>
 
 static inline int32_t root(int32_t* parent, int32_t x) {
@@ -136,3 +172,53 @@ SUMMED(float) SUMMED(double) SUMMED(int32_t)
 #define LABELLED(T) extern "C" int labelled_##T(void** p) { return labelled<T>(p); }
 LABELLED(float) LABELLED(double)
 """
+
+# Only the checkpoints that a leaf completes are looked at: one of them on average, of up to twice the depth.
+_UTURNS = """
+#include <stdint.h>
+
+template <typename T> struct Lanes { typedef T V __attribute__((vector_size(32))); };
+
+// a . x over n numbers, in one order wherever they lie
+template <typename T> static inline T dot(const T* a, const T* x, int64_t n) {
+    constexpr int64_t lanes = 32 / sizeof(T);
+    typename Lanes<T>::V sums{}, p, q;
+    int64_t i = 0;
+    for (; i + lanes <= n; i += lanes) {
+        __builtin_memcpy(&p, a + i, sizeof p);
+        __builtin_memcpy(&q, x + i, sizeof q);
+        sums += p * q;
+    }
+    T sum = 0;
+    for (; i < n; i++) sum += a[i] * x[i];
+    for (int64_t k = 0; k < lanes; k++) sum += sums[k];
+    return sum;
+}
+
+template <typename T> static int straight(void** p) {
+    const int64_t* form = static_cast<int64_t*>(p[6]);
+    const int64_t chains = form[0], rows = form[1], n = form[2];
+    for (int64_t chain = 0; chain < chains; chain++) {
+        const T *a = static_cast<T*>(p[0]) + chain * 2 * rows * (n + 1), *z = a + rows * (n + 1);
+        const int64_t number = static_cast<int64_t*>(p[2])[chain];
+        const int8_t* ignore = static_cast<int8_t*>(p[1]) + number * rows;
+        const T *leaf = static_cast<T*>(p[3]) + chain * form[3], *total = static_cast<T*>(p[4]) + chain * form[4];
+        const T leaf_sum = static_cast<T*>(p[5])[chain];
+        bool on = true;
+        for (int64_t first = 0; on && first < rows; first += 8) {
+            uint64_t asked = 0x0101010101010101u;  // eight bools
+            __builtin_memcpy(&asked, ignore + first, rows - first < 8 ? rows - first : 8);
+            for (asked ^= 0x0101010101010101u; on && asked; asked &= asked - 1) {
+                const int64_t at = (first + __builtin_ctzll(asked) / 8) * (n + 1);
+                on = dot(a + at, total, n) - a[at + n] > 0 && dot(z + at, leaf, n) + z[at + n] * leaf_sum > 0;
+            }
+        }
+        static_cast<bool*>(p[7])[chain] = on;
+    }
+    return 0;
+}
+
+extern "C" int straight_float(void** p) { return straight<float>(p); }
+extern "C" int straight_double(void** p) { return straight<double>(p); }
+"""
+_SOURCES = {"bonded": _CLUSTERS, "summed": _CLUSTERS, "labelled": _CLUSTERS, "straight": _UTURNS}
