@@ -80,14 +80,14 @@ def test_draws_beyond_those_asked_for_are_few(
     mcmc = run(chains, backend, draws // 2, thinning=thinning)
     own = ticks_of(mcmc)
     others = own[torch.arange(chains) != stuck]
-    assert int(own[stuck]) > 20 * int(others.max())
+    assert int(own[stuck]) > 10 * int(others.max())
     mcmc.save(tmp_path / "run.pt")
     loaded = eb.MCMC.load(tmp_path / "run.pt", mcmc.kernel)
     for other in (mcmc, loaded):
         other.run(num_samples=draws - draws // 2)
         assert torch.equal(other.get_samples()["x"], whole.get_samples()["x"])
         assert all(torch.equal(value, other.stats()[name]) for name, value in whole.stats().items())
-        # a quarter more; of the last block, as many ticks as draws lacked
+        # a quarter more; of the last block, three quarters of the ticks that the draws which lacked will take
         assert rows(other) <= 1.25 * draws + draws
     assert torch.equal(ticks_of(mcmc), ticks_of(loaded))
 
@@ -133,7 +133,7 @@ def test_ctrl_c_while_chains_catch_up_and_while_one_ticks_alone(
     chains: int, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Within a block: eager ticks stop at once, compiled ones when the block is made; the run goes on bit for bit."""
-    whole = run(chains, backend, 4).get_samples(group_by_chain=True)["x"]
+    whole = run(chains, backend, 9).get_samples(group_by_chain=True)["x"]
     mcmc, stuck, calls = run(chains, backend, 2), chains // 2, [0]
     before = mcmc.now.tick
     places: list[Callable[[], bool]] = [lambda: int(ticks_of(mcmc)[stuck]) > before + 100, lambda: calls[0] == 2]
@@ -149,12 +149,12 @@ def test_ctrl_c_while_chains_catch_up_and_while_one_ticks_alone(
 
     monkeypatch.setattr(where, name, press)
     for left in (1, 0):
-        with pytest.warns(SamplingWarning, match=r"interrupted: kept [23] of 4 draws"):
-            mcmc.run(num_samples=4 - mcmc.kept)
+        with pytest.warns(SamplingWarning, match=r"interrupted: kept [2-8] of 9 draws"):
+            mcmc.run(num_samples=9 - mcmc.kept)
         assert len(places) == left
         own = ticks_of(mcmc)
         assert int(own[torch.arange(chains) != stuck].max()) < before <= int(own[stuck])
         assert (int(own[stuck]) > before) == (left == 0)
         assert torch.equal(mcmc.get_samples(group_by_chain=True)["x"], whole[:, : mcmc.kept])
-    mcmc.run(num_samples=4 - mcmc.kept)
+    mcmc.run(num_samples=9 - mcmc.kept)
     assert torch.equal(mcmc.get_samples(group_by_chain=True)["x"], whole)

@@ -270,7 +270,8 @@ class Chains:
         now, tuning = self.now, self.now.tuning
         if self.adaptation is not None and now.adaptation is not None:
             tuning = self.adaptation.finish(now.adaptation, tuning)
-        self.now = Now(now.tick, self.kernel.restart(now.state), tuning, None, None, None, computed=now.computed)
+        state = self.kernel.restart(now.state)
+        self.now = Now(now.tick, state, tuning, None, None, None, begun=now.tick, computed=now.computed)
 
     def _normal(self) -> Tensor:
         if self._search is None:
@@ -291,7 +292,7 @@ class Chains:
         """Be at a tick of a run, which also tells what pays, where chains held this (see ``Kernel.held``), or where they are."""
         self._planned = tick
         state = self.kernel.renew(self.now.state) if held is None else self.kernel.resume(*held)
-        self.now = Now(tick, state, tuning, None, None, None)
+        self.now = Now(tick, state, tuning, None, None, None, begun=tick)
 
     @ticking
     def move(self, x: Tensor) -> None:

@@ -55,6 +55,7 @@ def save_run(mcmc: MCMC, path: str | Path) -> None:
             "results": {name: getattr(mcmc, name) for name in _RESULTS},
             "tick": now.tick,
             "own": now.own,
+            "begun": now.begun,
             "computed": now.computed,
             "position": chains.position(),
             "state": now.state._asdict(),
@@ -100,6 +101,7 @@ def load_run(cls: type[MCMC], path: str | Path, kernel: Kernel) -> MCMC:
         counts=Counts(**saved["counts"]),
         log=None,
         own=saved["own"],
+        begun=saved.get("begun", saved["tick"]),  # runs saved by earlier versions didn't know
         computed=saved["computed"],
     )
     return mcmc

@@ -29,6 +29,7 @@ class Now(NamedTuple):
     counts: Counts | None
     log: tuple[Any, Tensor, Any] | None  # ticks that wait for their harvest: (older, position, info)
     own: Tensor | None = None  # (chains,) ticks that each chain has made, where some have left out the last ones
+    begun: int = 0  # tick at which counting began
     computed: int = 0  # ticks of all chains together, with those of chains that nobody looked at
 
 
@@ -70,7 +71,7 @@ class Draws:
         if places is not None:
             return self._extend_some(counts, log, places)
         done = stacked(log["done"])  # (ticks, chains)
-        nth = counts.finished + done.cumsum(0)  # transitions finished up to and with this tick
+        nth = counts.finished + done.cumsum(0, dtype=torch.int32)  # transitions finished up to and with this tick
         diverging = (stacked(log["diverging"]) & done).sum(0)
         if bool(done.all()) and bool((nth == nth[:, :1]).all()):
             self._extend_in_step(int(counts.finished[0]), log)
@@ -82,7 +83,7 @@ class Draws:
     def _extend_some(self, counts: Counts, log: Mapping[str, Ticks], places: Places) -> Counts:
         chains, used = places
         done = stacked(log["done"])[:, : len(chains)] & used
-        nth = counts.finished[chains] + done.cumsum(0)
+        nth = counts.finished[chains] + done.cumsum(0, dtype=torch.int32)
         diverging = (stacked(log["diverging"])[:, : len(chains)] & done).sum(0)
         tick, place = self._kept(done, nth).nonzero(as_tuple=True)
         self._scatter(log, tick * self.chains + place, nth[tick, place], chains[place])

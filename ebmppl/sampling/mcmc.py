@@ -153,12 +153,12 @@ class MCMC:
             self.kept = int(self._finished().min()) // self.thinning
             if not self.kept or not isinstance(stopped, KeyboardInterrupt):
                 raise
-            warnings.warn(
-                f"interrupted: kept {self.kept} of {self.num_samples} draws of each of {self.num_chains} chains; "
-                f"run(num_samples={self.num_samples - self.kept}) adds the others",
-                SamplingWarning,
-                stacklevel=3,
+            left = self.num_samples - self.kept
+            more = f"run(num_samples={left}) adds the others" if left else "those are all that were asked for"
+            told = (
+                f"interrupted: kept {self.kept} of {self.num_samples} draws of each of {self.num_chains} chains; {more}"
             )
+            warnings.warn(told, SamplingWarning, stacklevel=3)
         finally:
             self.backend, self.backend_reason = chains.choice
             progress.close()

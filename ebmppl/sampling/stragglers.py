@@ -40,8 +40,17 @@ def next_block(chains: Chains, wanted: int, most: int) -> Block:
     first = int(own[lacks].min())
     most_drawn = wanted if isinstance(chains.compiled, Parts) else wanted + wanted // 4
     here, later = (own == first) & (finished < most_drawn), own[lacks & (own > first)]
-    per_draw = kernel.ticks_per_draw if kernel.in_step else 1  # at most one draw a tick
-    ticks = min(most, per_draw * (wanted - int(finished[here].min())) - first % per_draw)
+    drawn = finished[here & lacks]
+    ticks = wanted - int(drawn.min())  # at most one draw a tick
+    if kernel.in_step:
+        ticks = kernel.ticks_per_draw * ticks - first % kernel.ticks_per_draw
+    else:  # less than their pace so far tells, so that few ticks are made that nobody needs
+        made, elapsed = int(drawn.sum()), first - now.begun
+        left = (
+            wanted * len(drawn) - made if made else 1
+        )  # a first draw takes as long as it has taken, for all one knows
+        ticks = max(ticks, 3 * left * elapsed // (4 * max(1, made)))
+    ticks = min(most, ticks)
     if len(later):
         ticks = min(ticks, int(later.min()) - first)
     return Block(first, ticks, None if bool(here.all()) else here.to(counts.finished.device))
