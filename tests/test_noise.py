@@ -206,6 +206,19 @@ def test_uniform_numbers_of_half_precision_are_below_one(dtype: torch.dtype) -> 
     assert float(u.max()) == 1 - torch.finfo(dtype).eps / 2
 
 
+@pytest.mark.parametrize("kind", ["normal", "uniform"])
+@pytest.mark.parametrize("size", [3, 100, 1000])
+def test_many_numbers_are_made_in_pieces(size: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same ones: operations on all of a large lattice at once wait for memory, thirty times as long as they compute."""
+    found, called = numbers(size, 130, kind=kind), []
+    wanted, make = found.draw(3, 2), getattr(hashed, f"{kind}s")
+    monkeypatch.setattr(hashed, f"{kind}s", lambda *args: called.append(made := make(*args)) or made)
+    monkeypatch.setattr(hashed, "_PIECE", 300)
+    assert torch.equal(found.draw(3, 2), wanted)
+    assert len(called) > 1
+    assert max(made.numel() for made in called) <= 300
+
+
 def test_keys_are_splitmix() -> None:
     """By its formula in Python's integers; a tick or a row further on is another start."""
     start, tick, row = 2**64 - 5, 3, 2

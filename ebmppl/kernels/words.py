@@ -78,9 +78,9 @@ def thresholds(log_odds: Tensor) -> Tensor:
 def uniform_of(word: Tensor, dtype: torch.dtype) -> Tensor:
     """Uniform numbers in [0, 1) of 24 bits, in float64 of 32, in half precision of as many as there are."""
     if dtype == torch.float64:
-        return (word.to(dtype) - LEAST) * 2.0**-32
+        return word.to(dtype).sub_(LEAST).mul_(2.0**-32)
     bits = 1 - round(math.log2(torch.finfo(dtype).eps))
-    return (word >> (32 - bits) & ((1 << bits) - 1)).to(dtype) * 2.0**-bits
+    return (word >> (32 - bits)).bitwise_and_((1 << bits) - 1).to(dtype).mul_(2.0**-bits)
 
 
 def uniforms(label: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:

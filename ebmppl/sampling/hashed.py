@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 LANES = 8
 _ROW = 64  # numbers that are worth a key of their own
 _MOST_TICKS, _MOST_NUMBERS = 32, 1 << 14  # of one call of torch's operations; they stay in cache
+_PIECE = 1 << 18  # numbers that torch's operations make together, where one tick has more
 _TICK, _PLACE = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03  # odd, far from one another's multiples
 _MIX = (30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)
 _ALL = 1 << 64
@@ -61,7 +62,15 @@ class Hashed:
     def draw(self, first: int, ticks: int) -> Tensor:
         """The numbers of so many ticks ``(ticks, chains, size)``, by torch."""
         numbers = normals if self.kind == "normal" else uniforms
-        rows = numbers(self._labels[: self._length], self.keys(first, ticks), self.dtype)
+        label, keys = self._labels[: self._length], self.keys(first, ticks).view(-1, 2)
+        if len(keys) * len(label) <= _PIECE:
+            rows = numbers(label, keys, self.dtype)
+        else:  # new memory for each operation on all of them would take many times as long
+            rows = torch.empty(len(keys), len(label), dtype=self.dtype)
+            some = max(1, _PIECE // len(label))
+            for key, part in zip(keys.split(some), rows.split(some), strict=True):
+                for place, out in zip(label.split(_PIECE), part.split(_PIECE, 1), strict=True):
+                    out.copy_(numbers(place, key, self.dtype))
         return rows.view(ticks, -1, self.size)[:, : self.chains]
 
     def native(self) -> bool:
