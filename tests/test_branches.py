@@ -100,7 +100,7 @@ def test_draws_of_a_model_that_branches_have_the_moments_of_its_posterior(
     for values, wanted in zip((drawn, drawn**2), moments(y), strict=True):
         error = float(az.mcse(values.numpy(), method="mean"))
         assert abs(float(values.mean()) - wanted) < 4 * error  # 4 numbers, each 1 in 16,000 by chance
-        assert error < 0.05  # the mean of z by one way alone is off by 0.3 and more
+        assert error < 0.075  # the mean of z by one way alone is off by four times that and more
 
 
 def test_a_run_says_why_ticks_are_eager(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import torch
 from ebmppl import HMC, NUTS, as_energy
 from ebmppl.errors import SamplingWarning
 from ebmppl.kernels import tracer
-from ebmppl.sampling import choice, compiler, gcc, inductor_shortcuts
+from ebmppl.sampling import choice, compiler, gcc, hashed, inductor_shortcuts, operators_in_c
 from ebmppl.sampling.gcc import build
 from ebmppl.sampling.inductor_import import import_inductor
 from ebmppl.sampling.program import make_graph
@@ -202,17 +202,18 @@ def test_where_gcc_fails_inductor_builds(where: str, error: Exception, monkeypat
 def test_only_a_run_that_compiles_begins_ahead(
     backend: str, draws: int, begins: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun: list[int] = []
-    monkeypatch.setattr(choice, "compile_ahead", lambda: begun.append(1))
+    begun: list[object] = []
+    monkeypatch.setattr(hashed, "compile_ahead", lambda: begun.append("numbers"))
+    monkeypatch.setattr(operators_in_c, "compile_ahead", begun.extend)
     monkeypatch.setattr(choice, "LEAST_TICKS", 5000)
     energy = as_energy(lambda x: x.square().sum(-1), (3,))
-    for kernel in (NUTS(energy), HMC(energy, num_steps=4)):
+    for kernel, operators in ((NUTS(energy), ["straight"]), (HMC(energy, num_steps=4), [])):
         choice.begin_ahead(backend, kernel, draws)
-    assert bool(begun) == begins
-    begun.clear()
+        assert begun == ([*operators, "numbers"] if begins else [])
+        begun.clear()
     double = as_energy(torch.nn.Linear(3, 1, dtype=torch.float64), (3,))
     choice.begin_ahead(backend, NUTS(double), draws)
-    assert not begun  # numbers of another type are torch's
+    assert begun == (["straight"] if begins else [])  # numbers of another type are torch's
 
 
 @pytest.mark.parametrize("wrong", [False, True])

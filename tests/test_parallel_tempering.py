@@ -169,7 +169,8 @@ def test_modes_far_apart_get_their_weights() -> None:
     right, error = weight_of_the_right(eb.ParallelTempering(eb.MALA(e, 1.0), betas), seed=7)
     assert abs(right - 0.75) < stats.t.isf(FALSE_ALARM / 2, 63) * error
     assert error < 0.05
-    assert weight_of_the_right(eb.MALA(e, 1.0), seed=7)[0] == 0.0
+    # the first steps of warm-up are long: in one of three runs they carry one or two of the 64 chains over
+    assert weight_of_the_right(eb.MALA(e, 1.0), seed=7)[0] < 0.1
 
 
 def test_langevin_replicas_have_their_biased_laws() -> None:

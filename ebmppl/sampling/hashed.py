@@ -19,7 +19,7 @@ from ebmppl.sampling.native import Call
 logger = logging.getLogger(__name__)
 LANES = 8
 _ROW = 64  # numbers that are worth a key of their own
-_MOST_TICKS, _MOST_NUMBERS = 32, 1 << 14  # of one call of torch's operations; they stay in cache
+_MOST_TICKS, _MOST_NUMBERS = 256, 1 << 14  # of one call of torch's operations; they stay in cache
 _PIECE = 1 << 18  # numbers that torch's operations make together, where one tick has more
 _TICK, _PLACE = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03  # odd, far from one another's multiples
 _MIX = (30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)
