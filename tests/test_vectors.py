@@ -14,7 +14,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ebmppl.sampling import compiler, cpp_unit
 from ebmppl.sampling.compiler import compile_graph
-from ebmppl.sampling.vectors import VECTORS, in_small, suits
+from ebmppl.sampling.cpp_unit import lanes_for
+from ebmppl.sampling.vectors import in_small, suits, vectors
 
 pytestmark = pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"),
@@ -77,8 +78,12 @@ def traced(run: Callable[..., list[Tensor]], *inputs: Tensor) -> GraphModule:
     return make_fx(run, select_decomp_table())(*inputs)
 
 
-def test_kernels_give_what_torch_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("lanes", [8, 16])
+def test_kernels_give_what_torch_gives(lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In vectors and in the rest of a row; with torch's headers spoilt, so that what is compiled is the small one's."""
+    if lanes == 16 and torch.backends.cpu.get_cpu_capability() != "AVX512":
+        pytest.skip("this processor has no vectors of sixteen numbers")
+    monkeypatch.setattr(compiler, "lanes_for", lambda inputs: lanes)
     monkeypatch.setattr(cpp_unit, "TORCHS", "#error not to be compiled\n")
     inputs = points(3, 29)
     wanted = everything(*inputs)
@@ -118,14 +123,31 @@ def test_pieces_are_begun_while_the_rest_is_written(monkeypatch: pytest.MonkeyPa
 
 def test_what_another_processor_left_on_disk_is_of_the_same_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache may be many machines' own: C++ of sixteen lanes that was found by one of eight never came to its end."""
-    x = torch.linspace(1.0, 3.0, 41)
-    found = []
+    of_key = []  # options are part of a graph's key on disk
     for capability in ("AVX512", "AVX2"):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda known=capability: known)
-        compile_graph(traced(lambda x: [x * 3.5], x), [x])
-        with config.patch(compiler._options()):
-            found.append(cpu_vec_isa.pick_vec_isa().bit_width())
-    assert found == [256, 256]
+        of_key.append(compiler._options(lanes_for([torch.zeros(48)]))["cpp.simdlen"])
+    assert of_key == [512, 256]
+
+
+@pytest.mark.parametrize(
+    ("capability", "sizes", "lanes"),
+    [
+        ("AVX512", [10, 30, 44], 8),
+        ("AVX512", [25], 8),
+        ("AVX512", [48], 16),
+        ("AVX512", [1000, 10], 16),
+        ("AVX512", [], 8),
+        ("AVX2", [48], 8),
+        ("DEFAULT", [48], 0),
+    ],
+)
+def test_rows_that_leave_little_over_get_wide_vectors(
+    capability: str, sizes: list[int], lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    counts = torch.zeros(1000, 48, dtype=torch.int64)
+    assert lanes_for([*(torch.zeros(32, size) for size in sizes), counts, torch.tensor(1.0)]) == lanes
 
 
 def test_no_program_is_compiled_to_find_out_about_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +161,7 @@ def test_no_program_is_compiled_to_find_out_about_the_processor(monkeypatch: pyt
 
 
 def test_other_kernels_get_torchs_headers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpp_unit, "VECTORS", "#error not to be compiled\n")
+    monkeypatch.setattr(cpp_unit, "vectors", lambda lanes: ("#error not to be compiled\n", []))
     x = torch.linspace(1.0, 3.0, 40)
     run = compile_graph(traced(lambda x: [x.lgamma()], x), [x])
     torch.testing.assert_close(run([x])[0], x.lgamma(), rtol=1e-5, atol=1e-6)
@@ -162,4 +184,4 @@ def test_what_is_known(text: str, known: bool) -> None:
 
 def test_nothing_of_the_standard_library_is_left() -> None:
     assert in_small("std::exp(x0)") == "small::exp(x0)"
-    assert "std::" not in VECTORS
+    assert "std::" not in vectors(8)[0]

@@ -25,11 +25,10 @@ from torch import Tensor, fx
 from torch.distributions import Distribution
 
 from ebmppl.errors import one_line
-from ebmppl.sampling.cpp_unit import TORCHS, Unit
+from ebmppl.sampling.cpp_unit import TORCHS, Unit, lanes_for
 from ebmppl.sampling.gcc import build
 from ebmppl.sampling.inductor_shortcuts import fake_mode, quicker
 from ebmppl.sampling.scopes import without_collections
-from ebmppl.sampling.vectors import eight_lanes
 
 logger = logging.getLogger(__name__)
 
@@ -112,13 +111,16 @@ def _inner_compile(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Flat:
 
     fake = fake_mode(graph)
     fakes = [fake.from_tensor(tensor, static_shapes=True) for tensor in inputs]
-    _compiling.options = _options()
+    unit = _compiling.unit
+    if unit.lanes is None:
+        unit.lanes = lanes_for(inputs)
+    _compiling.options = _options(unit.lanes)
     with (
         config.patch(_compiling.options),
         tracing(TracingContext(fake)),
         torch.no_grad(),
         _patching,
-        quicker(),
+        quicker(unit.lanes),
         _into_unit(),
     ):
         compiled = compile_fx_inner(graph, fakes, is_inference=True)
@@ -179,7 +181,7 @@ def load(source: str) -> ctypes.CDLL:
     try:
         from torch._inductor import config
 
-        with config.patch(_options()), warnings.catch_warnings():
+        with config.patch(_options(0)), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _build(source)
     except Exception as error:
@@ -228,7 +230,7 @@ def _built_by_inductor(source: str) -> ctypes.CDLL:
     return library
 
 
-def _options() -> dict[str, object]:
+def _options(lanes: int) -> dict[str, object]:
     options: dict[str, object] = {
         # the engine gives the same shapes in every call
         "size_asserts": False,
@@ -244,8 +246,8 @@ def _options() -> dict[str, object]:
     }
     options |= _headers()
     options = {name: value for name, value in options.items() if _is_there(name)}
-    if eight_lanes():
-        options["cpp.simdlen"] = 256  # bits; named, so that the disk cache of another processor has it, too
+    if lanes:
+        options["cpp.simdlen"] = 32 * lanes  # named, so that what is found on disk is not another processor's
         options["cpp.vec_isa_ok"] = True  # torch has looked; Inductor would compile a program to find out, 3 s
     return options
 

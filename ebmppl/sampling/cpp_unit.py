@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ebmppl.sampling.fast_math import FAST_MATH, in_line
 from ebmppl.sampling.ticks_in_c import DRIVER, TEAM
-from ebmppl.sampling.vectors import FUNCTIONS, VECTORS, in_small, suits
+from ebmppl.sampling.vectors import in_small, suits, vectors
 
 Bind = Callable[[], Callable[..., object]]
 
@@ -30,7 +30,23 @@ extern "C" int {name}(void** p) {{
     catch (...) {{ return 1; }}  // of an index out of bounds
 }}
 """
+_WORTH = (
+    0.7  # of the steps with narrow vectors, all that is left over among them: where wide ones are worth their while
+)
 _PIECE = 25_000  # letters: a quarter of a second of the compiler
+
+
+def lanes_for(inputs: Iterable[Tensor]) -> int:
+    """Numbers of 32 bits in a vector that suit these tensors on this processor: 8, 16 or, where it has neither, 0.
+
+    What is left over of a row of 10 or 25 numbers is computed one by one, which costs more than the wider vectors bring.
+    """
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability != "AVX512":
+        return 8 if capability == "AVX2" else 0
+    rows = [(x.numel() // n, n) for x in inputs if x.dtype.is_floating_point and (n := x.shape[-1] if x.dim() else 0)]
+    narrow, wide = (sum(many * (n // lanes + n % lanes) for many, n in rows) for lanes in (8, 16))
+    return 16 if wide < _WORTH * narrow else 8
 
 
 class Unit:
@@ -41,10 +57,14 @@ class Unit:
     Args:
         build: compiles and loads C++.
         ahead: begins to compile what ``build`` will be asked for.
+
+    Attributes:
+        lanes: numbers in a vector, see ``lanes_for``; None until it is known.
     """
 
     def __init__(self, build: Callable[[str], ctypes.CDLL], ahead: Callable[[str], None]) -> None:
         self._build, self._ahead = build, ahead
+        self.lanes: int | None = None
         self.kernels: list[CppKernel] = []
         self.library: ctypes.CDLL | None = None
         self._by_source: dict[tuple[tuple[str, ...], str], CppKernel] = {}
@@ -80,16 +100,16 @@ class Unit:
         self._by_source[tuple(types), source] = kernel
         self.kernels.append(kernel)
         self._rest += kernel.text
-        if len(self._rest) >= _PIECE and suits(self._rest):
+        if len(self._rest) >= _PIECE and self._suits():
             self._pieces.append(self._rest)
-            self._ahead(_small(self._rest))
+            self._ahead(self._small(self._rest))
             self._rest = ""
         return kernel
 
     def sources(self) -> Iterator[str]:
         """C++ of the driver and of what is in no piece: what is read in no time where that will do, then with torch's headers."""
-        if suits(self._rest):
-            yield _small(self._rest) + DRIVER + TEAM
+        if self._suits():
+            yield self._small(self._rest) + DRIVER + TEAM
         yield TORCHS + FAST_MATH + self._rest + DRIVER + TEAM
 
     def compile(self) -> None:
@@ -112,7 +132,7 @@ class Unit:
     def _built(self) -> list[ctypes.CDLL]:
         """That with the driver is the last one."""
         try:
-            pieces = [self._loaded(_small(piece)) for piece in self._pieces]
+            pieces = [self._loaded(self._small(piece)) for piece in self._pieces]
         except Exception:  # another compiler than GCC
             pieces, self._rest = [], "".join(self._pieces) + self._rest
         return [*pieces, self._first_built()]
@@ -126,13 +146,18 @@ class Unit:
 
     def _loaded(self, source: str) -> ctypes.CDLL:
         library = self._build(source)
-        found = [ctypes.cast(getattr(torch_library(), name), ctypes.c_void_p).value or 0 for name in FUNCTIONS]
+        assert self.lanes  # of what is small
+        names = vectors(self.lanes)[1]
+        found = [ctypes.cast(getattr(torch_library(), name), ctypes.c_void_p).value or 0 for name in names]
         library.give_functions(pointers(found))
         return library
 
+    def _suits(self) -> bool:
+        return bool(self.lanes) and suits(self._rest)
 
-def _small(kernels: str) -> str:
-    return VECTORS + in_small(FAST_MATH + kernels)
+    def _small(self, kernels: str) -> str:
+        assert self.lanes  # or it doesn't suit
+        return vectors(self.lanes)[0] + in_small(FAST_MATH + kernels)
 
 
 class CppKernel:

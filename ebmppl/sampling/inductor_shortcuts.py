@@ -12,16 +12,14 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from ebmppl.sampling.vectors import eight_lanes
-
 _REVISION = 4  # of what is done to graphs: what an earlier one left in the disk cache is not found
 _RELEASE = re.compile(r"\d+\.\d+\.\d+(\+\w+)?")
 
 
 @contextmanager
-def quicker() -> Iterator[None]:
-    """Within it Inductor takes a third less time for the same C++."""
-    with _rules_once(), _strides_at_once(), _loops_once(), _values_once(), _release_as_key(), _processor_known():
+def quicker(lanes: int) -> Iterator[None]:
+    """Within it Inductor takes a third less time for the same C++, of so many numbers in a vector (0: as it finds)."""
+    with _rules_once(), _strides_at_once(), _loops_once(), _values_once(), _release_as_key(), _processor_known(lanes):
         yield
 
 
@@ -43,15 +41,16 @@ def _mode_of(node: fx.Node) -> FakeTensorMode | None:
 
 
 @contextmanager
-def _processor_known() -> Iterator[None]:
+def _processor_known(lanes: int) -> Iterator[None]:
     """Inductor compiles three programs to find out what AVX-512 the processor has, 1.4 s; torch has looked."""
     try:
         from torch._inductor import cpu_vec_isa
     except ImportError:
         yield
         return
-    made, name = getattr(cpu_vec_isa, "VecAVX2", None), "valid_vec_isa_list"
-    if made is None or not hasattr(cpu_vec_isa, name) or not eight_lanes():
+    kind = {8: "VecAVX2", 16: "VecAVX512"}.get(lanes, "")
+    made, name = getattr(cpu_vec_isa, kind, None), "valid_vec_isa_list"
+    if made is None or not hasattr(cpu_vec_isa, name):
         yield
         return
     with patch.object(cpu_vec_isa, name, lambda: [made()]), patch.object(made, "__bool__", lambda _: True):

@@ -1,16 +1,13 @@
 """The few of torch's vector types and functions that most ticks use, in C++ that a compiler reads in no time.
 
 What Inductor writes begins with headers that cost half of all compiling: every number type, every processor. Kernels
-that need no more than is here, on a processor with AVX2, are compiled with this in their place. Vectors have eight numbers
-on processors with AVX-512, too: what is left over of a row of 10 or 25 numbers is computed one by one.
+that need no more than is here, on a processor with AVX2 or AVX-512, are compiled with this in their place.
 """
 
 from __future__ import annotations
 
 import re
 from functools import cache
-
-import torch
 
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _OF_KERNELS = re.compile(r"(tmp|x|in_ptr|out_ptr|in_out_ptr|ks)\d+\w*|kernel\d+_?|tmp_acc\d+\w*|tmpbuf\w*|tid|p|y")
@@ -24,32 +21,41 @@ num_threads single nowait omp_get_thread_num fast nullptr unroll inductor_cpu_in
 """.split()
 
 
-def eight_lanes() -> bool:
-    """Whether this processor has vectors of eight numbers of 32 bits."""
-    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-
-
 def suits(kernels: str) -> bool:
-    """Whether ``VECTORS`` has all that these kernels call, on this processor."""
-    if not eight_lanes():
-        return False
+    """Whether ``vectors`` have all that these kernels call."""
     text = _NUMBER.sub(" ", _COMMENT.sub(" ", _MESSAGE.sub(" ", kernels)))
     return all(word in _known() or _OF_KERNELS.fullmatch(word) for word in set(_WORD.findall(text)))
 
 
 def in_small(kernels: str) -> str:
-    """The same kernels, for ``VECTORS``."""
+    """The same kernels, for ``vectors``."""
     return kernels.replace("std::", "small::")
 
 
 @cache
 def _known() -> frozenset[str]:
-    return frozenset({*_WORD.findall(VECTORS), *_OF_CPP})
+    return frozenset({*_WORD.findall(vectors(8)[0]), *_OF_CPP})
 
 
-# A vector has eight numbers of 4 or 8 bytes, a mask eight times all bits or none. Minima and maxima are NaN where one of
-# two numbers is. Torch has the library's functions (N. Shibata and F. Petrogalli, SLEEF, 2020) in itself.
-VECTORS = r"""
+# By numbers in a vector, what GCC calls operations that have no sign.
+_OPERATIONS = {
+    8: (
+        "__builtin_ia32_vfmaddps256(a, b, c)",
+        "__builtin_ia32_roundps256(v, how)",
+        "__builtin_ia32_sqrtps256(v)",
+        "__builtin_ia32_movmskps256((F)bits)",
+    ),
+    16: (
+        "__builtin_ia32_vfmaddps512_mask(a, b, c, -1, 4)",
+        "__builtin_ia32_rndscaleps_mask(v, how, v, -1, 4)",
+        "__builtin_ia32_sqrtps512_mask(v, v, -1, 4)",
+        "__builtin_ia32_cvtd2mask512(bits)",
+    ),
+}
+
+# A vector has eight numbers of 4 or 8 bytes, or sixteen, a mask as many times all bits or none. Minima and maxima are NaN
+# where one of two numbers is. Torch has the library's functions (N. Shibata and F. Petrogalli, SLEEF, 2020) in itself.
+_VECTORS = r"""
 #include <omp.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -59,7 +65,7 @@ VECTORS = r"""
 #define C10_LIKELY(...) (__builtin_expect(static_cast<bool>(__VA_ARGS__), 1))
 #define C10_UNLIKELY(...) (__builtin_expect(static_cast<bool>(__VA_ARGS__), 0))
 #define TORCH_CHECK(condition, message) do { if (C10_UNLIKELY(!(condition))) throw 1; } while (0)
-#define __at_align__ alignas(32)
+#define __at_align__ alignas(4 * LANES)
 
 namespace small {
 template <typename T> struct numeric_limits;
@@ -113,51 +119,50 @@ inline int64_t div_floor_integer(int64_t a, int64_t b) {
 }
 
 namespace at { namespace vec {
-typedef float F8 __attribute__((vector_size(32)));
-typedef int32_t I8 __attribute__((vector_size(32)));
-typedef int64_t L8 __attribute__((vector_size(64)));
-typedef int8_t B8 __attribute__((vector_size(8)));
-static F8 (*Sleef_expf8_u10)(F8), (*Sleef_expm1f8_u10)(F8), (*Sleef_logf8_u10)(F8), (*Sleef_log1pf8_u10)(F8);
-static F8 (*Sleef_tanhf8_u10)(F8), (*Sleef_sinf8_u35)(F8), (*Sleef_cosf8_u35)(F8), (*Sleef_powf8_u10)(F8, F8);
-static F8 (*Sleef_erff8_u10)(F8);
+typedef float F __attribute__((vector_size(4 * LANES)));
+typedef int32_t I __attribute__((vector_size(4 * LANES)));
+typedef int64_t L __attribute__((vector_size(8 * LANES)));
+typedef int8_t B __attribute__((vector_size(LANES)));
+static F (*exp_u10)(F), (*expm1_u10)(F), (*log_u10)(F), (*log1p_u10)(F), (*tanh_u10)(F), (*sin_u35)(F), (*cos_u35)(F);
+static F (*pow_u10)(F, F), (*erf_u10)(F);
 
 template <typename T> struct Of;
-template <> struct Of<float> { using V = F8; using M = I8; };
-template <> struct Of<int32_t> { using V = I8; using M = I8; };
-template <> struct Of<int64_t> { using V = L8; using M = L8; };
+template <> struct Of<float> { using V = F; using M = I; };
+template <> struct Of<int32_t> { using V = I; using M = I; };
+template <> struct Of<int64_t> { using V = L; using M = L; };
 template <typename T> struct Numbers;
-inline F8 magnitude(F8 v) { return (F8)((I8)v & 0x7fffffff); }
-inline I8 magnitude(I8 v) { return v < 0 ? -v : v; }
-inline L8 magnitude(L8 v) { return v < 0 ? -v : v; }
+inline F magnitude(F v) { return (F)((I)v & 0x7fffffff); }
+inline I magnitude(I v) { return v < 0 ? -v : v; }
+inline L magnitude(L v) { return v < 0 ? -v : v; }
 
 struct Mask {
-    I8 bits;
+    I bits;
     Mask() : bits{} {}
-    Mask(I8 bits) : bits(bits) {}
-    Mask(L8 bits) : bits(__builtin_convertvector(bits, I8)) {}
-    template <typename U> static Mask from(U b) { return I8{} - int32_t(b != 0); }
-    static Mask from(const bool* p, int64_t count = 8) {
-        B8 b{};
-        if (count == 8) __builtin_memcpy(&b, p, 8);
+    Mask(I bits) : bits(bits) {}
+    Mask(L bits) : bits(__builtin_convertvector(bits, I)) {}
+    template <typename U> static Mask from(U b) { return I{} - int32_t(b != 0); }
+    static Mask from(const bool* p, int64_t count = LANES) {
+        B b{};
+        if (count == LANES) __builtin_memcpy(&b, p, LANES);
         else for (int64_t i = 0; i < count; i++) b[i] = p[i];
-        return __builtin_convertvector(b, I8) != 0;
+        return __builtin_convertvector(b, I) != 0;
     }
-    static Mask from(bool* p, int64_t count = 8) { return from(static_cast<const bool*>(p), count); }
+    static Mask from(bool* p, int64_t count = LANES) { return from(static_cast<const bool*>(p), count); }
     template <typename U, int L> static Mask from(const Numbers<U>& x) { return x.v != typename Of<U>::V{}; }
     template <typename U, int L> Mask cast() const { return *this; }
     template <typename U, int L> Numbers<U> to() const {
         return __builtin_convertvector(bits & 1, typename Of<U>::V);
     }
-    void store(bool* p, int64_t count = 8) const {
-        const B8 b = __builtin_convertvector(bits & 1, B8);
-        if (count == 8) __builtin_memcpy(p, &b, 8);
+    void store(bool* p, int64_t count = LANES) const {
+        const B b = __builtin_convertvector(bits & 1, B);
+        if (count == LANES) __builtin_memcpy(p, &b, LANES);
         else for (int64_t i = 0; i < count; i++) p[i] = b[i];
     }
-    template <typename U, int L> Numbers<U> loadu(const U* p) const;
+    template <typename U, int> Numbers<U> loadu(const U* p) const;
     static Mask blendv(Mask a, Mask b, Mask where) { return (where.bits & b.bits) | (~where.bits & a.bits); }
-    int lanes() const { return __builtin_ia32_movmskps256((F8)bits); }
+    int lanes() const { return SIGNS(bits); }
     bool all_zero() const { return lanes() == 0; }
-    bool all_masked() const { return lanes() == 255; }
+    bool all_masked() const { return lanes() == (1 << LANES) - 1; }
     friend Mask operator&(Mask a, Mask b) { return a.bits & b.bits; }
     friend Mask operator|(Mask a, Mask b) { return a.bits | b.bits; }
     friend Mask operator^(Mask a, Mask b) { return a.bits ^ b.bits; }
@@ -178,38 +183,38 @@ template <typename T> struct Numbers {
     Numbers() : v{} {}
     Numbers(V v) : v(v) {}
     Numbers(T x) : v(x - V{}) {}
-    static Numbers loadu(const void* p, int64_t count = 8) {
+    static Numbers loadu(const void* p, int64_t count = LANES) {
         V v{};
-        if (count == 8) __builtin_memcpy(&v, p, sizeof v);
+        if (count == LANES) __builtin_memcpy(&v, p, sizeof v);
         else for (int64_t i = 0; i < count; i++) v[i] = static_cast<const T*>(p)[i];
         return v;
     }
-    void store(void* p, int64_t count = 8) const {
-        if (count == 8) __builtin_memcpy(p, &v, sizeof v);
+    void store(void* p, int64_t count = LANES) const {
+        if (count == LANES) __builtin_memcpy(p, &v, sizeof v);
         else for (int64_t i = 0; i < count; i++) static_cast<T*>(p)[i] = v[i];
     }
-    static Numbers arange(T base, T step) { return base + step * V{0, 1, 2, 3, 4, 5, 6, 7}; }
+    static Numbers arange(T base, T step) { return base + step * V{COUNTED}; }
     static Numbers blendv(Numbers a, Numbers b, Mask where) {
         return __builtin_convertvector(where.bits, M) ? b.v : a.v;
     }
     Numbers abs() const { return magnitude(v); }
     Numbers neg() const { return -v; }
     Mask isnan() const { return v != v; }
-    Numbers round() const { return __builtin_ia32_roundps256(v, 8); }
-    Numbers floor() const { return __builtin_ia32_roundps256(v, 9); }
-    Numbers ceil() const { return __builtin_ia32_roundps256(v, 10); }
-    Numbers sqrt() const { return __builtin_ia32_sqrtps256(v); }
+    Numbers round() const { return ROUNDED(v, 8); }
+    Numbers floor() const { return ROUNDED(v, 9); }
+    Numbers ceil() const { return ROUNDED(v, 10); }
+    Numbers sqrt() const { return ROOTS(v); }
     Numbers reciprocal() const { return 1.0f / v; }
-    Numbers rsqrt() const { return 1.0f / __builtin_ia32_sqrtps256(v); }
-    Numbers exp() const { return Sleef_expf8_u10(v); }
-    Numbers expm1() const { return Sleef_expm1f8_u10(v); }
-    Numbers log() const { return Sleef_logf8_u10(v); }
-    Numbers log1p() const { return Sleef_log1pf8_u10(v); }
-    Numbers tanh() const { return Sleef_tanhf8_u10(v); }
-    Numbers sin() const { return Sleef_sinf8_u35(v); }
-    Numbers cos() const { return Sleef_cosf8_u35(v); }
-    Numbers erf() const { return Sleef_erff8_u10(v); }
-    Numbers pow(Numbers y) const { return Sleef_powf8_u10(v, y.v); }
+    Numbers rsqrt() const { return 1.0f / ROOTS(v); }
+    Numbers exp() const { return exp_u10(v); }
+    Numbers expm1() const { return expm1_u10(v); }
+    Numbers log() const { return log_u10(v); }
+    Numbers erf() const { return erf_u10(v); }
+    Numbers log1p() const { return log1p_u10(v); }
+    Numbers tanh() const { return tanh_u10(v); }
+    Numbers sin() const { return sin_u35(v); }
+    Numbers cos() const { return cos_u35(v); }
+    Numbers pow(Numbers y) const { return pow_u10(v, y.v); }
     Numbers operator-() const { return -v; }
     friend Numbers operator+(Numbers a, Numbers b) { return a.v + b.v; }
     friend Numbers operator-(Numbers a, Numbers b) { return a.v - b.v; }
@@ -227,10 +232,10 @@ template <typename T> struct Numbers {
     friend Mask operator>(Numbers a, Numbers b) { return a.v > b.v; }
     friend Mask operator>=(Numbers a, Numbers b) { return a.v >= b.v; }
 };
-template <typename U, int L> Numbers<U> Mask::loadu(const U* p) const {  // 0 elsewhere, where there may be no memory
+template <typename U, int> Numbers<U> Mask::loadu(const U* p) const {  // 0 elsewhere, where there may be no memory
     if (all_masked()) return Numbers<U>::loadu(p);
     Numbers<U> x;
-    for (int k = 0; k < 8; k++) if (bits[k]) x.v[k] = p[k];
+    for (int k = 0; k < LANES; k++) if (bits[k]) x.v[k] = p[k];
     return x;
 }
 
@@ -247,7 +252,7 @@ template <typename T> inline Numbers<T> maximum(Numbers<T> a, Numbers<T> b) {
 template <typename T> inline Numbers<T> clamp_min(Numbers<T> x, Numbers<T> least) { return maximum(x, least); }
 template <typename T> inline Numbers<T> clamp_max(Numbers<T> x, Numbers<T> most) { return minimum(x, most); }
 inline Numbers<float> fmadd(Numbers<float> a, Numbers<float> b, Numbers<float> c) {
-    return __builtin_ia32_vfmaddps256(a.v, b.v, c.v);
+    return FMA(a.v, b.v, c.v);
 }
 template <typename D, typename S> inline Numbers<D> cast(Numbers<S> x) { return (typename Of<D>::V)x.v; }
 template <typename D, typename S> inline Numbers<D> convert(Numbers<S> x) {
@@ -255,17 +260,26 @@ template <typename D, typename S> inline Numbers<D> convert(Numbers<S> x) {
 }
 template <typename D, int, typename S, int> inline Numbers<D> convert(Numbers<S> x) { return convert<D>(x); }
 template <typename T, int, typename Of2> inline T vec_reduce_all(const Of2& combine, Numbers<T> x) {
-    Numbers<T> y = __builtin_shufflevector(x.v, x.v, 4, 5, 6, 7, 0, 1, 2, 3);
-    x = combine(x, y);
-    y = __builtin_shufflevector(x.v, x.v, 2, 3, 0, 1, 6, 7, 4, 5);
-    x = combine(x, y);
-    y = __builtin_shufflevector(x.v, x.v, 1, 0, 3, 2, 5, 4, 7, 6);
-    return combine(x, y).v[0];
+    Numbers<T> y;
+HALVED    return x.v[0];
 }
 } }
 """
 
-# Given as they are found in torch: to link with it takes a third of the time that all of a unit takes to compile.
-FUNCTIONS = re.findall(r"\(\*(Sleef_\w+)\)", VECTORS)
-_GIVEN = "".join(f"s::{name} = reinterpret_cast<decltype(s::{name})>(f[{i}]); " for i, name in enumerate(FUNCTIONS))
-VECTORS += f'namespace s = at::vec;\nextern "C" void give_functions(void** f) {{ {_GIVEN}}}\n'
+
+@cache
+def vectors(lanes: int) -> tuple[str, list[str]]:
+    """C++ with so many numbers in a vector, and the functions that it is to be given: to link takes a third of compiling."""
+    names = "FMA(a, b, c)", "ROUNDED(v, how)", "ROOTS(v)", "SIGNS(bits)"
+    macros = [f"LANES {lanes}", f"COUNTED {', '.join(map(str, range(lanes)))}"]
+    macros += [f"{name} {made}" for name, made in zip(names, _OPERATIONS[lanes], strict=True)]
+    reduced, step = "", lanes // 2
+    while step:
+        order = ", ".join(str(lane ^ step) for lane in range(lanes))
+        reduced += f"    y = __builtin_shufflevector(x.v, x.v, {order});\n    x = combine(x, y);\n"
+        step //= 2
+    given = re.findall(r"\(\*(\w+)_(u\d+)\)", _VECTORS)
+    each = (f"s::{n}_{u} = reinterpret_cast<decltype(s::{n}_{u})>(f[{i}]); " for i, (n, u) in enumerate(given))
+    end = f'namespace s = at::vec;\nextern "C" void give_functions(void** f) {{ {"".join(each)}}}\n'
+    text = "".join(f"#define {macro}\n" for macro in macros) + _VECTORS.replace("HALVED", reduced) + end
+    return text, [f"Sleef_{n}f{lanes}_{u}" for n, u in given]
