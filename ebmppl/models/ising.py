@@ -80,7 +80,8 @@ class Ising(Energy):
         """Energies ``(*batch)`` in nats of spins ``(*batch, *lattice)``, any real dtype or integers."""
         rows, batch = flatten_batch(x.to(self.coupling.dtype) if not x.is_floating_point() else x, self.event_shape)
         flat = rows.reshape(len(rows), -1)
-        pairs = products(flat, self.graph, self.tables.edges) @ self.couplings
+        # not a product with a vector, which sums one after the other: 0.8 nats off at 128 x 128 in float32
+        pairs = (products(flat, self.graph, self.tables.edges) * self.couplings).sum(-1)
         return -(pairs + flat @ self.fields).reshape(batch)
 
     @property
