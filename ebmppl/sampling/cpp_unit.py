@@ -30,9 +30,7 @@ extern "C" int {name}(void** p) {{
     catch (...) {{ return 1; }}  // of an index out of bounds
 }}
 """
-_WORTH = (
-    0.7  # of the steps with narrow vectors, all that is left over among them: where wide ones are worth their while
-)
+_WORTH = 0.7  # of the narrow vectors' steps, with all that is left over: wide ones pay below it
 _PIECE = 25_000  # letters: a quarter of a second of the compiler
 
 

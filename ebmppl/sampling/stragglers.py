@@ -46,9 +46,8 @@ def next_block(chains: Chains, wanted: int, most: int) -> Block:
         ticks = kernel.ticks_per_draw * ticks - first % kernel.ticks_per_draw
     else:  # less than their pace so far tells, so that few ticks are made that nobody needs
         made, elapsed = int(drawn.sum()), first - now.begun
-        left = (
-            wanted * len(drawn) - made if made else 1
-        )  # a first draw takes as long as it has taken, for all one knows
+        # a first draw takes as long as it has taken, for all one knows
+        left = wanted * len(drawn) - made if made else 1
         ticks = max(ticks, 3 * left * elapsed // (4 * max(1, made)))
     ticks = min(most, ticks)
     if len(later):
