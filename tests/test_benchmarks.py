@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+import ebmppl as eb
 from tests.benchmarks import discrete, langevin, losses, nuts, nuts_equality, rbm, report, score
+from tests.benchmarks.posteriors import POSTERIORS
+from tests.benchmarks.pyro_models import MODELS
 from tests.benchmarks.timing import Spread, alternate, ratio, table
 from tests.benchmarks.worker import Failed, Worker
 
@@ -87,6 +92,22 @@ def test_a_failing_sampler_says_why_and_others_go_on() -> None:
     cell = nuts.Cell("e", nuts.Effort(4, 5, 5), ["no such sampler"], ["cold"], 60)
     cell.measure(pairs=2)
     assert "KeyError" in cell.failed["no such sampler"]
+
+
+@pytest.mark.parametrize("key", list(POSTERIORS))
+def test_every_sampler_gets_the_same_posterior(key: str) -> None:
+    """Energies and log densities add up to one constant: float32 sums of at most 1,000 terms round by 1e-6 of them."""
+    jax = pytest.importorskip("jax")
+    posterior, generator = POSTERIORS[key], torch.Generator().manual_seed(0)
+    points = 0.3 * torch.randn(20, posterior.dimension, generator=generator)
+    log_density = np.asarray(jax.vmap(posterior.log_density())(points.numpy()), dtype=np.float64)
+    energies = [posterior.energy()(points)] if posterior.energy is not None else []
+    if posterior.from_model:
+        in_its_order = points.roll(2, 1) if key == "d" else points  # eight schools: mu and tau first
+        energies.append(eb.from_pyro(MODELS[posterior.model]())(in_its_order))
+    for energy in energies:
+        sums = energy.numpy() + log_density
+        np.testing.assert_allclose(sums, sums.mean(), atol=4e-6 * np.abs(log_density).max())
 
 
 def test_targets_are_judged_against_the_best_peer_pair_by_pair() -> None:

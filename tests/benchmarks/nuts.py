@@ -4,8 +4,9 @@
         [--peers numpyro numpyro-parallel blackjax blackjax-parallel nutpie pyro pyro-jit pyro-processes] [--json FILE]
 
 (a) logistic regression 1000x25, (b) Gaussian in 100 dimensions, condition number 1e4, (c) Neal's funnel, (d) eight
-schools and (e) a regression of 205 latents, for ours and Pyro's from the Pyro model. Every sampler at its own defaults
-(target acceptance 0.8, depth 10), 500 + 500 draws, float32, begun at uniform(-2, 2) in the unconstrained space.
+schools and (e) a regression of 205 latents, for ours and Pyro's from the Pyro model, for the others a log density. Every
+sampler at its own defaults (target acceptance 0.8, depth 10), 500 + 500 draws, float32, begun at uniform(-2, 2) in the
+unconstrained space.
 
 Every run of every side happens in a process of that side alone, one process at work at a time. Cold: its first run,
 with no compiled code on disk. Warm: the second run in the process; ours over the same callable with new ``as_energy``,
@@ -19,7 +20,7 @@ Used: gradients of the kept draws' trees over those computed in the sampling pha
 to mean over maximum of the chains' own gradients, the bound of samplers whose chains tick until the last one has its
 draws (in parts ours leave out ticks). For samplers whose chains wait for the deepest tree of each draw, their most.
 Chains of Pyro's and nutpie's have nothing in common: their rates are those of one to four chains, times as many as asked
-for would take as much longer, and they are measured once for a posterior, with 64 chains where these are chosen.
+for would take as much longer. Of several numbers of chains they are measured at one, 64 where it is among them.
 All cells take many hours on two cores, with JAX's and 512 chains most of them.
 """
 
@@ -117,8 +118,6 @@ def sides_of(key: str, chains: int, options: argparse.Namespace) -> list[str]:
     alone = 64 if 64 in options.chains else options.chains[0]
     found = ["ours"]
     for peer in options.peers:
-        if peer.startswith(("numpyro", "blackjax", "nutpie")) and POSTERIORS[key].log_density is None:
-            continue
         if peer.startswith(("nutpie", "pyro")) and chains != alone:
             continue
         found.append(peer)

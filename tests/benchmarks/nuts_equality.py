@@ -72,7 +72,6 @@ class Problem(NamedTuple):
         """A posterior that both sides have."""
         posterior = POSTERIORS[key]
         assert posterior.energy is not None
-        assert posterior.log_density is not None
         return cls(posterior.dimension, posterior.energy(), posterior.log_density())
 
 

@@ -53,7 +53,7 @@ def numpyro(key: str, effort: Effort, groups: int = 1) -> Side:
     import jax
     from numpyro.infer import MCMC, NUTS
 
-    log_density, chains = _log_density(key), effort.chains // groups
+    log_density, chains = POSTERIORS[key].log_density(), effort.chains // groups
 
     def sample(key: Any, x: Any) -> Any:
         kernel = NUTS(potential_fn=lambda z: -log_density(z))
@@ -72,7 +72,7 @@ def blackjax(key: str, effort: Effort, groups: int = 1) -> Side:
     import jax
     from blackjax.adaptation.base import get_filter_adapt_info_fn
 
-    log_density, chains = _log_density(key), effort.chains // groups
+    log_density, chains = POSTERIORS[key].log_density(), effort.chains // groups
 
     def sample(key: Any, x: Any) -> Any:
         first, second = jax.random.split(key)
@@ -89,13 +89,6 @@ def blackjax(key: str, effort: Effort, groups: int = 1) -> Side:
 
     compiled = jax.jit(jax.vmap(sample)) if groups == 1 else jax.pmap(jax.vmap(sample))
     return partial(_jax_run, compiled, (groups, chains, POSTERIORS[key].dimension), a_key_each=True)
-
-
-def _log_density(key: str) -> Callable[[Any], Any]:
-    make = POSTERIORS[key].log_density
-    if make is None:
-        raise LookupError("there is no JAX form of this posterior")
-    return make()
 
 
 def _jax_run(compiled: Callable[..., Any], shape: tuple[int, int, int], seed: int, *, a_key_each: bool) -> Run:
@@ -119,7 +112,7 @@ def nutpie(key: str, effort: Effort) -> Side:
     from nutpie import sample
     from nutpie.compiled_pyfunc import from_pyfunc
 
-    log_density, dimension = _log_density(key), POSTERIORS[key].dimension
+    log_density, dimension = POSTERIORS[key].log_density(), POSTERIORS[key].dimension
     chains = min(effort.chains, FEW)
 
     def make() -> Callable[[np.ndarray], tuple[float, np.ndarray]]:

@@ -26,7 +26,7 @@ class Posterior(NamedTuple):
     title: str
     dimension: int
     energy: Callable[[], Energy] | None  # torch: nats of a batch of points (chains, dimension)
-    log_density: Callable[[], Callable[[Any], Any]] | None  # JAX: of one point (dimension,)
+    log_density: Callable[[], Callable[[Any], Any]]  # JAX: of one point (dimension,), positive sites as logarithms
     model: str  # its name in pyro_models.py
     from_model: bool = False  # whether ebmppl takes the Pyro model
 
@@ -143,10 +143,27 @@ def _schools_log_density() -> Callable[[Any], Any]:
     return log_density
 
 
+def _groups_log_density() -> Callable[[Any], Any]:
+    import jax.numpy as jnp
+
+    data = {name: jnp.array(values) for name, values in groups_data().items()}
+    group, x, y = data["group"], data["x"], data["y"]
+
+    def log_density(point: Any) -> Any:
+        means, logs, z = point[:2], point[2:5], point[5:].reshape(2, GROUPS)
+        tau_a, tau_b, sigma = scales = jnp.exp(logs)
+        a, b = means[0] + tau_a * z[0], means[1] + tau_b * z[1]
+        likelihood = 0.5 * (((y - a[group] - b[group] * x) / sigma) ** 2).sum() + len(y) * logs[2]
+        prior_of_scales = (0.5 * scales**2 - logs).sum()
+        return -(likelihood + 0.125 * (means**2).sum() + prior_of_scales + 0.5 * (z**2).sum())
+
+    return log_density
+
+
 POSTERIORS = {
     "a": Posterior(f"logistic {ROWS}x{WEIGHTS}", WEIGHTS, _logistic_energy, _logistic_log_density, "logistic"),
     "b": Posterior("Gaussian 100-d, 1e4", DIMENSION, _gaussian_energy, _gaussian_log_density, "gaussian"),
     "c": Posterior("funnel 10-d", 10, _funnel_energy, _funnel_log_density, "funnel"),
     "d": Posterior("eight schools", 10, _schools_energy, _schools_log_density, "schools", from_model=True),
-    "e": Posterior(f"{GROUPS} groups", 2 * GROUPS + 5, None, None, "groups", from_model=True),
+    "e": Posterior(f"{GROUPS} groups", 2 * GROUPS + 5, None, _groups_log_density, "groups", from_model=True),
 }
