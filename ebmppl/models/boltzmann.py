@@ -18,6 +18,7 @@ from ebmppl.models.pairwise import (
     couplings_of_matrix,
     products,
     two_levels,
+    weighted_sum,
     whole_tensor,
 )
 from ebmppl.models.rbm_views import log1p_exp
@@ -100,8 +101,9 @@ class BoltzmannMachine(Energy):
         if self.dense:
             pairs = 0.5 * ((rows @ self.couplings) * rows).sum(-1)
         else:
-            pairs = products(rows, self.graph, self.tables.edges) @ whole_tensor(self.coupling, len(self.graph.edges))
-        return -(pairs + rows @ self.biases).reshape(batch)
+            ends = products(rows, self.graph, self.tables.edges)
+            pairs = weighted_sum(ends, whole_tensor(self.coupling, len(self.graph.edges)))
+        return -(pairs + weighted_sum(rows, self.biases)).reshape(batch)
 
     @property
     def couplings(self) -> Tensor:

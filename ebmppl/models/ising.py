@@ -17,6 +17,7 @@ from ebmppl.models.pairwise import (
     on_graph,
     products,
     two_levels,
+    weighted_sum,
     whole_tensor,
 )
 
@@ -80,9 +81,8 @@ class Ising(Energy):
         """Energies ``(*batch)`` in nats of spins ``(*batch, *lattice)``, any real dtype or integers."""
         rows, batch = flatten_batch(x.to(self.coupling.dtype) if not x.is_floating_point() else x, self.event_shape)
         flat = rows.reshape(len(rows), -1)
-        # not a product with a vector, which sums one after the other: 0.8 nats off at 128 x 128 in float32
-        pairs = (products(flat, self.graph, self.tables.edges) * self.couplings).sum(-1)
-        return -(pairs + flat @ self.fields).reshape(batch)
+        pairs = weighted_sum(products(flat, self.graph, self.tables.edges), self.couplings)
+        return -(pairs + weighted_sum(flat, self.fields)).reshape(batch)
 
     @property
     def couplings(self) -> Tensor:

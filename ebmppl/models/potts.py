@@ -14,7 +14,7 @@ from ebmppl.energies.discrete import one_hot
 from ebmppl.energies.structure import Pairwise
 from ebmppl.energies.supports import categories
 from ebmppl.models.graph import Graph
-from ebmppl.models.pairwise import NeighbourTables, as_parameter, on_graph, whole_tensor
+from ebmppl.models.pairwise import NeighbourTables, as_parameter, on_graph, weighted_sum, whole_tensor
 
 
 class Potts(Energy):
@@ -78,8 +78,8 @@ class Potts(Energy):
         real = self.coupling.dtype
         edges = self.tables.edges
         equal = (flat.index_select(1, edges[:, 0]) == flat.index_select(1, edges[:, 1])).to(real)
-        pairs = equal @ whole_tensor(self.coupling, len(edges))
-        alone = one_hot(flat, self.num_states, real).flatten(1) @ self.fields.flatten()
+        pairs = weighted_sum(equal, whole_tensor(self.coupling, len(edges)))
+        alone = weighted_sum(one_hot(flat, self.num_states, real).flatten(1), self.fields.flatten())
         return -(pairs + alone).reshape(batch)
 
     @property
@@ -120,8 +120,8 @@ class OneHotPotts(Energy):
         sites = rows.reshape(len(rows), -1, potts.num_states)
         edges = potts.tables.edges
         alike = (sites.index_select(1, edges[:, 0]) * sites.index_select(1, edges[:, 1])).sum(-1)
-        pairs = alike @ whole_tensor(potts.coupling, len(edges))
-        return -(pairs + sites.flatten(1) @ potts.fields.flatten()).reshape(batch)
+        pairs = weighted_sum(alike, whole_tensor(potts.coupling, len(edges)))
+        return -(pairs + weighted_sum(sites.flatten(1), potts.fields.flatten())).reshape(batch)
 
     def pairwise(self) -> Pairwise:
         """That of the model."""
