@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import ebmppl as eb
 from ebmppl.energies import Gaussian, as_energy
 from ebmppl.errors import SamplingError, SamplingWarning
 from ebmppl.sampling import Uniform
+from tests.discrete_registry import DISCRETE_KERNELS
 from tests.registry import KERNELS
 
 
@@ -56,6 +59,39 @@ def test_a_continued_run_equals_an_uninterrupted_one(name: str, tmp_path: Path) 
                 other.stats()[field],
                 value,
             ), field
+
+
+def flips() -> eb.models.Ising:
+    return eb.models.Ising((3, 3), 0.3)
+
+
+def pieces(_: eb.Energy) -> eb.Blocks:
+    named = as_energy(_pieces, {"a": (2,), "b": (1,)}, batched=True)
+    return eb.Blocks(named, {"a": partial(eb.HMC, num_steps=3), "b": eb.MALA})
+
+
+def _pieces(at: dict[str, Tensor]) -> Tensor:
+    return at["a"].square().sum(-1) + (at["b"] - at["a"][:, :1]).square().sum(-1)
+
+
+TRAVEL: dict[str, tuple[Any, Any]] = {
+    **{name: (case.factory, gaussian) for name, case in KERNELS.items()},
+    **{name: (case.factory, flips) for name, case in DISCRETE_KERNELS.items()},
+    "blocks": (pieces, gaussian),
+    "tempered mala": (lambda energy: eb.ParallelTempering(eb.MALA(energy), [0.5, 1.0]), gaussian),
+}
+
+
+@pytest.mark.parametrize("name", TRAVEL)
+def test_a_pickled_run_goes_on_as_the_run_itself(name: str) -> None:
+    make, energy = TRAVEL[name]
+    mcmc = run(make(energy()), 13, chains=3)
+    twin = pickle.loads(pickle.dumps(mcmc))
+    for one in (mcmc, twin):
+        one.run(num_samples=5)
+    for site, values in mcmc.get_samples(group_by_chain=True).items():
+        assert values.shape[1] == 18
+        assert torch.equal(twin.get_samples(group_by_chain=True)[site], values)
 
 
 @pytest.mark.parametrize("name", KERNELS)

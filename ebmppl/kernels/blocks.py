@@ -148,7 +148,7 @@ class Blocks(Kernel):
         with torch.no_grad():
             energy = self.target(x).clone()
         true = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        parts = [self._at(block, x) for block in self._blocks]
+        parts = [self._at(i, x) for i in range(len(self._blocks))]
         self._state_types = [type(inner) for inner in parts]
         rates = energy.new_zeros(len(x), len(parts))
         own = {"position": x, "energy": energy, "current": x.clone(), "phase": true.long() - 1, "fresh": true}
@@ -160,8 +160,9 @@ class Blocks(Kernel):
         self._tuning_types = [type(inner) for inner in parts]
         return joined("BlocksTuning", parts)
 
-    def _at(self, block: _Block, whole: Tensor) -> Any:
-        """The kernel's state at whole points, with what it knows of the energy there."""
+    def _at(self, i: int, whole: Tensor) -> Any:
+        """A block's kernel's state at whole points, with what it knows of the energy there."""
+        block = self._blocks[i]
         with block.energy.at(whole):
             return block.kernel.init(block.energy.own(whole))
 
@@ -188,9 +189,7 @@ class Blocks(Kernel):
         inner = [block.kernel.adaptation() for block in self._blocks]
         if not any(adaptation is not None for adaptation in inner):
             return None
-        return BlocksAdaptation(
-            inner, [block.energy for block in self._blocks], self._tuning, lambda i, x: self._at(self._blocks[i], x)
-        )
+        return BlocksAdaptation(inner, [block.energy for block in self._blocks], self._tuning, self._at)
 
     def _tuning(self, tuning: Any, i: int) -> Any:
         return part(tuning, i, self._tuning_types[i])
@@ -213,7 +212,7 @@ class Blocks(Kernel):
     def _advance(self, i: int, active: Tensor, now: Any, tuning: Any, noise: Noise) -> Any:
         """The chains in block i advanced by one tick of its kernel."""
         block, inner = self._blocks[i], part(now, i, self._state_types[i])
-        inner = self._refreshed(block, active & now.fresh, now.current, inner)
+        inner = self._refreshed(i, active & now.fresh, now.current, inner)
         prefix = f"block{i}_"
         given = {name: noise[prefix + name] for name in block.kernel.noise()}
         with block.energy.at(now.current):
@@ -234,9 +233,9 @@ class Blocks(Kernel):
             **{f"{prefix}{name}": value for name, value in inner._asdict().items()},
         )
 
-    def _refreshed(self, block: _Block, entering: Tensor, whole: Tensor, inner: Any) -> Any:
+    def _refreshed(self, i: int, entering: Tensor, whole: Tensor, inner: Any) -> Any:
         """The kernel's state where chains come to its block: at the present values of all sites."""
-        return choose(entering, self._at(block, whole), inner) if some(entering) else inner
+        return choose(entering, self._at(i, whole), inner) if some(entering) else inner
 
 
 def _sites(energy: Energy, blocks: object) -> list[tuple[str, ...]]:

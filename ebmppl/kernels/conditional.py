@@ -139,7 +139,7 @@ class BlocksAdaptation(Adaptation):
         inner: by block; None where its kernel adapts nothing.
         energies: by block.
         tuning: one block's of a joint tuning.
-        at: one block's kernel's state at whole points.
+        at: of a block, its kernel's state at whole points.
     """
 
     def __init__(

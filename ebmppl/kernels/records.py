@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -10,8 +11,14 @@ from typing import Any
 
 @cache
 def record(name: str, fields: tuple[str, ...]) -> Callable[..., Any]:
-    """A NamedTuple type."""
-    return namedtuple(name, fields)
+    """A NamedTuple type, whose values pickle although it is found nowhere by its name."""
+    kind: Any = namedtuple(name, fields)  # type: ignore[misc]
+    copyreg.pickle(kind, lambda values: (_again, (name, fields, tuple(values))))
+    return kind
+
+
+def _again(name: str, fields: tuple[str, ...], values: tuple[Any, ...]) -> Any:
+    return record(name, fields)(*values)
 
 
 def joined(name: str, parts: Sequence[Any], own: Mapping[str, Any] | None = None) -> Any:
