@@ -472,6 +472,14 @@ def test_a_second_run_of_the_same_callable_compiles_and_traces_nothing(
     assert agree(again, run(as_energy(quadratic, (4,)), backend="eager"))
 
 
+def test_a_second_run_searches_step_sizes_by_the_first_ones_trace(compiles: list[int]) -> None:
+    """Of a Pyro model the energy's own code takes 2 ms, its trace 0.1."""
+    first, again = (run(as_energy(quadratic, (4,)), eb.NUTS) for _ in range(2))
+    assert len(compiles) == 1
+    assert again.kernel.untraced(torch.zeros(5, 4)) is None
+    assert torch.equal(first.get_samples()["x"], again.get_samples()["x"])
+
+
 def quadratic(x: Tensor) -> Tensor:
     return 0.5 * (torch.arange(1.0, 5.0) * x.square()).sum(-1)
 

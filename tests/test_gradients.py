@@ -42,7 +42,7 @@ class Net(Energy):
 
 
 def traced(gradient: Gradient, x: Tensor) -> bool:
-    return gradient._traced[x.shape, x.dtype, x.device].run is not None
+    return gradient.traced[x.shape, x.dtype, x.device].run is not None
 
 
 def assert_eager(gradient: Gradient, x: Tensor) -> None:
@@ -130,11 +130,11 @@ def test_it_is_traced_once_while_nothing_changes(monkeypatch: pytest.MonkeyPatch
     energy = Net()
     gradient, x = Gradient(energy), points(6, 3)
     gradient.prepare(x)
-    run = gradient._traced[x.shape, x.dtype, x.device].run
+    run = gradient.traced[x.shape, x.dtype, x.device].run
     gradient.prepare(x + 1)
     monkeypatch.setattr(Energy, "value_and_grad", None)  # without values nothing is evaluated
     gradient.prepare(x, values=False)
-    assert gradient._traced[x.shape, x.dtype, x.device].run is run
+    assert gradient.traced[x.shape, x.dtype, x.device].run is run
 
 
 def looks_at_values(x: Tensor) -> Tensor:

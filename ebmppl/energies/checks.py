@@ -5,12 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ebmppl.arguments import require
 from ebmppl.energies.base import Energy
 from ebmppl.energies.discrete import discrete, levels_of
 from ebmppl.energies.function import same_energy
 from ebmppl.energies.looped import POINTS, require_whole_gradient, scattered
 from ebmppl.energies.randomness import RANDOM, Draws
 from ebmppl.errors import EnergyError
+
+
+def require_values(energy: Energy, kernel: str) -> None:
+    """Raise ``ValueError`` for an energy of which the gradient alone is known, where a kernel needs its values."""
+    got = "a score's gradient alone; take Langevin, or the energy of a model score.EnergyGradient (energies.EnergyAt)"
+    require(energy.has_values, f"an energy whose values are known for {kernel}", got)
 
 
 def check_energy(energy: Energy, x: Tensor, *, gradient: bool = True, finite: bool = True) -> None:

@@ -9,12 +9,13 @@ from ebmppl.kernels.adaptive_flow import AdaptiveFlow
 from ebmppl.kernels.adaptive_reverse_sde import AdaptiveReverseSDE
 from ebmppl.kernels.annealed_langevin import AnnealedLangevin
 from ebmppl.kernels.annealed_mala import AnnealedMALA
-from ebmppl.kernels.base import GradientKernel, Kernel, NoiseSpec
+from ebmppl.kernels.base import Kernel, NoiseSpec
 from ebmppl.kernels.blocks import Blocks
 from ebmppl.kernels.discrete import DiscreteKernel
 from ebmppl.kernels.discrete_langevin import DiscreteLangevin
 from ebmppl.kernels.gibbs import Gibbs
 from ebmppl.kernels.gibbs_with_gradients import GibbsWithGradients
+from ebmppl.kernels.gradient_kernel import GradientKernel
 from ebmppl.kernels.hmc import HMC
 from ebmppl.kernels.langevin import Langevin
 from ebmppl.kernels.mala import MALA

@@ -14,8 +14,7 @@ from ebmppl.arguments import require
 from ebmppl.energies.base import Energy
 from ebmppl.energies.fingerprint import fingerprint
 from ebmppl.energies.function import same_energy
-from ebmppl.energies.unconstrained import unconstrained
-from ebmppl.kernels.gradients import Gradient
+from ebmppl.kernels.gradients import Traces
 
 if TYPE_CHECKING:
     from torch.distributions import Transform
@@ -182,6 +181,13 @@ class Kernel(MCMCKernel):
         """Why ticks of chains at such points can't be traced after ``prepare``; None where they can, as far as is known."""
         return None
 
+    def traces(self) -> Traces:
+        """What ``prepare`` traced."""
+        return {}
+
+    def adopt(self, traces: Traces) -> None:
+        """Take over what was traced by a kernel of the same identity, whose energy is known to hold still."""
+
     def kind(self) -> tuple[Any, ...]:
         """The class and the settings, whatever the energy."""
         own = {k: v for k, v in vars(self).items() if k[0] != "_" and k not in ("energy", "target", "model")}
@@ -251,49 +257,3 @@ class Kernel(MCMCKernel):
     def diagnostics(self) -> dict[str, Any]:
         """Under Pyro: the draws that diverged, once for every chain that did, and the acceptance rate."""
         return {} if self._under_pyro is None else self._under_pyro.diagnostics()
-
-
-def require_values(energy: Energy, kernel: str) -> None:
-    """Raise ``ValueError`` for an energy of which the gradient alone is known, where a kernel needs its values."""
-    got = "a score's gradient alone; take Langevin, or the energy of a model score.EnergyGradient (energies.EnergyAt)"
-    require(energy.has_values, f"an energy whose values are known for {kernel}", got)
-
-
-class GradientKernel(Kernel):
-    """Abstract kernel for continuous energies: moves flat unconstrained vectors ``(chains, dimension)`` by gradients.
-
-    Raises:
-        ValueError: for an energy with a discrete support.
-    """
-
-    def __init__(self, energy: Energy) -> None:
-        super().__init__(energy)
-        if self.exact:
-            require_values(energy, type(self).__name__)
-        self.target = unconstrained(energy)
-        self.dimension = self.target.event_shape.numel()
-        self._gradient = Gradient(self.target)
-
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Energies ``(chains,)`` and gradients ``(chains, dimension)`` at flat points."""
-        shape = self.target.event_shape
-        value, grad = self._gradient(x if len(shape) == 1 else x.view(len(x), *shape))
-        return value, grad.reshape(x.shape).contiguous()  # states keep one memory format
-
-    def prepare(self, x: Tensor, *, values: bool, many: bool) -> None:
-        """Trace the gradient."""
-        self._gradient.prepare(x, values=values, trace=many)
-
-    def untraced(self, x: Tensor) -> str | None:
-        """The reason why the gradient isn't traced."""
-        reason = self._gradient.untraced(x)
-        return None if reason is None else f"the gradient is not traced: {reason}"
-
-    def flat(self, x: Tensor) -> Tensor:
-        """Own contiguous copy ``(chains, dimension)`` of points ``(chains, *event)``."""
-        return x.detach().reshape(len(x), self.dimension).clone(memory_format=torch.contiguous_format)
-
-    def position(self, state: Any) -> Tensor:
-        """The chains' last draws ``(chains, *event)``."""
-        x: Tensor = state.position
-        return x.view(len(x), *self.target.event_shape)

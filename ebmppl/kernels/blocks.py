@@ -10,12 +10,14 @@ from torch import Tensor
 
 from ebmppl.arguments import require
 from ebmppl.energies.base import Energy, dtype_and_device
+from ebmppl.energies.checks import require_values
 from ebmppl.energies.discrete import discrete
 from ebmppl.energies.unconstrained import Unconstrained
 from ebmppl.kernels.accept import choose, select, some
-from ebmppl.kernels.base import GradientKernel, Kernel, Noise, NoiseSpec, require_values
+from ebmppl.kernels.base import Kernel, Noise, NoiseSpec
 from ebmppl.kernels.conditional import BlocksAdaptation, Given
 from ebmppl.kernels.differences import DiscreteGradientKernel
+from ebmppl.kernels.gradient_kernel import GradientKernel
 from ebmppl.kernels.gradients import Gradient
 from ebmppl.kernels.records import joined, part
 

@@ -33,7 +33,9 @@ _ONLY_OF_THE_FORM = {  # take an input's shape, type and device, not its values
 }
 
 
-class _Traced(NamedTuple):
+class Trace(NamedTuple):
+    """Of an energy's gradient at one shape."""
+
     run: Run | None  # None where the eager gradient is used
     reason: str | None  # why it is
     form: tuple[Any, ...]  # the fingerprint of the energy
@@ -42,6 +44,9 @@ class _Traced(NamedTuple):
     def is_of(self, energy: Energy) -> bool:
         """Whether it is of the energy as it is now, as far as its values don't tell."""
         return self.form == fingerprint(energy) and unchanged(self.reads)
+
+
+Traces = dict[tuple[Any, ...], Trace]  # by shape, dtype and device
 
 
 class Gradient:
@@ -58,15 +63,15 @@ class Gradient:
     def __init__(self, energy: Energy, elsewhere: Callable[[Tensor], Tensor] | None = None) -> None:
         self.energy = energy
         self._elsewhere = elsewhere or _other_rows
-        self._traced: dict[tuple[Any, ...], _Traced] = {}
+        self.traced: Traces = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies trace for themselves: a trace can't be pickled, and holds the tensors of this energy."""
-        return {**vars(self), "_traced": {}}
+        return {**vars(self), "traced": {}}
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Energies ``(chains,)`` and gradients ``(chains, *event)``."""
-        traced = self._traced.get((x.shape, x.dtype, x.device))
+        traced = self.traced.get((x.shape, x.dtype, x.device))
         if traced is None or traced.run is None:
             return self.energy.value_and_grad(x)
         if traced.reads:
@@ -75,7 +80,7 @@ class Gradient:
 
     def untraced(self, x: Tensor) -> str | None:
         """Why the eager gradient is used at points like these; None where there is a trace."""
-        traced = self._traced.get((x.shape, x.dtype, x.device))
+        traced = self.traced.get((x.shape, x.dtype, x.device))
         return "the gradient was not traced" if traced is None else traced.reason
 
     def prepare(self, x: Tensor, *, values: bool = True, trace: bool = True) -> None:
@@ -90,7 +95,7 @@ class Gradient:
             SamplingWarning: when it can't be traced, with the reason; the eager gradient is used then.
         """
         key = (x.shape, x.dtype, x.device)
-        known = self._traced.get(key)
+        known = self.traced.get(key)
         if (known is None and not trace) or (known is not None and not values and known.is_of(self.energy)):
             return
         points = (x, self._elsewhere(x))
@@ -108,7 +113,7 @@ class Gradient:
                 run, reason = traced, None
         except Exception as error:
             reason = one_line(error)
-        self._traced[key] = _Traced(run, reason, now, reads)
+        self.traced[key] = Trace(run, reason, now, reads)
         if run is None:
             name = type(self.energy).__name__
             warnings.warn(f"the gradient of {name} runs untraced, slower: {reason}", SamplingWarning, stacklevel=2)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ebmppl.arguments import flag, fraction, positive, require
 from ebmppl.energies.base import Energy
 from ebmppl.kernels.adaptation import HamiltonianAdaptation, Tuning, factorise
-from ebmppl.kernels.base import GradientKernel
+from ebmppl.kernels.gradient_kernel import GradientKernel
 
 FullMass = bool | Sequence[Sequence[str]]
 _COPIES = 4  # the inverse mass matrix, its factor, the estimate for the next one and what making it takes

@@ -13,7 +13,8 @@ from ebmppl.arguments import positive
 from ebmppl.energies.base import Energy
 from ebmppl.energies.linalg import rowwise
 from ebmppl.kernels.accept import choose, not_finite, select
-from ebmppl.kernels.base import GradientKernel, Noise, NoiseSpec
+from ebmppl.kernels.base import Noise, NoiseSpec
+from ebmppl.kernels.gradient_kernel import GradientKernel
 
 
 class LangevinState(NamedTuple):

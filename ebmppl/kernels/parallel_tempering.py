@@ -11,9 +11,11 @@ from torch import Tensor
 from ebmppl.arguments import flag
 from ebmppl.energies.algebra import GeometricPath
 from ebmppl.energies.base import Energy
+from ebmppl.energies.checks import require_values
 from ebmppl.kernels.accept import metropolis
-from ebmppl.kernels.base import GradientKernel, Kernel, Noise, NoiseSpec, require_values
+from ebmppl.kernels.base import Kernel, Noise, NoiseSpec
 from ebmppl.kernels.differences import DiscreteGradientKernel
+from ebmppl.kernels.gradient_kernel import GradientKernel
 from ebmppl.kernels.gradients import Gradient
 from ebmppl.kernels.ladder import FROM_COLD, exchanged, labelled, ladder
 from ebmppl.kernels.records import record

@@ -15,7 +15,7 @@ from ebmppl.energies.reads import unchanged
 from ebmppl.errors import first_line, one_line
 from ebmppl.kernels.adaptation import Adaptation
 from ebmppl.kernels.base import Kernel
-from ebmppl.kernels.gradients import TRACING
+from ebmppl.kernels.gradients import TRACING, Traces
 from ebmppl.sampling.capture import Captured
 from ebmppl.sampling.engines import Engine, Refused, compile_traced, get, layouts, put, together
 from ebmppl.sampling.noise import NoiseSource
@@ -36,6 +36,7 @@ class _Known(NamedTuple):
     fingerprint: tuple[Any, ...]
     traced: Traced
     engine: Engine
+    traces: Traces  # of the gradient alone: to search step sizes by
 
 
 class Job(NamedTuple):
@@ -141,6 +142,7 @@ class Compiled:
         holds = known is not None and known.fingerprint == now and unchanged(known.traced.reads)
         if holds and self._wrong(known.engine, known.traced) is None:
             self._require_worth(known.engine.nodes)
+            kernel.adopt(known.traces)
             return known.engine, known.traced
         kernel.prepare(x, values=True, many=True)
         reason = kernel.untraced(x)
@@ -162,7 +164,7 @@ class Compiled:
         wrong = self._wrong(engine, traced)
         if wrong is not None:
             raise Refused(f"the compiled tick differs from the eager one in {wrong}")
-        put(_known, key, _KEPT, _Known(now, traced._replace(graph=None), engine))
+        put(_known, key, _KEPT, _Known(now, traced._replace(graph=None), engine, kernel.traces()))
         return engine, traced
 
     def _require_worth(self, nodes: int) -> None:
