@@ -153,9 +153,8 @@ class ParallelTempering(Kernel):
     def untraced(self, x: Tensor) -> str | None:
         """The reason why the gradient isn't traced."""
         rows = self._rows(x)
-        if not self._gradients:
-            return self._inner.untraced(rows)
-        return next((why for g in self._gradients if (why := g.untraced(self._points(rows))) is not None), None)
+        reasons = [g.untraced(self._points(rows)) for g in self._gradients] or [self._inner.untraced(rows)]
+        return next((reason for reason in reasons if reason is not None), None)
 
     def holds(self) -> bool:
         """Whether what the inner kernel found of the energy is still so."""
@@ -166,8 +165,7 @@ class ParallelTempering(Kernel):
 
     def init(self, x: Tensor) -> Any:
         """State at points ``(chains, *event)``, where all replicas of a chain begin."""
-        chains, replicas = len(x), self.num_replicas
-        rows = self._rows(x)
+        chains, replicas, rows = len(x), self.num_replicas, self._rows(x)
         with self._replicas.at(torch.ones(len(rows), dtype=self.random_dtype(x), device=x.device)):
             inner = self._inner.init(rows)
         self._state_type = type(inner)
